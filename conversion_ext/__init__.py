@@ -1,0 +1,72 @@
+"""Turn trained PyTorch networks into spiking ones, inside SpikingJelly and snnTorch."""
+
+from __future__ import annotations
+
+from conversion_ext import backends, encoders, neurons, nn, normalizers, readouts, recipes
+from conversion_ext.backends.base import register_backend
+from conversion_ext.check import check
+from conversion_ext.conversion import Conversion
+from conversion_ext.convert import convert
+from conversion_ext.encoders import ConstantCurrent
+from conversion_ext.errors import (
+    BackendError,
+    CalibrationError,
+    ConversionError,
+    Problem,
+    StateError,
+    UnknownNameError,
+    UnsupportedError,
+)
+from conversion_ext.evaluate import Evaluation, evaluate
+from conversion_ext.neurons import IF, SignedIF
+from conversion_ext.nn.root import reset
+from conversion_ext.normalizers import Maximum, Percentile
+from conversion_ext.normalizers.base import register_normalizer
+from conversion_ext.operators.base import register_operator
+from conversion_ext.passes.base import register_pass
+from conversion_ext.readouts import MeanOutput
+from conversion_ext.recipe import Recipe
+from conversion_ext.recipes import register_recipe
+from conversion_ext.simulate import Simulation, simulate
+from conversion_ext.types import PerChannel, PerLayer, Reset
+
+__all__ = [
+    "IF",
+    "BackendError",
+    "CalibrationError",
+    "ConstantCurrent",
+    "Conversion",
+    "ConversionError",
+    "Evaluation",
+    "Maximum",
+    "MeanOutput",
+    "PerChannel",
+    "PerLayer",
+    "Percentile",
+    "Problem",
+    "Recipe",
+    "Reset",
+    "SignedIF",
+    "Simulation",
+    "StateError",
+    "UnknownNameError",
+    "UnsupportedError",
+    "backends",
+    "check",
+    "convert",
+    "encoders",
+    "evaluate",
+    "neurons",
+    "nn",
+    "normalizers",
+    "readouts",
+    "recipes",
+    "register_backend",
+    "register_normalizer",
+    "register_operator",
+    "register_pass",
+    "register_recipe",
+    "reset",
+    "simulate",
+]
+__version__ = "0.1.0"

@@ -1,0 +1,160 @@
+"""What a framework must offer: a protocol of five methods, and nothing else, and the choice among those installed."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from conversion_ext.errors import BackendError, StateError, require
+from conversion_ext.neurons import Neuron
+from conversion_ext.registry import Registry
+
+__all__ = [
+    "Backend",
+    "available",
+    "backends",
+    "check_neuron",
+    "check_state",
+    "citizen",
+    "get_backend",
+    "initial_potential",
+    "register_backend",
+    "state_dtype",
+]
+
+# Backends that need a package beside torch: the name is the package's, its extra's and the backend's.
+FRAMEWORKS = ("spikingjelly", "snntorch")
+
+
+class Backend(Protocol):
+    """A framework seen from the conversion: it builds neurons, runs them, and wraps the finished network."""
+
+    name: str
+
+    def neuron(self, spec: Neuron) -> nn.Module:
+        """Return the framework's own neuron module for ``spec``, unit threshold, its state reset."""
+        ...
+
+    def run(self, neuron: nn.Module, x_seq: Tensor, v_init: Tensor | float) -> Tensor:
+        """Advance ``neuron`` over x_seq [T, N, ...] and return its spikes [T, N, ...] in the dtype of x_seq.
+
+        A neuron without state starts from ``v_init`` (broadcastable to [N, ...]); state is float32 or wider.
+        Raises StateError when x_seq does not fit the state in shape, dtype or device.
+        """
+        ...
+
+    def membrane_potential(self, neuron: nn.Module) -> Tensor | None:
+        """Return the potential [N, ...] after the last reset, in units of the threshold; None without state."""
+        ...
+
+    def reset(self, neuron: nn.Module) -> None:
+        """Forget the state of this neuron and of no other."""
+        ...
+
+    def root(self) -> type[nn.Module]:
+        """Return the class of converted networks: ``conversion_ext.nn.Root`` made a citizen of the framework."""
+        ...
+
+
+backends: Registry[Backend] = Registry("backend")
+
+
+def register_backend(name: str, backend: Backend) -> Backend:
+    """Add a backend under ``name``, after which ``convert(..., backend=name)`` finds it."""
+    return backends.register(name, backend)
+
+
+def available() -> list[str]:
+    """Return the names of the backends that can be used here, the preferred one first; imports no framework."""
+    preferred = [*FRAMEWORKS, *(name for name in backends.names() if name not in FRAMEWORKS)]
+    return [name for name in preferred if _is_installed(name)]
+
+
+def get_backend(name: str | None = None) -> Backend:
+    """Return the backend called ``name``, by default the first that is installed.
+
+    Raises UnknownNameError for a name nobody registered, BackendError for a framework that is not installed.
+    """
+    return _get_installed(available()[0] if name is None else name)
+
+
+@functools.cache  # every spiking site asks at every call; a registered backend never changes
+def _get_installed(name: str) -> Backend:
+    backend = backends.get(name)
+    require(
+        _is_installed(name),
+        f"The backend {name!r} needs the package {name}, which is not installed: run "
+        f'pip install "conversion-ext[{name}]", or choose one of those installed: {", ".join(available())}.',
+        BackendError,
+    )
+    return backend
+
+
+def _is_installed(name: str) -> bool:
+    return name not in FRAMEWORKS or importlib.util.find_spec(name) is not None
+
+
+def check_neuron(spec: Neuron, backend: str) -> None:
+    """Raise BackendError unless ``spec`` brings the dynamics that a backend turns into a module."""
+    require(
+        isinstance(spec, Neuron) and type(spec).step is not Neuron.step,
+        f"The backend {backend!r} cannot build the neuron {spec!r}: use IF, SignedIF or SignedEncoder, or a subclass of "
+        "conversion_ext.neurons.Neuron that defines step().",
+        BackendError,
+    )
+
+
+def state_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype of the state of a neuron fed with x: float32 or wider (a bfloat16 counter stops at 256)."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def initial_potential(v_init: Tensor | float, x: Tensor) -> Tensor:
+    """Return ``v_init`` as a potential of its own for input x [N, ...], in the memory layout of x."""
+    start = torch.as_tensor(v_init, dtype=state_dtype(x), device=x.device)
+    fits = start.dim() <= x.dim() and all(
+        a in (1, b) for a, b in zip(reversed(start.shape), reversed(x.shape), strict=False)
+    )
+    require(
+        fits,
+        f"The initial potential has shape {list(start.shape)}, which does not broadcast to the neurons' {list(x.shape)}.",
+    )
+    return torch.empty_like(x, dtype=start.dtype, requires_grad=False).copy_(start)
+
+
+def check_state(state: Tensor, x: Tensor, what: str) -> None:
+    """Raise StateError unless x [N, ...] has the shape and device of ``state``, and the dtype that goes with it.
+
+    >>> check_state(torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bfloat16), "the pool")
+    """
+    dtype = state_dtype(x)
+    if state.shape != x.shape or state.dtype != dtype or state.device != x.device:
+        raise StateError(
+            f"The state of {what} is {list(state.shape)}, {state.dtype} on {state.device}, but the input asks for "
+            f"{list(x.shape)}, {dtype} on {x.device}; call cx.reset(snn) before a new batch."
+        )
+
+
+@functools.cache
+def citizen(module: str, name: str, *ours: type[nn.Module]) -> type[nn.Module]:
+    """Return a class that is ``ours`` and, behind them, the class ``name`` of a framework's ``module``.
+
+    The framework is imported now, not with this file; instances can be pickled although no file holds the class.
+    """
+    theirs = getattr(importlib.import_module(module), name)
+
+    def reduce(self: nn.Module, protocol: int) -> tuple[Any, ...]:
+        return _new_citizen, (module, name, *ours), self.__getstate__()
+
+    namespace = {"__module__": ours[0].__module__, "__doc__": ours[0].__doc__, "__reduce_ex__": reduce}
+    return type(ours[0].__name__, (*ours, theirs), namespace)
+
+
+def _new_citizen(module: str, name: str, *ours: type[nn.Module]) -> nn.Module:
+    cls = citizen(module, name, *ours)
+    return cls.__new__(cls)

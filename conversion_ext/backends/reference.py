@@ -1,0 +1,98 @@
+"""Neurons in pure torch: the oracle that the frameworks are tested against, and a backend without dependencies."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from conversion_ext.backends.base import check_neuron, check_state, initial_potential, register_backend
+from conversion_ext.neurons import Neuron, State, advance
+
+__all__ = ["ReferenceBackend", "ReferenceNeuron"]
+
+
+class Heaviside(torch.autograd.Function):
+    """``[z >= 0]`` with the derivative of ``arctan(pi z) / pi`` (Fang et al., ICCV 2021)."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        """Return 1 where z >= 0, else 0."""
+        ctx.save_for_backward(z)
+        return (z >= 0).to(z.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        """Return the surrogate gradient."""
+        (z,) = ctx.saved_tensors
+        return grad_outputs[0] / (1 + (torch.pi * z).square())
+
+
+def heaviside(z: Tensor) -> Tensor:
+    """Return 1 where z >= 0, else 0, with a surrogate gradient."""
+    return cast(Tensor, Heaviside.apply(z))
+
+
+class ReferenceNeuron(nn.Module):
+    """A neuron with state: called with one step x [N, ...] it returns the step's spikes."""
+
+    def __init__(self, spec: Neuron) -> None:
+        super().__init__()
+        self.spec = spec
+        self.state: State | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Advance by one step."""
+        return self.run(x.unsqueeze(0), self.spec.v_init).squeeze(0)
+
+    def run(self, x_seq: Tensor, v_init: Tensor | float) -> Tensor:
+        """Advance over x_seq [T, N, ...], from ``v_init`` where there is no state."""
+        if self.state is None:
+            v = initial_potential(v_init, x_seq[0])
+            self.state = (v, *(torch.zeros_like(v) for _ in self.spec.state[1:]))
+        else:
+            check_state(self.state[0], x_seq[0], f"the neuron {self.spec}")
+        spikes, self.state = advance(self.spec, x_seq, self.state, heaviside)
+        return spikes
+
+    def extra_repr(self) -> str:
+        """Show the neuron's value."""
+        return repr(self.spec)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy starts without state: after a forward with gradients it is no leaf and could not be copied.
+        return {**self.__dict__, "state": None}
+
+
+class ReferenceBackend:
+    """Pure torch."""
+
+    name = "reference"
+
+    def neuron(self, spec: Neuron) -> ReferenceNeuron:
+        """Return a ``ReferenceNeuron``."""
+        check_neuron(spec, self.name)
+        return ReferenceNeuron(spec)
+
+    def run(self, neuron: nn.Module, x_seq: Tensor, v_init: Tensor | float) -> Tensor:
+        """Advance ``neuron`` over x_seq [T, N, ...]."""
+        return cast(ReferenceNeuron, neuron).run(x_seq, v_init)
+
+    def membrane_potential(self, neuron: nn.Module) -> Tensor | None:
+        """Return the potential after the last reset."""
+        state = cast(ReferenceNeuron, neuron).state
+        return None if state is None else state[0]
+
+    def reset(self, neuron: nn.Module) -> None:
+        """Forget the state."""
+        cast(ReferenceNeuron, neuron).state = None
+
+    def root(self) -> type[nn.Module]:
+        """Return ``Root`` itself."""
+        from conversion_ext.nn.root import Root
+
+        return Root
+
+
+register_backend("reference", ReferenceBackend())

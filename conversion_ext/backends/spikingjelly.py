@@ -1,0 +1,158 @@
+"""SpikingJelly 2.0 and 0.0.0.0.14: its stock IFNode, and nodes of its kind for the neurons it does not have."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from conversion_ext.backends.base import (
+    check_neuron,
+    check_state,
+    citizen,
+    initial_potential,
+    register_backend,
+    state_dtype,
+)
+from conversion_ext.neurons import IF, Neuron, State, advance
+from conversion_ext.types import Reset
+
+__all__ = ["SpikingJellyBackend", "SpikingJellyNode", "SpikingJellyRoot", "adopt", "choose_backend"]
+
+M = TypeVar("M", bound=nn.Module)
+BASE = "spikingjelly.activation_based.base"
+
+
+def _framework(part: str) -> Any:
+    return importlib.import_module(f"spikingjelly.activation_based.{part}")
+
+
+class SpikingJellyNode(nn.Module):
+    """The part of our SpikingJelly nodes that is not SpikingJelly's; ``citizen`` puts it before ``MemoryModule``.
+
+    ``STBIFNode`` of 2.0 (scale 1, levels from 0 to infinity) gives the same spikes as SignedIF, bit for bit, but
+    refuses inputs that require gradients, and 0.0.0.0.14 has none. ``TernaryIFNode`` fires at +-1, an encoder at
+    +-1/2. State variables are registered memories, floats while there is no state, as in stock nodes.
+    """
+
+    step_mode: str
+
+    def __init__(self, spec: Neuron) -> None:
+        super().__init__()
+        self.spec = spec
+        self.surrogate_function = _framework("surrogate").ATan()
+        for name in spec.state:
+            cast(Any, self).register_memory(name, float(spec.v_init) if name == spec.state[0] else 0.0)
+
+    def single_step_forward(self, x: Tensor) -> Tensor:
+        """Advance by one step x [N, ...]."""
+        return self.multi_step_forward(x.unsqueeze(0)).squeeze(0)
+
+    def multi_step_forward(self, x_seq: Tensor) -> Tensor:
+        """Advance over x_seq [T, N, ...]."""
+        state: State = tuple(
+            initial_potential(value, x_seq[0]) if isinstance(value, float) else value
+            for value in (getattr(self, name) for name in self.spec.state)
+        )
+        check_state(state[0], x_seq[0], f"the neuron {self.spec}")
+        spikes, state = advance(self.spec, x_seq, state, self.surrogate_function)
+        for name, value in zip(self.spec.state, state, strict=True):
+            setattr(self, name, value)
+        return spikes
+
+    def extra_repr(self) -> str:
+        """Show the neuron's value and the step mode."""
+        return f"{self.spec}, step_mode={self.step_mode}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy starts without state: after a forward with gradients it is no leaf and could not be copied.
+        return {**self.__dict__, "_memories": dict(self.__dict__["_memories_rv"])}
+
+
+class SpikingJellyRoot(nn.Module):
+    """The part of a converted network that makes SpikingJelly's ``functional`` accept all its modules."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for module in self.children():
+            for child in module.modules():
+                adopt(child)
+
+
+def adopt(module: M) -> M:
+    """Make one of our modules with state (``reset()``, perhaps ``step_mode``) a ``MemoryModule``, in place.
+
+    ``functional.reset_net``, ``detach_net`` and ``set_step_mode`` warn about a module that has ``reset``, ``detach``
+    or ``step_mode`` and is no ``MemoryModule`` (for ``step_mode`` alone: no ``StepModule``). Others stay as they are.
+    """
+    theirs = _framework("base")
+    if isinstance(module, theirs.MemoryModule) or not (hasattr(module, "reset") or hasattr(module, "step_mode")):
+        return module
+    step_mode = getattr(module, "step_mode", "s")
+    module.__dict__.update(_memories={}, _memories_rv={}, _backend="torch")
+    module.__class__ = citizen(BASE, "MemoryModule", type(module))
+    module.step_mode = step_mode  # what was a plain attribute is StepModule's property from now on
+    return module
+
+
+def choose_backend(cuda: bool, cupy: bool, step_mode: str) -> str:
+    """Return the kernels of SpikingJelly 0.0.0.0.14 to use: CuPy's know CUDA and whole sequences only.
+
+    >>> choose_backend(cuda=True, cupy=True, step_mode="m")
+    'cupy'
+    """
+    return "cupy" if cuda and cupy and step_mode == "m" else "torch"
+
+
+class SpikingJellyBackend:
+    """SpikingJelly; the newer version chooses its fused kernels itself."""
+
+    name = "spikingjelly"
+
+    def neuron(self, spec: Neuron) -> nn.Module:
+        """Return a stock ``IFNode`` for IF, else a ``SpikingJellyNode``; both are ``MemoryModule``s."""
+        check_neuron(spec, self.name)
+        if type(spec) is not IF:
+            return citizen(BASE, "MemoryModule", SpikingJellyNode)(spec)
+        v_reset = 0.0 if spec.reset is Reset.ZERO else None
+        surrogate_function = _framework("surrogate").ATan()
+        node = _framework("neuron").IFNode(v_threshold=1.0, v_reset=v_reset, surrogate_function=surrogate_function)
+        node.set_reset_value("v", float(spec.v_init))  # for a node called directly, not through `run`
+        node.reset()
+        return node
+
+    def run(self, neuron: nn.Module, x_seq: Tensor, v_init: Tensor | float) -> Tensor:
+        """Advance ``neuron`` over x_seq [T, N, ...], by sequence or by step as its step mode says."""
+        node = cast(Any, neuron)
+        currents = x_seq.to(state_dtype(x_seq))
+        if isinstance(node.v, Tensor):
+            # SpikingJelly 2.0 would silently start anew from 0.
+            check_state(node.v, currents[0], f"the neuron {type(node).__name__}")
+        else:
+            # Set here because SpikingJelly 2.0 takes a tensor as reset value for 0.
+            node.v = initial_potential(v_init, currents[0])
+        if hasattr(node, "backend"):
+            cuda = currents.is_cuda and currents.dtype == torch.float32
+            node.backend = choose_backend(cuda, getattr(_framework("base"), "cupy", None) is not None, node.step_mode)
+        spikes = node(currents) if node.step_mode == "m" else torch.stack([node(x) for x in currents])
+        return spikes.to(x_seq.dtype)
+
+    def membrane_potential(self, neuron: nn.Module) -> Tensor | None:
+        """Return the potential after the last reset."""
+        v = cast(Any, neuron).v
+        return v if isinstance(v, Tensor) else None
+
+    def reset(self, neuron: nn.Module) -> None:
+        """Forget the state."""
+        cast(Any, neuron).reset()
+
+    def root(self) -> type[nn.Module]:
+        """Return ``Root`` with SpikingJelly's ``StepModule`` as a base."""
+        from conversion_ext.nn.root import Root
+
+        return citizen(BASE, "StepModule", SpikingJellyRoot, Root)
+
+
+register_backend("spikingjelly", SpikingJellyBackend())

@@ -1,0 +1,113 @@
+"""Reading what users hand over as data: tensors, loaders, batches with targets, dictionaries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from conversion_ext.errors import CalibrationError, require
+
+__all__ = ["Forward", "batches", "call_inputs", "check_inputs", "labelled", "model_input"]
+
+Forward = Callable[[Any, Any], Any]
+INPUT_KEYS = ("input", "inputs", "image", "images", "img", "x", "data", "pixel_values")
+
+
+def batches(data: Any, what: str = "calibration") -> Iterable[Any]:
+    """Return ``data`` as a re-iterable of batches; a tensor, or (input, target) tensors, is one batch."""
+    if isinstance(data, Tensor) or _is_labelled_pair(data):
+        return [data]
+    if isinstance(data, Iterator):
+        raise CalibrationError(
+            f"{what} is a one-shot iterator ({type(data).__name__}), and data may be read more than once; "
+            "pass a DataLoader, a list of batches or a tensor."
+        )
+    if isinstance(data, Mapping) or not hasattr(data, "__iter__"):
+        raise CalibrationError(
+            f"{what} is a {type(data).__name__}; pass a tensor, or an iterable of batches such as a DataLoader."
+        )
+    return data
+
+
+def model_input(batch: Any) -> Any:
+    """Return the network's input of a batch: the tensor itself, the first of (input, target), or a known key."""
+    if isinstance(batch, Mapping):
+        key = next((k for k in INPUT_KEYS if k in batch), None)
+        if key is None:
+            raise CalibrationError(
+                f"A batch is a dict with keys {sorted(map(str, batch))}, none of which is one of {', '.join(INPUT_KEYS)}; "
+                "pass forward=lambda model, batch: model(batch[...])."
+            )
+        return batch[key]
+    if isinstance(batch, (tuple, list)):
+        require(len(batch) > 0, "A batch is an empty tuple; pass tensors or (input, target).", CalibrationError)
+        return batch[0]
+    return batch
+
+
+def labelled(data: Any) -> Iterator[tuple[Any, Tensor]]:
+    """Iterate over (input, target); raise where a batch has no target."""
+    for batch in batches(data, "loader"):
+        if not isinstance(batch, (tuple, list)) or len(batch) < 2:
+            raise CalibrationError(
+                f"A batch is a {type(batch).__name__} without a target; evaluation needs (input, target) batches."
+            )
+        yield batch[0], batch[1]
+
+
+def call_inputs(batch: Any, forward: Forward | None) -> tuple[Any, ...]:
+    """Return the positional inputs with which ``forward`` calls the network on ``batch``."""
+    if forward is None:
+        return (model_input(batch),)
+    seen: list[tuple[Any, ...]] = []
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        require(not kwargs, f"forward= passes {sorted(kwargs)} by keyword; pass the network's inputs by position.")
+        seen.append(args)
+        raise _Seen
+
+    try:
+        forward(spy, batch)
+    except _Seen:
+        return seen[0]
+    raise ValueError("forward=(model, batch) must call model(...) once; it returned without calling it.")
+
+
+def check_inputs(inputs: tuple[Any, ...], model: nn.Module, where: str) -> None:
+    """Raise one clear sentence where ``inputs`` cannot be run: not tensors, empty, wrong device or dtype, not finite."""
+    parameter = next(model.parameters(), None)
+    for value in inputs:
+        if not isinstance(value, Tensor):
+            raise CalibrationError(
+                f"{where} is a {type(value).__name__}; the network's input must be a tensor [N, ...] "
+                "(for several inputs use forward=lambda model, batch: model(*batch))."
+            )
+        require(value.dim() > 0 and value.numel() > 0, f"{where} is empty: shape {list(value.shape)}.", CalibrationError)
+        if parameter is not None and value.device != parameter.device:
+            raise CalibrationError(
+                f"{where} is on {value.device}, the network on {parameter.device}; move one to the other's device."
+            )
+        if parameter is not None and value.is_floating_point() and value.dtype != parameter.dtype:
+            raise CalibrationError(f"{where} is {value.dtype}, the network {parameter.dtype}; convert one to the other.")
+        if parameter is not None and not value.is_floating_point() and len(inputs) == 1:
+            raise CalibrationError(f"{where} is {value.dtype}; scale it to {parameter.dtype} as in training.")
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise CalibrationError(f"{where} holds values that are NaN or infinite; clean the data.")
+
+
+class _Seen(Exception):  # noqa: N818  control flow, never leaves this file
+    """The spy was called."""
+
+
+def _is_labelled_pair(data: Any) -> bool:
+    return (
+        isinstance(data, tuple)
+        and len(data) == 2
+        and all(isinstance(part, Tensor) for part in data)
+        and not data[1].is_floating_point()
+        and data[1].dim() >= 1
+        and len(data[0]) == len(data[1])
+    )

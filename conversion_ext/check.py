@@ -1,0 +1,102 @@
+"""Find every obstacle to a conversion before any calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from torch.fx import GraphModule
+
+from conversion_ext import graph, recipes
+from conversion_ext.capture import capture
+from conversion_ext.errors import Problem, UnsupportedError, require
+from conversion_ext.operators.base import Activation, operator_of
+from conversion_ext.passes import batch_problems, run_passes
+from conversion_ext.recipe import Recipe
+from conversion_ext.types import Site, SiteKind
+
+__all__ = ["check", "find_sites", "prepare", "problems_of", "resolve_recipe"]
+
+
+def check(
+    ann: nn.Module,
+    example_input: Any = None,
+    *,
+    recipe: str | Recipe = "default",
+    graded: bool = True,
+    skip: Sequence[str] = (),
+    leaf: Sequence[Any] = (),
+) -> list[Problem]:
+    """Return every obstacle to converting ``ann``, each with path, source line, reason and remedy; [] if there is none.
+
+    Nothing is calibrated and the model is not changed. With an ``example_input`` [N, ...] (or a tuple for several
+    inputs) shapes are known, and operations that mix samples of a batch are found as well.
+    """
+    resolve_recipe(recipe)
+    require(isinstance(ann, nn.Module), f"ann must be a torch.nn.Module, got {type(ann).__name__}.", TypeError)
+    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    try:
+        model = prepare(ann, None if example_input is None else inputs, skip, leaf)
+    except UnsupportedError as error:
+        return list(error.problems) or [Problem(type(ann).__name__, str(error), "")]
+    return problems_of(model, None if example_input is None else inputs, graded)
+
+
+def prepare(ann: nn.Module, inputs: tuple[Any, ...] | None, skip: Sequence[str], leaf: Sequence[Any]) -> GraphModule:
+    """Return the captured graph of ``ann`` after all exact passes, with shapes where ``inputs`` are given."""
+    model = capture(ann, leaf=leaf, skip=skip)
+    run_passes(model, inputs)
+    return model
+
+
+def problems_of(model: GraphModule, inputs: tuple[Any, ...] | None, graded: bool) -> list[Problem]:
+    """Return what stands in the way of converting a prepared graph."""
+    found: list[Problem] = []
+    activations = 0
+    for node in model.graph.nodes:
+        meaning = operator_of(model, node)
+        if isinstance(meaning, Problem):
+            found.append(meaning)
+        elif isinstance(meaning, Activation):
+            activations += 1
+            if meaning.kind is SiteKind.GRADED and not graded:
+                found.append(
+                    Problem(
+                        graph.key_of(node),
+                        "this function is not positively homogeneous, so its output is graded, not spikes.",
+                        "Allow it with graded=True, or train with ReLU in its place.",
+                        graph.describe(node),
+                    )
+                )
+    if inputs is not None:
+        found += batch_problems(model, inputs)
+    if not activations:
+        found.append(
+            Problem(
+                "the network",
+                "it has no activation, so there is nothing to convert.",
+                "ReLU, ReLU6, clamp(min=0), LeakyReLU, SiLU and the like are found as modules, functions or methods; "
+                "check skip= and leaf=.",
+            )
+        )
+    return found
+
+
+def find_sites(model: GraphModule) -> list[Site]:
+    """Return the places that get a threshold, in graph order."""
+    sites = []
+    for node in model.graph.nodes:
+        meaning = operator_of(model, node)
+        if isinstance(meaning, Activation) and meaning.kind is not SiteKind.GRADED:
+            sites.append(Site(graph.key_of(node), str(node.target), meaning.kind, meaning.cap))
+    return sites
+
+
+def resolve_recipe(recipe: str | Recipe) -> tuple[str, Recipe]:
+    """Return (name, recipe) for a name or a value."""
+    if isinstance(recipe, str):
+        return recipe, recipes.get(recipe)
+    if not isinstance(recipe, Recipe):
+        raise TypeError(f"recipe is a {type(recipe).__name__}; pass a name ({', '.join(recipes.names())}) or a Recipe.")
+    return "custom", recipe

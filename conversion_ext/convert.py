@@ -1,0 +1,162 @@
+"""From a trained network to a spiking one: the stages in order, top to bottom."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from tqdm.auto import tqdm
+
+from conversion_ext import graph
+from conversion_ext.assemble import assemble
+from conversion_ext.backends import get_backend
+from conversion_ext.batches import Forward, batches, call_inputs, check_inputs
+from conversion_ext.check import find_sites, prepare, problems_of, resolve_recipe
+from conversion_ext.conversion import Record, installed_versions
+from conversion_ext.errors import CalibrationError, UnsupportedError, require
+from conversion_ext.fold import fold as fold_units
+from conversion_ext.nn.root import Root, reset
+from conversion_ext.observe import ActivationStats, Observer
+from conversion_ext.recipe import Recipe
+from conversion_ext.relay import insert_relays
+from conversion_ext.types import Site, SiteKind
+
+__all__ = ["convert"]
+
+SIGNED_HEADROOM = 1.25  # a signed encoder whose threshold is max |f| itself falls behind and does not converge
+
+
+def convert(
+    ann: nn.Module,
+    calibration: Any = None,
+    *,
+    recipe: str | Recipe = "default",
+    T: int | None = None,
+    backend: str | None = None,
+    fold: bool = True,
+    graded: bool = True,
+    relay: bool = False,
+    example_input: Any = None,
+    forward: Forward | None = None,
+    skip: Sequence[str] = (),
+    leaf: Sequence[Any] = (),
+    progress: bool = True,
+) -> Root:
+    """Return a spiking network that computes what ``ann`` computes, as modules of ``backend``.
+
+    ``calibration``: a tensor [N, ...] or a re-iterable of batches as a DataLoader yields them; ``recipe``: a name from
+    ``conversion_ext.recipes.names()`` or a :class:`Recipe`; ``T``: the steps to optimise for, None for none in
+    particular. ``fold`` puts thresholds into weights, so spikes are {0, 1}; ``graded=False`` refuses operations
+    whose output is not spikes; ``relay`` adds spiking neurons where a weight layer would see sums or averages.
+    ``forward(model, batch)`` calls a network of several inputs; modules under the paths
+    ``skip`` stay analog, those in ``leaf`` (types or paths) are not traced into. The model is never modified.
+
+    Raises UnsupportedError with every obstacle found, CalibrationError for data that cannot be used.
+    """
+    require(isinstance(ann, nn.Module), f"ann must be a torch.nn.Module, got {type(ann).__name__}.", TypeError)
+    require(
+        T is None or (isinstance(T, int) and not isinstance(T, bool) and T >= 1),
+        f"T={T!r}: the number of time steps to optimise for is an integer >= 1, or None.",
+    )
+    name, recipe = resolve_recipe(recipe)
+    framework = get_backend(backend)
+    root = framework.root()
+    normalizer = recipe.normalizer
+    require(T is not None or not normalizer.needs_T, f"{normalizer!r} needs the number of time steps: pass T=.")
+    data = _calibration(calibration, normalizer.needs_calibration, example_input)
+    inputs = _example(data, example_input, forward)
+    check_inputs(inputs, ann, "The example input" if data is None else "The first calibration batch")
+
+    model = prepare(ann, inputs, skip, leaf)
+    problems = problems_of(model, inputs, graded)
+    if problems:
+        listed = "\n".join(f"- {problem}" for problem in problems)
+        raise UnsupportedError(f"{type(ann).__name__} cannot be converted:\n{listed}", tuple(problems))
+    notes = [f"A relay was added: {key}." for key in insert_relays(model)] if relay else []
+    sites = find_sites(model)
+    stats, samples = _observe(model, sites, recipe, data, forward, progress)
+    thresholds = _thresholds(model, sites, stats, recipe, T)
+    assemble(model, sites, thresholds, recipe, framework)
+    notes += fold_units(model, inputs) if fold else []
+    record = Record(
+        name, T, framework.name, fold, samples, tuple(site.key for site in sites), tuple(notes),
+        installed_versions("conversion-ext", "torch", "spikingjelly", "snntorch"), recipe,
+    )  # fmt: skip
+    snn = root(model, record).eval()
+    reset(snn)
+    return snn  # type: ignore[return-value]
+
+
+def _calibration(calibration: Any, needed: bool, example_input: Any) -> Any:
+    """Return the calibration batches, or None where the recipe uses none."""
+    if calibration is None:
+        require(
+            not needed,
+            "This recipe needs calibration data: pass a tensor of inputs [N, ...] or a DataLoader.",
+            CalibrationError,
+        )
+        require(
+            example_input is not None,
+            "Without calibration data the shapes are unknown: pass example_input=, a tensor [N, ...].",
+            CalibrationError,
+        )
+        return None
+    return batches(calibration)
+
+
+def _example(data: Any, example_input: Any, forward: Forward | None) -> tuple[Any, ...]:
+    """Return the inputs of one call of the network."""
+    if example_input is not None:
+        return example_input if isinstance(example_input, tuple) else (example_input,)
+    first = next(iter(data), None)
+    if first is None:
+        raise CalibrationError("The calibration data holds no batch; pass at least one.")
+    return call_inputs(first, forward)
+
+
+def _observe(
+    model: GraphModule, sites: Sequence[Site], recipe: Recipe, data: Any, forward: Forward | None, progress: bool
+) -> tuple[Mapping[str, ActivationStats], int]:
+    """Run the calibration data once and return {site: statistics} and the number of samples."""
+    signed = any(site.kind is not SiteKind.RELU for site in sites)
+    if data is None or not (recipe.normalizer.needs_calibration or signed):
+        return {}, 0
+    samples = 0
+    with torch.inference_mode(), Observer(model, sites, recipe.normalizer.granularity) as observer:
+        for index, batch in enumerate(tqdm(data, desc="calibration", disable=not progress)):
+            inputs = call_inputs(batch, forward)
+            check_inputs(inputs, model, f"Calibration batch {index}")
+            model(*inputs)
+            samples += len(inputs[0])
+    if samples == 0:
+        raise CalibrationError("The calibration data holds no batch; pass at least one.")
+    return observer.stats, samples
+
+
+def _thresholds(
+    model: GraphModule, sites: Sequence[Site], stats: Mapping[str, ActivationStats], recipe: Recipe, T: int | None
+) -> dict[str, Tensor]:
+    """Return {site: threshold} on the model's device and dtype; sites that see the same current share theirs."""
+    plain = [site for site in sites if site.kind is not SiteKind.SIGNED]
+    thresholds = recipe.normalizer.thresholds(model, plain, stats, T)
+    for site in sites:
+        if site.kind is SiteKind.SIGNED:
+            if site.key not in stats:
+                raise CalibrationError(f"{site.key} sends signed spikes, whose threshold needs calibration data.")
+            largest = stats[site.key].maximum.max()
+            thresholds[site.key] = torch.where(largest > 0, SIGNED_HEADROOM * largest, 1.0)
+    by_source: dict[Any, list[str]] = {}
+    for node in model.graph.nodes:
+        if graph.key_of(node) in thresholds:
+            by_source.setdefault(node.args[0], []).append(graph.key_of(node))
+    caps = {site.key: site.cap for site in sites}
+    for keys in by_source.values():
+        shared = torch.stack(torch.broadcast_tensors(*[thresholds[key] for key in keys])).amax(0)
+        for key in keys if len(keys) > 1 else ():
+            cap = caps[key]
+            thresholds[key] = shared if cap is None else shared.clamp(max=cap)
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    return {site.key: thresholds[site.key].to(like.device, like.dtype) for site in sites}

@@ -1,0 +1,104 @@
+"""The time loop: what does not depend on time runs once, the rest in chunks of steps folded into the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from conversion_ext.nn.root import Root
+from conversion_ext.types import Steps
+
+__all__ = ["Engine"]
+
+# Rows per call up to which folding time into the batch pays on a CPU; beyond, activations leave the cache.
+ROWS = 32
+
+
+class Engine:
+    """Runs a converted network over time. Built once, used for any number of batches."""
+
+    def __init__(self, snn: Root) -> None:
+        self.snn = snn
+        self.prologue, self.main = split(snn.body)
+
+    def chunk(self, N: int, T: int, time_chunk: int | None) -> int:
+        """Return how many steps to run per call."""
+        return min(T, time_chunk or max(1, ROWS // max(N, 1)))
+
+    def constant(self, inputs: tuple[Any, ...], T: int, chunk: int) -> Iterator[tuple[int, Any]]:
+        """Yield (steps, output [steps*N, ...]) under constant current, the prologue run once."""
+        static = self.prologue(*inputs)
+        for K in _lengths(T, chunk):
+            yield K, self.main(*static, Steps(K, constant=True))
+
+    def sequence(self, x_seq: Callable[[int, int], tuple[Any, ...]], T: int, chunk: int) -> Iterator[tuple[int, Any]]:
+        """Yield (steps, output [steps*N, ...]) for inputs ``x_seq(first step, steps)``, each [steps, N, ...]."""
+        first = 0
+        for K in _lengths(T, chunk):
+            folded = tuple(v.flatten(0, 1) if isinstance(v, Tensor) else v for v in x_seq(first, K))
+            yield K, self.snn.run(folded, Steps(K))
+            first += K
+
+
+class Accumulator:
+    """Running sums of nested outputs in float32 or wider, step by step: a cumulative sum would round differently."""
+
+    def __init__(self) -> None:
+        self.totals: list[Tensor] | None = None
+        self.spec: Any = None
+
+    def steps(self, output: Any, K: int) -> list[list[Tensor]]:
+        """Return the tensors of ``output`` [K*N, ...] step by step."""
+        leaves, self.spec = tree_flatten(output)
+        parts = [leaf.unflatten(0, (K, -1)) for leaf in leaves]
+        return [[part[t] for part in parts] for t in range(K)]
+
+    def add(self, leaves: list[Tensor]) -> None:
+        """Add one step."""
+        if self.totals is None:
+            wide = [torch.promote_types(leaf.dtype, torch.float32) for leaf in leaves]
+            self.totals = [torch.zeros_like(leaf, dtype=dtype) for leaf, dtype in zip(leaves, wide, strict=True)]
+        for total, leaf in zip(self.totals, leaves, strict=True):
+            total += leaf
+
+    def nest(self, leaves: list[Tensor]) -> Any:
+        """Put leaves back into the structure of the output."""
+        return tree_unflatten(leaves, self.spec)
+
+
+def _lengths(T: int, chunk: int) -> Iterator[int]:
+    for first in range(0, T, chunk):
+        yield min(chunk, T - first)
+
+
+def split(body: GraphModule) -> tuple[GraphModule, GraphModule]:
+    """Return (prologue, main): main(*prologue(*inputs), steps) equals body(*inputs, steps) under constant current.
+
+    The prologue is everything that the ``steps`` input does not reach.
+    """
+    steps = [n for n in body.graph.nodes if n.op == "placeholder"][-1]
+    varying: set[Node] = {steps}
+    for node in body.graph.nodes:
+        if node.op != "output" and any(source in varying for source in node.all_input_nodes):
+            varying.add(node)
+    crossing = [
+        n for n in body.graph.nodes
+        if n not in varying and n.op not in ("get_attr", "output") and any(u in varying or u.op == "output" for u in n.users)
+    ]  # fmt: skip
+    before, copies = Graph(), dict[Node, Node]()
+    for node in body.graph.nodes:
+        if node not in varying and node.op != "output":
+            copies[node] = before.node_copy(node, copies.__getitem__)
+    before.output(tuple(copies[node] for node in crossing))
+    after, copies = Graph(), dict[Node, Node]()
+    for node in crossing:
+        copies[node] = after.placeholder(node.name)
+    for node in body.graph.nodes:
+        if node in varying or node.op in ("get_attr", "output"):
+            copies[node] = after.node_copy(node, copies.__getitem__)
+    return GraphModule(body, before), GraphModule(body, after)

@@ -1,0 +1,109 @@
+"""Accuracy of a converted network at every time step, beside its ANN."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from conversion_ext.batches import check_inputs, labelled
+from conversion_ext.engine import Engine
+from conversion_ext.errors import CalibrationError, require
+from conversion_ext.nn.root import Root
+from conversion_ext.simulate import _times, recording, run
+
+__all__ = ["Evaluation", "evaluate"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Classification results over a data set; fractions in [0, 1], keyed by time step t.
+
+    ``accuracy``: {t: correct}; ``agreement``: {t: same class as the ANN}, empty without ``ann``;
+    ``ann_accuracy``: None without ``ann``; ``firing_rate``: {site: mean spikes per neuron and step};
+    ``total_steps``: neuron steps run per sample; ``samples``: how many were seen.
+    """
+
+    accuracy: dict[int, float]
+    agreement: dict[int, float]
+    ann_accuracy: float | None
+    firing_rate: dict[str, float]
+    total_steps: int
+    samples: int
+
+    def latency(self, drop: float = 0.01) -> int | None:
+        """Return the first t whose accuracy is at most ``drop`` below the ANN's, None where there is none."""
+        require(self.ann_accuracy is not None, "latency() compares with the ANN: pass ann= to evaluate().")
+        assert self.ann_accuracy is not None
+        # Accuracies are counts over the same samples; half a sample of slack keeps rounding out of the comparison.
+        bound = self.ann_accuracy - drop - 0.5 / self.samples
+        return next((t for t, accuracy in self.accuracy.items() if accuracy >= bound), None)
+
+
+def evaluate(
+    snn: Root,
+    loader: Any,
+    T: int,
+    *,
+    ann: nn.Module | None = None,
+    at: Iterable[int] | None = None,
+    time_chunk: int | None = None,
+    progress: bool = True,
+) -> Evaluation:
+    """Return the accuracy of ``snn`` over a labelled ``loader`` after the steps ``at`` (default: 1 ... T).
+
+    ``loader``: a re-iterable of (input [N, ...], target [N]) batches, or one such pair. The class is the largest
+    decoded output. With ``ann`` the network it was made from is evaluated on the same samples.
+    """
+    require(isinstance(snn, Root), f"snn is a {type(snn).__name__}; pass what conversion_ext.convert returned.", TypeError)
+    require(isinstance(T, int) and T >= 1, f"T={T!r}: the number of time steps is an integer >= 1.")
+    steps = _times(at, T)
+    engine = Engine(snn)
+    correct, same = torch.zeros(len(steps), dtype=torch.long), torch.zeros(len(steps), dtype=torch.long)
+    ann_correct, samples = 0, 0
+    spikes: dict[str, float] = {}
+    was_training = ann is not None and ann.training
+    try:
+        if ann is not None:
+            ann.eval()
+        for batch, (x, target) in enumerate(tqdm(labelled(loader), desc="evaluation", disable=not progress)):
+            inputs = x if isinstance(x, tuple) else (x,)
+            check_inputs(inputs, snn, f"Batch {batch}")
+            with torch.no_grad(), recording(snn) as recorder:
+                outputs = run(engine, inputs, T, steps, None, time_chunk, False, True, recorder.after)
+            decided = _classes(outputs, target)
+            correct += (decided == target.cpu()).sum(1)
+            for key, rate in recorder.rates(T).items():
+                spikes[key] = spikes.get(key, 0.0) + float(rate.double().flatten(1).mean(1).sum())
+            samples += len(target)
+            if ann is not None:
+                with torch.no_grad():
+                    expected = ann(*inputs).argmax(1).cpu()
+                ann_correct += int((expected == target.cpu()).sum())
+                same += (decided == expected).sum(1)
+    finally:
+        if ann is not None:
+            ann.train(was_training)
+    require(samples > 0, "The loader holds no batch; pass at least one (input, target).", CalibrationError)
+    return Evaluation(
+        {t: int(c) / samples for t, c in zip(steps, correct, strict=True)},
+        {t: int(c) / samples for t, c in zip(steps, same, strict=True)} if ann is not None else {},
+        ann_correct / samples if ann is not None else None,
+        {key: total / samples for key, total in spikes.items()},
+        T,
+        samples,
+    )
+
+
+def _classes(outputs: Any, target: Tensor) -> Tensor:
+    """Return the class decided at each step, [steps, N]."""
+    fits = isinstance(outputs, Tensor) and outputs.dim() == 3 and outputs.shape[1] == len(target)
+    require(
+        fits,
+        "evaluate() needs one output [N, classes] per sample; for other outputs use simulate() and compare .outputs.",
+    )
+    return outputs.argmax(2).cpu()

@@ -1,0 +1,156 @@
+"""Neuron models as values with their dynamics; a backend makes one a module of its framework (threshold always 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from numbers import Real
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from conversion_ext.errors import require
+from conversion_ext.types import Family, Reset
+
+__all__ = ["IF", "Heaviside", "Neuron", "SignedEncoder", "SignedIF", "State", "advance"]
+
+State = tuple[Tensor, ...]
+"""What a neuron remembers, each [N, ...], in the order of ``Neuron.state``: the potential comes first."""
+
+Heaviside = Callable[[Tensor], Tensor]
+"""``z -> [z >= 0]`` in the dtype of z, with the surrogate gradient of a framework."""
+
+
+@dataclass(frozen=True)
+class Neuron:
+    """Base of all neuron values. ``v_init`` is the potential before the first step, in units of the threshold.
+
+    A subclass that defines ``step`` (and names in ``state`` what it remembers beside the potential; such
+    variables start from 0) works in every backend.
+    """
+
+    v_init: float = 0.5
+    state: ClassVar[tuple[str, ...]] = ("v",)
+
+    @property
+    def family(self) -> Family:
+        """The values its spikes take."""
+        return Family.BINARY
+
+    def step(self, x: Tensor, state: State, heaviside: Heaviside) -> tuple[Tensor, State]:
+        """Return spikes and new state for input x, all [N, ...] in the dtype of the state; a pure function."""
+        raise TypeError(f"{type(self).__name__} must define step().")
+
+
+@dataclass(frozen=True)
+class IF(Neuron):
+    """Integrate and fire: ``m = v + x; s = [m >= 1]; v = m - s`` (soft) or ``v = m (1 - s)`` (hard reset).
+
+    A constant input z with soft reset and ``0 <= v_init < 1`` gives ``clamp(floor(T z + v_init), 0, T)``
+    spikes in T steps; ``v_init = 1/2`` makes that rounding instead of flooring (Bu et al., AAAI 2022).
+    """
+
+    v_init: float = 0.5
+    reset: Reset = Reset.SUBTRACT
+
+    def __post_init__(self) -> None:
+        require(isinstance(self.reset, Reset), f"IF(reset={self.reset!r}): use Reset.SUBTRACT or Reset.ZERO.")
+        require(
+            isinstance(self.v_init, Real) and 0 <= self.v_init < 1,
+            f"IF(v_init={self.v_init!r}): the initial potential is a fraction of the threshold in [0, 1).",
+        )
+
+    def step(self, x: Tensor, state: State, heaviside: Heaviside) -> tuple[Tensor, State]:
+        """Charge, fire, reset."""
+        m = state[0] + x
+        s = heaviside(m - 1)
+        return s, ((m - s) if self.reset is Reset.SUBTRACT else m * (1 - s),)
+
+
+@dataclass(frozen=True)
+class SignedIF(Neuron):
+    """IF with soft reset that takes a spike back: ``s = -1`` where ``m < 0`` and more spikes than none were sent.
+
+    ``m = v + x; s = [m >= 1] - [m < 0 and N > 0]; v = m - s; N = N + s`` with N the net spikes so far.
+    Spikes are {-1, 0, 1}, the running count never falls below 0, so the neuron still computes a ReLU.
+    """
+
+    state: ClassVar[tuple[str, ...]] = ("v", "spike_count")
+
+    def __post_init__(self) -> None:
+        require(
+            isinstance(self.v_init, Real) and 0 <= self.v_init < 1,
+            f"SignedIF(v_init={self.v_init!r}): the initial potential is a fraction of the threshold in [0, 1).",
+        )
+
+    @property
+    def family(self) -> Family:
+        """The values its spikes take."""
+        return Family.SIGNED
+
+    def step(self, x: Tensor, state: State, heaviside: Heaviside) -> tuple[Tensor, State]:
+        """Charge, fire or take a spike back, count."""
+        v, count = state
+        m = v + x
+        s = heaviside(m - 1) - (1 - heaviside(m)) * (count > 0)
+        # The count only decides whether a spike may be taken back: no gradient belongs to it.
+        return s, (m - s, count + s.detach())
+
+
+@dataclass(frozen=True)
+class SignedEncoder(Neuron):
+    """Encode a signed value: ``m = v + x; s = [m >= 1/2] - [m <= -1/2]; v = m - s``.
+
+    Spikes are {-1, 0, 1} and their running sum follows the running sum of x; the backlog |v| stays at or
+    below 1/2 while |x| <= 1, so a threshold of max |f| is enough.
+    """
+
+    v_init: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(
+            isinstance(self.v_init, Real) and -0.5 <= self.v_init <= 0.5,
+            f"SignedEncoder(v_init={self.v_init!r}): the initial potential is a fraction of the threshold "
+            "in [-1/2, 1/2].",
+        )
+
+    @property
+    def family(self) -> Family:
+        """The values its spikes take."""
+        return Family.SIGNED
+
+    def step(self, x: Tensor, state: State, heaviside: Heaviside) -> tuple[Tensor, State]:
+        """Charge, fire on either side, reset."""
+        m = state[0] + x
+        s = heaviside(m - 0.5) - heaviside(-m - 0.5)
+        return s, (m - s,)
+
+
+def advance(spec: Neuron, x_seq: Tensor, state: State, heaviside: Heaviside) -> tuple[Tensor, State]:
+    """Advance ``spec`` over x_seq [T, N, ...]; return spikes in the dtype of x_seq and the new state.
+
+    Changes neither ``x_seq`` nor ``state``.
+    """
+    differentiable = torch.is_grad_enabled() and (x_seq.requires_grad or state[0].requires_grad)
+    if type(spec) is IF and not differentiable:
+        return _advance_in_place(spec, x_seq, state[0])
+    spikes: list[Tensor] = []
+    for x in x_seq:
+        s, state = spec.step(x.to(state[0].dtype), state, heaviside)
+        spikes.append(s.to(x.dtype))
+    return torch.stack(spikes), state
+
+
+def _advance_in_place(spec: IF, x_seq: Tensor, v: Tensor) -> tuple[Tensor, State]:
+    """Advance an IF neuron without autograd, in three passes over memory per step."""
+    spikes = torch.empty_like(x_seq)
+    for t, (x, s) in enumerate(zip(x_seq, spikes, strict=True)):
+        # The first step makes a tensor of our own: the caller's v is then never written to.
+        v = v.add_(x) if t else v + x
+        torch.ge(v, 1, out=s)
+        if spec.reset is Reset.SUBTRACT:
+            v.sub_(s)
+        else:
+            v.addcmul_(v, s, value=-1)  # v - v = 0 where it fired, exactly
+    return spikes, (v,)

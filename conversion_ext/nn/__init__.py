@@ -1,0 +1,18 @@
+"""Modules for hand-written networks of either framework, and for converted ones."""
+
+from conversion_ext.nn.channel_scale import ChannelScale
+from conversion_ext.nn.differential import Differential
+from conversion_ext.nn.max_pool import SpikingMaxPool, SpikingMaxPool1d, SpikingMaxPool2d, SpikingMaxPool3d
+from conversion_ext.nn.softmax import SpikingSoftmax
+from conversion_ext.nn.stateful import Stateful
+
+__all__ = [
+    "ChannelScale",
+    "Differential",
+    "SpikingMaxPool",
+    "SpikingMaxPool1d",
+    "SpikingMaxPool2d",
+    "SpikingMaxPool3d",
+    "SpikingSoftmax",
+    "Stateful",
+]

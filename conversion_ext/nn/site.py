@@ -1,0 +1,116 @@
+"""The spiking site: the one place where a threshold meets a neuron of a framework."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from conversion_ext.backends.base import Backend, get_backend
+from conversion_ext.neurons import Neuron
+from conversion_ext.types import Granularity, PerChannel, Steps
+
+__all__ = ["Function", "SpikingSite", "expand_time"]
+
+
+class SpikingSite(nn.Module):
+    """Replace an activation by neurons of threshold 1: ``x -> /lambda -> neuron -> *lambda``.
+
+    While ``scaled`` is False (folded), the weights around the site hold lambda and the neuron's spikes leave as they
+    are. ``threshold`` is lambda in ANN units, [] or [C]; ``v_init`` the initial potential in units of lambda.
+    Input and output are [T*N, ...]; with ``static_input`` the input of a constant-current run is [N, ...].
+    """
+
+    threshold: Tensor
+    v_init: Tensor
+
+    def __init__(
+        self,
+        key: str,
+        spec: Neuron,
+        backend: Backend,
+        threshold: Tensor,
+        granularity: Granularity,
+        static_input: bool = False,
+    ) -> None:
+        super().__init__()
+        self.key = key
+        self.spec = spec
+        self.backend_name = backend.name
+        self.dim = granularity.dim if isinstance(granularity, PerChannel) else 1
+        self.scaled = True
+        self.static_input = static_input
+        self.neuron = backend.neuron(spec)
+        self.register_buffer("threshold", threshold)
+        self.register_buffer("v_init", torch.tensor(spec.v_init, dtype=threshold.dtype, device=threshold.device))
+
+    @property
+    def backend(self) -> Backend:
+        """The framework whose neuron this site holds."""
+        return get_backend(self.backend_name)
+
+    def view(self, dims: int) -> Tensor:
+        """Return the threshold shaped to broadcast over a batch of ``dims`` dimensions."""
+        if self.threshold.dim() == 0:
+            return self.threshold
+        shape = [1] * dims
+        shape[self.dim] = -1
+        return self.threshold.reshape(shape)
+
+    def forward(self, x: Tensor, steps: Steps) -> Tensor:
+        """Return the spikes (times lambda where ``scaled``) for input current x over the given steps."""
+        if self.scaled:
+            x = x / self.view(x.dim()).to(x.dtype)
+        if self.static_input and steps.constant:
+            x_seq = x.unsqueeze(0).expand(steps.T, *x.shape)
+        else:
+            x_seq = x.unflatten(0, (steps.T, -1))
+        spikes = self.backend.run(self.neuron, x_seq, self.v_init).flatten(0, 1)
+        return spikes * self.view(spikes.dim()).to(spikes.dtype) if self.scaled else spikes
+
+    def extra_repr(self) -> str:
+        """Show key, neuron and threshold."""
+        low, high = self.threshold.min().item(), self.threshold.max().item()
+        scale = f"{low:.4g}" if low == high else f"{low:.4g}..{high:.4g}"
+        return f"key={self.key!r}, {self.spec}, threshold={scale}, scaled={self.scaled}"
+
+
+def expand_time(x: Tensor, steps: Steps) -> Tensor:
+    """Repeat what does not depend on time, [N, ...] -> [T*N, ...]; a sequence already is [T*N, ...]."""
+    return x.unsqueeze(0).expand(steps.T, *x.shape).flatten(0, 1) if steps.constant else x
+
+
+class Function(nn.Module):
+    """A function or tensor method as a module of its data inputs, every other argument bound.
+
+    ``template`` and ``keywords`` are the call's arguments with ``Slot(i)`` where data input i belongs.
+    """
+
+    class Slot(int):
+        """The place of one data input."""
+
+    def __init__(self, target: Any, template: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        super().__init__()
+        self.target, self.template, self.keywords = target, template, keywords
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """Call the function on ``inputs``."""
+        args, kwargs = (_fill(part, inputs) for part in (self.template, self.keywords))
+        if isinstance(self.target, str):
+            return getattr(args[0], self.target)(*args[1:], **kwargs)
+        return self.target(*args, **kwargs)
+
+    def extra_repr(self) -> str:
+        """Show what is called."""
+        return self.target if isinstance(self.target, str) else self.target.__name__
+
+
+def _fill(part: Any, inputs: tuple[Tensor, ...]) -> Any:
+    if isinstance(part, Function.Slot):
+        return inputs[part]
+    if isinstance(part, dict):
+        return {k: _fill(v, inputs) for k, v in part.items()}
+    if isinstance(part, (list, tuple)):
+        return type(part)(_fill(v, inputs) for v in part)
+    return part

@@ -1,0 +1,168 @@
+"""The base of modules that remember earlier time steps, and what their states have in common."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from conversion_ext.errors import StateError, require
+from conversion_ext.types import Family, Steps
+
+__all__ = ["Signature", "Stateful", "accumulate", "check_state", "running_sums", "wide"]
+
+
+class Signature(NamedTuple):
+    """What one time step of an input looks like; fixed until the next reset."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+
+def check_state(owner: str, seen: Signature | None, x_seq: Tensor) -> Signature:
+    """Return the signature of a step of ``x_seq`` [T, N, ...]; raise StateError if it differs from ``seen``."""
+    now = Signature(x_seq.shape[1:], x_seq.dtype, x_seq.device)
+    if seen is not None and seen != now:
+        raise StateError(
+            f"{owner} holds the state of steps {_describe(seen)} and was given {_describe(now)}; "
+            "reset it before a new simulation."
+        )
+    return now
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of the state for inputs of ``dtype``: float32 or wider (a bfloat16 count stops at 256)."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def accumulate(total: Tensor, x: Tensor) -> Tensor:
+    """Return ``total + x``, in place where autograd cannot need the old value."""
+    if torch.is_grad_enabled() or total.requires_grad:
+        return total + x
+    if total.is_inference() and not torch.is_inference_mode_enabled():
+        return total + x  # made in inference mode: torch refuses to write to it now
+    return total.add_(x)
+
+
+def running_sums(total: Tensor | None, x_seq: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the sums [T, N, ...] of ``total`` and the steps of ``x_seq`` so far, added one by one.
+
+    ``cumsum`` may add in another order, and then a chunked simulation differs from an unchunked one.
+    """
+    sums: list[Tensor] = []
+    for x in x_seq.to(dtype):
+        total = x if total is None else total + x
+        sums.append(total)
+    return torch.stack(sums)
+
+
+class Stateful(nn.Module):
+    """Base of stateful modules for hand-written and converted networks.
+
+    Called as ``module(x)``, ``x`` is one step [N, ...] (``step_mode="s"``) or a sequence [T, N, ...] (``"m"``).
+    Called as ``module(x, Steps(T))``, as in the body of a converted network, time is folded into the batch,
+    [T*N, ...], whatever the step mode. Inputs marked in ``static_inputs`` arrive once, [N, ...], when
+    ``steps.constant``, and hold for all T steps. Several inputs are given as ``module(x1, x2, ..., steps)``.
+
+    A subclass implements ``multi_step`` and names its state attributes, which are None after a reset.
+    State is float32 or wider, absent from ``state_dict``, and dropped by copies and by ``.to(...)``.
+
+    Raises:
+        StateError: an input changed its shape, dtype or device since the last ``reset()``.
+    """
+
+    state_names: ClassVar[tuple[str, ...]] = ()
+    inputs: int = 1
+
+    def __init__(self, step_mode: str = "s") -> None:
+        super().__init__()
+        self.step_mode = step_mode
+        self.static_inputs: tuple[bool, ...] = ()
+        self.reset()
+
+    @property
+    def step_mode(self) -> str:
+        """``"s"`` for one step per call, ``"m"`` for a sequence per call."""
+        return self._step_mode
+
+    @step_mode.setter
+    def step_mode(self, value: str) -> None:
+        require(value in ("s", "m"), f'step_mode={value!r}: use "s" (a step [N, ...]) or "m" (a sequence [T, N, ...]).')
+        self._step_mode = value
+
+    @property
+    def binary(self) -> bool:
+        """Whether inputs in {0, 1} give outputs in {0, 1}."""
+        return self.family_out(*[Family.BINARY] * self.inputs) is Family.BINARY
+
+    def family_out(self, *families: Family) -> Family:
+        """Return what values the output takes at one step, given those of the inputs."""
+        raise NotImplementedError
+
+    def multi_step(self, *x_seqs: Tensor) -> Tensor:
+        """Advance the state over inputs [T, N, ...], ``self.t`` steps after the reset; return outputs [T, N, ...]."""
+        raise NotImplementedError
+
+    def reset(self) -> None:
+        """Forget all steps seen so far."""
+        self.t = 0
+        self._seen: tuple[Signature | None, ...] = (None,) * self.inputs
+        for name in self.state_names:
+            setattr(self, name, None)
+
+    def forward(self, *args: Tensor | Steps) -> Tensor:
+        """Return the outputs of the steps given, in the layout in which they were given."""
+        steps = args[-1] if args and isinstance(args[-1], Steps) else None
+        x_seqs = self._sequences(args if steps is None else args[:-1], steps)
+        name = type(self).__name__
+        seen = tuple(check_state(name, old, x_seq) for old, x_seq in zip(self._seen, x_seqs, strict=True))
+        y_seq = self.multi_step(*x_seqs)
+        self._seen = seen
+        self.t += x_seqs[0].shape[0]
+        if steps is not None:
+            return y_seq.flatten(0, 1)
+        return y_seq[0] if self.step_mode == "s" else y_seq
+
+    def _sequences(self, xs: tuple[Any, ...], steps: Steps | None) -> list[Tensor]:
+        """Return the inputs as floating-point sequences [T, N, ...] of equal length."""
+        name = type(self).__name__
+        require(len(xs) == self.inputs, f"{name} was given {len(xs)} inputs; it takes {self.inputs}.")
+        for x in xs:
+            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            require(
+                isinstance(x, Tensor) and x.is_floating_point(),
+                f"{name} was given {kind}; it takes floating-point tensors: convert spikes with .float().",
+                TypeError,
+            )
+        if steps is not None:
+            static = self.static_inputs if steps.constant else ()
+            static = (*static, *[False] * (len(xs) - len(static)))
+            return [
+                x.expand(steps.T, *x.shape) if once else x.unflatten(0, (steps.T, -1))
+                for x, once in zip(xs, static, strict=True)
+            ]
+        x_seqs = [x.unsqueeze(0) for x in xs] if self.step_mode == "s" else list(xs)
+        lengths = {x_seq.shape[0] for x_seq in x_seqs}
+        one = len(lengths) == 1 and 0 not in lengths
+        require(one, f"{name} was given sequences of {sorted(lengths)} steps; give [T, N, ...] of one T >= 1.")
+        return x_seqs
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tensors made under autograd cannot be deep-copied, and a copy is a new network: it starts at step 0.
+        unused = {"t": 0, "_seen": (None,) * self.inputs, **dict.fromkeys(self.state_names)}
+        return {**self.__dict__, **unused}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Stateful:
+        # A state cast to a narrower dtype would be wrong silently, so .to(...) starts a new simulation.
+        self.reset()
+        return super()._apply(fn, recurse)
+
+    def extra_repr(self) -> str:
+        """Return the step mode, for ``print``."""
+        return f"step_mode={self.step_mode!r}"
+
+
+def _describe(signature: Signature) -> str:
+    return f"{list(signature.shape)} {str(signature.dtype).removeprefix('torch.')} on {signature.device}"

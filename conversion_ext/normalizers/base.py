@@ -1,0 +1,102 @@
+"""The contract of a normalizer: from what a site's activations look like to the site's threshold."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from conversion_ext.errors import CalibrationError, require
+from conversion_ext.registry import Registry
+from conversion_ext.types import Granularity, PerChannel, PerLayer, Site
+
+if TYPE_CHECKING:
+    from conversion_ext.observe import ActivationStats
+
+__all__ = ["Normalizer", "normalizers", "register_normalizer", "usable", "warn_dead"]
+
+SMALLEST = torch.finfo(torch.float32).tiny  # a smaller threshold has no finite inverse in float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalizer:
+    """Base of all normalizers: a frozen value; ``threshold`` is a pure function of one site's statistics.
+
+    Thresholds are positive and finite, in units of the ANN's activations, shape [] (PerLayer) or [C], float64.
+    """
+
+    granularity: Granularity = PerLayer()
+
+    def __post_init__(self) -> None:
+        require(
+            isinstance(self.granularity, PerLayer | PerChannel),
+            f"{type(self).__name__}(granularity={self.granularity!r}): use PerLayer() or PerChannel(dim).",
+        )
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether activations must be observed."""
+        return True
+
+    @property
+    def needs_T(self) -> bool:
+        """Whether the number of time steps must be known."""
+        return False
+
+    def threshold(self, stats: ActivationStats, T: int | None) -> Tensor:
+        """Return the threshold of the site whose activations ``stats`` describes; 0 where they tell nothing."""
+        raise TypeError(f"{type(self).__name__} must define threshold() or thresholds().")
+
+    def thresholds(
+        self, model: GraphModule, sites: Sequence[Site], stats: Mapping[str, ActivationStats], T: int | None
+    ) -> dict[str, Tensor]:
+        """Return {site key: threshold} in the order of ``sites``: positive, finite, within each site's cap.
+
+        A channel without a positive activation takes the largest threshold of its site, a site without any takes
+        1, and one warning names them. Raises CalibrationError for a site without statistics.
+        """
+        found: dict[str, Tensor] = {}
+        for site in sites:
+            require(site.key in stats, f"{site.key} has no statistics; observe it first.", CalibrationError)
+            seen = stats[site.key]
+            # Where a percentile of mostly silent activations is 0, their maximum still tells the scale.
+            found[site.key] = usable(self.threshold(seen, T), seen.maximum, site.cap)
+        warn_dead({site.key: stats[site.key].dead for site in sites}, "Not active on the calibration data")
+        return found
+
+
+def usable(threshold: Tensor, second: Tensor, cap: float | None) -> Tensor:
+    """Return ``threshold`` [] or [C], at most ``cap``, with the next best positive value where it is not positive.
+
+    The next best is ``second`` (same shape), then the largest threshold of the site, then 1.
+    """
+    found = torch.where(threshold >= SMALLEST, threshold, second)
+    largest = found.amax()
+    found = torch.where(found >= SMALLEST, found, largest if largest >= SMALLEST else torch.ones_like(largest))
+    return found if cap is None else found.clamp_max(cap)
+
+
+def warn_dead(dead: Mapping[str, Tensor], what: str) -> None:
+    """Warn once about the sites whose mask ``dead`` [] or [C] is not empty."""
+    named: list[str] = []
+    for key, mask in dead.items():
+        if bool(mask.any()):
+            named.append(f"{key} ({int(mask.sum())} of {mask.numel()} channels)" if mask.dim() else key)
+    if named:
+        warnings.warn(
+            f"{what}: {', '.join(named)}. A dead channel takes the largest threshold of its site, a dead site 1.",
+            stacklevel=3,
+        )
+
+
+normalizers: Registry[type[Normalizer]] = Registry("normalizer")
+
+
+def register_normalizer(name: str, normalizer: type[Normalizer]) -> type[Normalizer]:
+    """Add a normalizer class under ``name``; it must work without arguments."""
+    return normalizers.register(name, normalizer)

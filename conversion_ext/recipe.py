@@ -1,0 +1,51 @@
+"""A recipe: every choice of a conversion as one frozen value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from conversion_ext.encoders import ConstantCurrent, Encoder
+from conversion_ext.errors import require
+from conversion_ext.neurons import IF, Neuron
+from conversion_ext.nn.max_pool import METHODS as POOL_METHODS
+from conversion_ext.nn.softmax import METHODS as SOFTMAX_METHODS
+from conversion_ext.normalizers import Normalizer, Percentile
+from conversion_ext.readouts import MeanOutput, Readout
+from conversion_ext.types import Family
+
+__all__ = ["Recipe"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to convert: thresholds, neuron, pools, softmax, encoder and readout. ``dataclasses.replace`` varies one.
+
+    >>> Recipe(normalizer=Percentile(99.9), neuron=IF(v_init=0.0)).max_pool
+    'count'
+    """
+
+    normalizer: Normalizer = field(default_factory=Percentile)
+    neuron: Neuron = field(default_factory=IF)
+    max_pool: str = "count"
+    softmax: str = "membrane"
+    encoder: Encoder = field(default_factory=ConstantCurrent)
+    readout: Readout = field(default_factory=MeanOutput)
+    family: Family = Family.BINARY
+
+    def __post_init__(self) -> None:
+        for name, kind in (("normalizer", Normalizer), ("neuron", Neuron), ("encoder", Encoder), ("readout", Readout)):
+            value = getattr(self, name)
+            require(
+                isinstance(value, kind),
+                f"Recipe({name}={value!r}): give a value such as {kind.__name__.lower()}s offers, not its class or name.",
+                TypeError,
+            )
+        for name, allowed in (("max_pool", POOL_METHODS), ("softmax", SOFTMAX_METHODS)):
+            value = getattr(self, name)
+            require(value in allowed, f"Recipe({name}={value!r}): choose one of {', '.join(allowed)}.")
+        object.__setattr__(self, "family", Family(self.family))
+        require(
+            self.neuron.family == self.family,
+            f"Recipe(family={self.family.value!r}): {type(self.neuron).__name__} spikes are {self.neuron.family.value}; "
+            "make the two agree.",
+        )

@@ -1,0 +1,194 @@
+"""Run a converted network over time and decode its output at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from conversion_ext.batches import check_inputs
+from conversion_ext.engine import Accumulator, Engine
+from conversion_ext.errors import require
+from conversion_ext.nn.root import Root, reset
+from conversion_ext.nn.site import SpikingSite
+from conversion_ext.readouts import Readout
+
+__all__ = ["RECORDS", "Simulation", "simulate"]
+
+RECORDS = ("spikes", "potential")
+
+
+@dataclass
+class Simulation:
+    """What came of a run of T steps over N samples.
+
+    ``outputs``: decoded output after each step of ``at``, [len(at), N, ...] (tuples and dicts keep their structure);
+    ``firing_rate``: {site: [N, ...]} spikes per step, signed ones counted by magnitude; ``recorded``:
+    {quantity: {site: [T, N, ...]}}; ``total_steps``: neuron steps run per sample; ``latency_steps``: steps from
+    input to decision, end to end; ``spikes_per_sample``: [N] over all sites.
+    """
+
+    outputs: Any
+    at: tuple[int, ...]
+    firing_rate: dict[str, Tensor]
+    total_steps: int
+    latency_steps: int
+    recorded: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+    @property
+    def output(self) -> Any:
+        """The decoded output after the last step of ``at``."""
+        return torch.utils._pytree.tree_map(lambda v: v[-1], self.outputs)
+
+    @property
+    def spikes_per_sample(self) -> Tensor:
+        """Spikes per sample over all sites and steps, [N]."""
+        return sum(rate.flatten(1).sum(1) for rate in self.firing_rate.values()) * self.total_steps  # type: ignore[return-value]
+
+
+def simulate(
+    snn: Root,
+    x: Any = None,
+    T: int | None = None,
+    *,
+    x_seq: Any = None,
+    readout: Readout | None = None,
+    at: Iterable[int] | None = None,
+    record: Sequence[str] = (),
+    time_chunk: int | None = None,
+    reset: bool = True,
+) -> Simulation:
+    """Run ``snn`` for T steps and return its decoded output after the steps ``at`` (default: all).
+
+    ``x`` [N, ...] (a tuple for several inputs) goes through the recipe's encoder; ``x_seq`` [T, N, ...] is taken as
+    it is. ``readout`` overrides the recipe's. ``record`` names quantities kept per site and step: "spikes",
+    "potential" (after the reset, in units of the threshold). ``time_chunk`` steps run per call, chosen
+    automatically; memory grows with it and with ``at``, not with T. ``reset=False`` goes on from the present state.
+    """
+    inputs, T = _inputs(snn, x, x_seq, T)
+    steps = _times(at, T)
+    unknown = [name for name in record if name not in RECORDS]
+    require(not unknown, f"record={list(record)}: {unknown} cannot be recorded; there are {', '.join(RECORDS)}.")
+    require(time_chunk is None or time_chunk >= 1, f"time_chunk={time_chunk}: give a number of steps >= 1, or None.")
+    if "potential" in record:
+        time_chunk = 1  # a neuron shows its potential after a call, so every step must be one
+    engine = Engine(snn)
+    with torch.no_grad(), _Recorder(snn, record) as recorder:
+        outputs = run(engine, inputs, T, steps, readout, time_chunk, x_seq is not None, reset, recorder.after)
+    return Simulation(outputs, steps, recorder.rates(T), T, T, recorder.recorded())
+
+
+def run(
+    engine: Engine,
+    inputs: tuple[Any, ...],
+    T: int,
+    at: Sequence[int],
+    readout: Readout | None,
+    time_chunk: int | None,
+    sequence: bool,
+    fresh: bool,
+    after: Any = None,
+) -> Any:
+    """Run the engine on one batch and return the outputs decoded after the steps ``at``."""
+    snn = engine.snn
+    recipe = snn.conversion.recipe
+    readout = readout or recipe.readout
+    if fresh:
+        reset(snn)
+    N = next(v.shape[1 if sequence else 0] for v in inputs if isinstance(v, Tensor))
+    chunk = engine.chunk(N, T, time_chunk)
+    if sequence:
+        chunks = engine.sequence(lambda t, K: tuple(v[t : t + K] for v in inputs), T, chunk)
+    else:
+        chunks = engine.constant(inputs, T, chunk)
+    total, kept, t = Accumulator(), list[list[Tensor]](), 0
+    for K, output in chunks:
+        for leaves in total.steps(output, K):
+            t += 1
+            total.add(leaves if readout.counts(t) else [torch.zeros_like(leaf) for leaf in leaves])
+            if t in at:
+                kept.append([readout.decode(sum_, t).to(leaf.dtype) for sum_, leaf in zip(total.totals or [], leaves, strict=True)])
+        if after is not None:
+            after(K)
+    return total.nest([torch.stack(series) for series in zip(*kept, strict=True)])
+
+
+def _inputs(snn: Root, x: Any, x_seq: Any, T: int | None) -> tuple[tuple[Any, ...], int]:
+    """Check the input and the number of steps before anything runs."""
+    require(isinstance(snn, Root), f"snn is a {type(snn).__name__}; pass what conversion_ext.convert returned.", TypeError)
+    require((x is None) != (x_seq is None), "Give either x, an input [N, ...], or x_seq, a sequence [T, N, ...].")
+    value = x if x_seq is None else x_seq
+    inputs = value if isinstance(value, tuple) else (value,)
+    check_inputs(inputs, snn, "x" if x_seq is None else "x_seq")
+    if x_seq is not None:
+        length = next(v.shape[0] for v in inputs if isinstance(v, Tensor))
+        require(T is None or T <= length, f"T={T}, but x_seq holds {length} steps; give T <= {length}.")
+        T = T or length
+    require(isinstance(T, int) and T >= 1, f"T={T!r}: the number of time steps is an integer >= 1.")
+    return inputs, T  # type: ignore[return-value]
+
+
+def _times(at: Iterable[int] | None, T: int) -> tuple[int, ...]:
+    steps = tuple(range(1, T + 1)) if at is None else tuple(sorted({int(t) for t in at}))
+    require(
+        bool(steps) and steps[0] >= 1 and steps[-1] <= T,
+        f"at={list(steps)}: name steps from 1 to T={T} at which the output is wanted.",
+    )
+    return steps
+
+
+class _Recorder:
+    """Counts spikes per site, and keeps what was asked for; its hooks are gone when it closes."""
+
+    def __init__(self, snn: Root, record: Sequence[str]) -> None:
+        self.sites = snn.sites()
+        self.record = record
+        self.counts: dict[str, Tensor] = {}
+        self.kept: dict[str, dict[str, list[Tensor]]] = {name: {key: [] for key in self.sites} for name in record}
+        self.pending: dict[str, Tensor] = {}
+        self.handles: list[Any] = []
+
+    def __enter__(self) -> _Recorder:
+        self.handles = [site.register_forward_hook(self._hook) for site in self.sites.values()]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def _hook(self, site: SpikingSite, _: Any, output: Tensor) -> None:
+        self.pending[site.key] = output / site.view(output.dim()) if site.scaled else output
+
+    def after(self, K: int) -> None:
+        """Take up what the sites emitted in a chunk of K steps."""
+        for key, folded in self.pending.items():
+            spikes = folded.unflatten(0, (K, -1))
+            counted = spikes.abs().sum(0)
+            self.counts[key] = self.counts[key] + counted if key in self.counts else counted
+            if "spikes" in self.record:
+                self.kept["spikes"][key].append(spikes)
+            if "potential" in self.record:
+                site = self.sites[key]
+                potential = site.backend.membrane_potential(site.neuron)
+                assert potential is not None
+                self.kept["potential"][key].append(potential.clone().unsqueeze(0))
+        self.pending.clear()
+
+    def rates(self, T: int) -> dict[str, Tensor]:
+        """Return {site: spikes per step}."""
+        return {key: self.counts[key] / T for key in self.sites if key in self.counts}
+
+    def recorded(self) -> dict[str, dict[str, Tensor]]:
+        """Return {quantity: {site: [T, N, ...]}}."""
+        return {name: {k: torch.cat(v) for k, v in series.items() if v} for name, series in self.kept.items()}
+
+
+@contextmanager
+def recording(snn: Root) -> Iterator[_Recorder]:
+    """Count the spikes of ``snn`` while the context is open."""
+    with _Recorder(snn, ()) as recorder:
+        yield recorder

@@ -1,0 +1,90 @@
+"""The vocabulary that crosses stages: small values without behaviour of their own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+from conversion_ext.errors import require
+
+__all__ = ["Family", "Granularity", "PerChannel", "PerLayer", "Reset", "Site", "SiteKind", "Steps"]
+
+
+class Reset(StrEnum):
+    """What a spike does to the membrane potential.
+
+    ``SUBTRACT`` (soft reset): ``v <- v - 1``; the residue above threshold is kept, so the error of a
+    rate falls as 1/T. ``ZERO`` (hard reset): ``v <- 0``; the residue is lost (Rueckauer et al., 2017).
+    """
+
+    SUBTRACT = "subtract"
+    ZERO = "zero"
+
+
+class Family(StrEnum):
+    """The set of values a signal takes at one time step, in units of its threshold."""
+
+    BINARY = "binary"  # {0, 1}
+    SIGNED = "signed"  # {-1, 0, 1}
+    MULTI_LEVEL = "multi-level"  # {0, 1, ..., k}
+    GRADED = "graded"  # any real number, changes at every step
+    ANALOG = "analog"  # any real number: sums, averages or scaled spikes, or the image itself
+
+
+@dataclass(frozen=True)
+class PerLayer:
+    """One threshold for a whole site: activation [N, C, H, W] -> threshold []."""
+
+
+@dataclass(frozen=True)
+class PerChannel:
+    """One threshold per index of ``dim``: activation [N, C, H, W], dim 1 -> threshold [C].
+
+    ``dim`` counts without the time axis, so the batch is 0; activation [N, F], dim 1 -> threshold [F].
+    """
+
+    dim: int = 1
+
+    def __post_init__(self) -> None:
+        require(
+            isinstance(self.dim, int) and not isinstance(self.dim, bool) and self.dim != 0,
+            f"PerChannel(dim={self.dim!r}): dim must be an integer other than 0 (0 is the batch); 1 is the channel.",
+        )
+
+
+Granularity = PerLayer | PerChannel
+
+
+class SiteKind(StrEnum):
+    """How a site is made to spike."""
+
+    RELU = "relu"  # an integrate-and-fire neuron; exact clipping at `cap`
+    SIGNED = "signed"  # a differential operator followed by a signed spiking encoder
+    GRADED = "graded"  # a differential operator, its output not spiking
+    RELAY = "relay"  # a neuron added where a synapse would see analog values
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place where an activation is applied.
+
+    ``key``: module path in the user's model, ``layer1.0.relu#1`` for the second call site;
+    ``target``: where its module lives in the captured graph; ``cap``: upper end of a clipped ReLU, or None.
+    """
+
+    key: str
+    target: str
+    kind: SiteKind = SiteKind.RELU
+    cap: float | None = None
+
+
+class Steps(NamedTuple):
+    """The time axis of one call of a network body.
+
+    ``T`` steps are folded into the batch, [T*N, ...]; ``constant`` says that inputs do not depend on time
+    and arrive once, [N, ...].
+    """
+
+    T: int
+    constant: bool = False

@@ -1,0 +1,139 @@
+"""Neuron values: what they accept, and the laws of their dynamics."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from conversion_ext.neurons import IF, Neuron, SignedEncoder, SignedIF, State, advance
+from conversion_ext.types import Family, Reset
+
+SPECS = (IF(), IF(v_init=0.0), IF(reset=Reset.ZERO), SignedIF(), SignedEncoder(), SignedEncoder(v_init=-0.25))
+
+
+def heaviside(z: Tensor) -> Tensor:
+    return (z >= 0).to(z.dtype)
+
+
+def start(spec: Neuron, x_seq: Tensor) -> State:
+    v = torch.full_like(x_seq[0], spec.v_init)
+    return (v, *(torch.zeros_like(v) for _ in spec.state[1:]))
+
+
+def dyadic(T: int, n: int, low: float, high: float, grid: int = 16) -> Tensor:
+    """Inputs [T, n] on a grid of 1/16: sums of them are exact in float32, and ties occur."""
+    return torch.randint(int(low * grid), int(high * grid) + 1, (T, n)) / grid
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=repr)
+def test_is_a_frozen_value(spec: Neuron) -> None:
+    assert spec == dataclasses.replace(spec)
+    assert hash(spec) == hash(dataclasses.replace(spec))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        spec.v_init = 0.1  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("kind", [IF, SignedIF])
+@pytest.mark.parametrize("v_init", [1, -0.1, float("nan"), "half"])
+def test_refuses_an_initial_potential_outside_the_threshold(kind: type[Neuron], v_init: float) -> None:
+    with pytest.raises(ValueError, match=r"v_init=.*\[0, 1\)"):
+        kind(v_init=v_init)
+
+
+@pytest.mark.parametrize("v_init", [0.51, -0.51, float("nan"), None])
+def test_encoder_refuses_an_initial_backlog_above_one_half(v_init: float) -> None:
+    with pytest.raises(ValueError, match=r"v_init=.*\[-1/2, 1/2\]"):
+        SignedEncoder(v_init=v_init)
+
+
+def test_refuses_a_reset_that_is_no_reset() -> None:
+    with pytest.raises(ValueError, match=r"reset='subtract'.*Reset\.SUBTRACT or Reset\.ZERO"):
+        IF(reset="subtract")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=repr)
+def test_spikes_take_only_the_values_of_the_family(spec: Neuron) -> None:
+    x_seq = dyadic(64, 500, -2, 2)
+    spikes, _ = advance(spec, x_seq, start(spec, x_seq), heaviside)
+    expected = [0.0, 1.0] if spec.family is Family.BINARY else [-1.0, 0.0, 1.0]
+    assert spikes.unique().tolist() == expected
+
+
+@pytest.mark.parametrize("spec", [s for s in SPECS if getattr(s, "reset", None) is not Reset.ZERO], ids=repr)
+def test_soft_reset_conserves_charge(spec: Neuron) -> None:
+    x_seq = dyadic(64, 500, -2, 2)
+    spikes, state = advance(spec, x_seq, start(spec, x_seq), heaviside)
+    assert torch.equal(state[0], spec.v_init + x_seq.sum(0) - spikes.sum(0))
+
+
+def test_hard_reset_starts_anew_after_each_spike() -> None:
+    x_seq = dyadic(64, 500, 0, 2)
+    spikes, _ = advance(IF(reset=Reset.ZERO), x_seq, start(IF(), x_seq), heaviside)
+    for n in range(20):  # every spike closes an interval whose charge reaches 1 with its last input only
+        charge = 0.5
+        for x, s in zip(x_seq[:, n].tolist(), spikes[:, n].tolist(), strict=True):
+            charge += x
+            assert (charge >= 1) == bool(s)
+            charge = 0.0 if s else charge
+
+
+@pytest.mark.parametrize("spec", [IF(), IF(v_init=0.0), IF(v_init=0.9375), SignedIF(), SignedIF(v_init=0.0)], ids=repr)
+def test_a_constant_input_gives_the_count_of_the_law(spec: Neuron) -> None:
+    T = 48
+    z = torch.arange(-32, 97, dtype=torch.float64) / 64  # from -1/2 to 3/2: below, within and above what can be said
+    x_seq = z.expand(T, -1)
+    spikes, _ = advance(spec, x_seq, start(spec, x_seq), heaviside)
+    assert torch.equal(spikes.sum(0), (T * z + spec.v_init).floor().clamp(0, T))
+
+
+def test_signed_if_never_takes_back_what_it_did_not_send() -> None:
+    x_seq = dyadic(200, 500, -1.5, 1.5)
+    spikes, (_, count) = advance(SignedIF(), x_seq, start(SignedIF(), x_seq), heaviside)
+    running = spikes.cumsum(0)
+    assert running.min() == 0
+    assert (spikes == -1).any()
+    assert torch.equal(count, running[-1])
+
+
+def test_signed_if_forgets_an_overshoot_that_if_keeps() -> None:
+    """A transient of +1, +1 then -1, -1 sums to 0: the signed neuron ends at a count of 0, the binary one at 2."""
+    x_seq = torch.tensor([1.0, 1.0, -1.0, -1.0, 0.0])[:, None]
+    counts = [advance(s, x_seq, start(s, x_seq), heaviside)[0].sum().item() for s in (SignedIF(), IF())]
+    assert counts == [0.0, 2.0]
+
+
+@pytest.mark.parametrize("v_init", [0.0, 0.5, -0.5])
+def test_encoder_keeps_its_backlog_within_one_half(v_init: float) -> None:
+    spec = SignedEncoder(v_init=v_init)
+    x_seq = torch.cat([dyadic(100, 500, -1, 1), torch.ones(50, 500), -torch.ones(50, 500)])
+    state = start(spec, x_seq)
+    total, sent = torch.full((500,), v_init), torch.zeros(500)
+    for x in x_seq:
+        s, state = spec.step(x, state, heaviside)
+        total, sent = total + x, sent + s
+        assert state[0].abs().max() <= 0.5
+        assert (total - sent).abs().max() <= 0.5
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=repr)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_advance_equals_steps_one_by_one(spec: Neuron, dtype: torch.dtype) -> None:
+    x_seq = torch.randn(20, 7, 5, dtype=dtype)
+    first = state = start(spec, x_seq)
+    steps: list[Tensor] = []
+    for x in x_seq:
+        s, state = spec.step(x, state, heaviside)
+        steps.append(s)
+    before = [x_seq.clone(), *(part.clone() for part in first)]
+    spikes, last = advance(spec, x_seq, first, heaviside)
+    assert torch.equal(spikes, torch.stack(steps))
+    assert all(torch.equal(a, b) for a, b in zip(last, state, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip([x_seq, *first], before, strict=True))  # nothing written to
+
+
+def test_a_neuron_without_dynamics_says_so() -> None:
+    with pytest.raises(TypeError, match=r"Neuron must define step\(\)"):
+        Neuron().step(torch.zeros(1), (torch.zeros(1),), heaviside)
