@@ -121,9 +121,7 @@ class _Builder:
         if module is not None and node.args == tuple(data) and not node.kwargs:
             return module, data
         template, keywords = map_arg((node.args, dict(node.kwargs)), lambda n: self.bind(n, data))
-        if module is not None:
-            return Function(module.__call__, template, keywords), data
-        return Function(node.target, template, keywords), data
+        return Function(node.target if module is None else module, template, keywords), data
 
     def bind(self, node: Node, data: list[Node]) -> Any:
         """Return what stands for an argument node in a bound function: a slot, or the constant itself."""

@@ -1,4 +1,4 @@
-"""Capture: a private copy of the user's network, in evaluation mode, as a torch.fx graph that knows the user's terms."""
+"""Capture: a private copy of the user's network, in evaluation mode, as a graph in the user's terms."""
 
 from __future__ import annotations
 
@@ -125,15 +125,15 @@ def _bake_parametrizations(model: nn.Module) -> None:
     for module in list(model.modules()):
         if not parametrize.is_parametrized(module):
             continue
+        lists: Any = module.parametrizations
         with torch.no_grad():
-            values = {name: getattr(module, name).clone() for name in module.parametrizations}
-        trained = {name: any(p.requires_grad for p in module.parametrizations[name].parameters()) for name in values}
-        is_parameter = {name: bool(list(module.parametrizations[name].parameters(recurse=False))) for name in values}
+            values = {name: getattr(module, name).clone() for name in lists}
         module.__class__ = parametrize.type_before_parametrizations(module)
         del module.parametrizations
         for name, value in values.items():
-            if is_parameter[name]:
-                module.register_parameter(name, nn.Parameter(value, requires_grad=trained[name]))
+            if list(lists[name].parameters(recurse=False)):
+                trained = any(p.requires_grad for p in lists[name].parameters())
+                module.register_parameter(name, nn.Parameter(value, requires_grad=trained))
             else:
                 module.register_buffer(name, value)
 
@@ -160,7 +160,7 @@ def _plain_layers(model: nn.Module) -> None:
 
 
 class _MutableProxy(Proxy):
-    """A proxy that records ``x += y`` as the in-place operation it is on tensors (torch.fx takes it for ``x = x + y``)."""
+    """A proxy that records ``x += y`` as what it is on tensors, in place; torch.fx takes it for ``x = x + y``."""
 
 
 def _record_in_place(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -21,27 +21,28 @@ __all__ = ["Evaluation", "evaluate"]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Classification results over a data set; fractions in [0, 1], keyed by time step t.
+    """Classification results over a data set: fractions in [0, 1], one per time step of ``at``.
 
-    ``accuracy``: {t: correct}; ``agreement``: {t: same class as the ANN}, empty without ``ann``;
+    ``accuracy`` [len(at)]: correct; ``agreement`` [len(at)]: same class as the ANN, None without ``ann``;
     ``ann_accuracy``: None without ``ann``; ``firing_rate``: {site: mean spikes per neuron and step};
     ``total_steps``: neuron steps run per sample; ``samples``: how many were seen.
     """
 
-    accuracy: dict[int, float]
-    agreement: dict[int, float]
+    at: tuple[int, ...]
+    accuracy: Tensor
+    agreement: Tensor | None
     ann_accuracy: float | None
     firing_rate: dict[str, float]
     total_steps: int
     samples: int
 
     def latency(self, drop: float = 0.01) -> int | None:
-        """Return the first t whose accuracy is at most ``drop`` below the ANN's, None where there is none."""
-        require(self.ann_accuracy is not None, "latency() compares with the ANN: pass ann= to evaluate().")
-        assert self.ann_accuracy is not None
+        """Return the first step of ``at`` whose accuracy is at most ``drop`` below the ANN's, None if there is none."""
+        if self.ann_accuracy is None:
+            raise ValueError("latency() compares with the ANN: pass ann= to evaluate().")
         # Accuracies are counts over the same samples; half a sample of slack keeps rounding out of the comparison.
         bound = self.ann_accuracy - drop - 0.5 / self.samples
-        return next((t for t, accuracy in self.accuracy.items() if accuracy >= bound), None)
+        return next((t for t, accuracy in zip(self.at, self.accuracy, strict=True) if accuracy >= bound), None)
 
 
 def evaluate(
@@ -90,9 +91,10 @@ def evaluate(
             ann.train(was_training)
     require(samples > 0, "The loader holds no batch; pass at least one (input, target).", CalibrationError)
     return Evaluation(
-        {t: int(c) / samples for t, c in zip(steps, correct, strict=True)},
-        {t: int(c) / samples for t, c in zip(steps, same, strict=True)} if ann is not None else {},
-        ann_correct / samples if ann is not None else None,
+        steps,
+        correct.double() / samples,
+        None if ann is None else same.double() / samples,
+        None if ann is None else ann_correct / samples,
         {key: total / samples for key, total in spikes.items()},
         T,
         samples,

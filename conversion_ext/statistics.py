@@ -110,8 +110,7 @@ class Histogram:
             old, self.depth = self.table, depth
             self.counters = self.counters.new_zeros(self.channels * depth * PER_OCTAVE + 1)
             self.below += pour(old, shift, self.table)
-        else:
-            rows = shift.nonzero().flatten()
+        elif len(rows := shift.nonzero().flatten()):
             old = self.table[rows]
             new = torch.zeros_like(old)
             self.below[rows] += pour(old, shift[rows], new)

@@ -29,7 +29,8 @@ def make_live(model: Model, *shape: int, seed: int = 0) -> Model:
         _fit(model, live_inputs(model, *shape, seed=seed))
         first, second = (_flat(model(x)) for x in live_inputs(model, *shape, seed=seed + 1)[:2].split(1))
     distance, size = float((first - second).norm()), float(first.norm())
-    assert distance >= 0.3 * size > 0, f"{type(model).__name__} is not live: |f(x1) - f(x2)| = {distance:.3g}, |f| = {size:.3g}"
+    name = type(model).__name__
+    assert distance >= 0.3 * size > 0, f"{name} is not live: |f(x1) - f(x2)| = {distance:.3g}, |f(x1)| = {size:.3g}"
     return model
 
 

@@ -103,8 +103,8 @@ def check_neuron(spec: Neuron, backend: str) -> None:
     """Raise BackendError unless ``spec`` brings the dynamics that a backend turns into a module."""
     require(
         isinstance(spec, Neuron) and type(spec).step is not Neuron.step,
-        f"The backend {backend!r} cannot build the neuron {spec!r}: use IF, SignedIF or SignedEncoder, or a subclass of "
-        "conversion_ext.neurons.Neuron that defines step().",
+        f"The backend {backend!r} cannot build the neuron {spec!r}: use IF, SignedIF or SignedEncoder, or a subclass "
+        "of conversion_ext.neurons.Neuron that defines step().",
         BackendError,
     )
 
@@ -122,7 +122,7 @@ def initial_potential(v_init: Tensor | float, x: Tensor) -> Tensor:
     )
     require(
         fits,
-        f"The initial potential has shape {list(start.shape)}, which does not broadcast to the neurons' {list(x.shape)}.",
+        f"The initial potential has shape {list(start.shape)}, which does not broadcast to neurons {list(x.shape)}.",
     )
     return torch.empty_like(x, dtype=start.dtype, requires_grad=False).copy_(start)
 
@@ -140,19 +140,25 @@ def check_state(state: Tensor, x: Tensor, what: str) -> None:
         )
 
 
-@functools.cache
 def citizen(module: str, name: str, *ours: type[nn.Module]) -> type[nn.Module]:
     """Return a class that is ``ours`` and, behind them, the class ``name`` of a framework's ``module``.
 
     The framework is imported now, not with this file; instances can be pickled although no file holds the class.
+    The same arguments give the same class.
     """
-    theirs = getattr(importlib.import_module(module), name)
+    key = (module, name, *ours)
+    if key not in _citizens:
+        theirs = getattr(importlib.import_module(module), name)
+        namespace = {
+            "__module__": ours[0].__module__,
+            "__doc__": ours[0].__doc__,
+            "__reduce_ex__": lambda self, protocol: (_new_citizen, key, self.__getstate__()),
+        }
+        _citizens[key] = type(ours[0].__name__, (*ours, theirs), namespace)
+    return _citizens[key]
 
-    def reduce(self: nn.Module, protocol: int) -> tuple[Any, ...]:
-        return _new_citizen, (module, name, *ours), self.__getstate__()
 
-    namespace = {"__module__": ours[0].__module__, "__doc__": ours[0].__doc__, "__reduce_ex__": reduce}
-    return type(ours[0].__name__, (*ours, theirs), namespace)
+_citizens: dict[tuple[Any, ...], type[nn.Module]] = {}
 
 
 def _new_citizen(module: str, name: str, *ours: type[nn.Module]) -> nn.Module:

@@ -90,10 +90,11 @@ def adopt(module: M) -> M:
     theirs = _framework("base")
     if isinstance(module, theirs.MemoryModule) or not (hasattr(module, "reset") or hasattr(module, "step_mode")):
         return module
+    adopted = cast(Any, module)
     step_mode = getattr(module, "step_mode", "s")
-    module.__dict__.update(_memories={}, _memories_rv={}, _backend="torch")
-    module.__class__ = citizen(BASE, "MemoryModule", type(module))
-    module.step_mode = step_mode  # what was a plain attribute is StepModule's property from now on
+    adopted.__dict__.update(_memories={}, _memories_rv={}, _backend="torch")  # what MemoryModule.__init__ would set
+    adopted.__class__ = citizen(BASE, "MemoryModule", type(module))
+    adopted.step_mode = step_mode  # what was a plain attribute is StepModule's property from now on
     return module
 
 

@@ -82,7 +82,7 @@ def expand_time(x: Tensor, steps: Steps) -> Tensor:
 
 
 class Function(nn.Module):
-    """A function or tensor method as a module of its data inputs, every other argument bound.
+    """A function, tensor method or module as a module of its data inputs, every other argument bound.
 
     ``template`` and ``keywords`` are the call's arguments with ``Slot(i)`` where data input i belongs.
     """
@@ -92,7 +92,7 @@ class Function(nn.Module):
 
     def __init__(self, target: Any, template: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         super().__init__()
-        self.target, self.template, self.keywords = target, template, keywords
+        self.target, self.template, self.keywords = target, template, keywords  # a module is registered by this
 
     def forward(self, *inputs: Tensor) -> Any:
         """Call the function on ``inputs``."""
@@ -103,7 +103,7 @@ class Function(nn.Module):
 
     def extra_repr(self) -> str:
         """Show what is called."""
-        return self.target if isinstance(self.target, str) else self.target.__name__
+        return self.target if isinstance(self.target, str) else getattr(self.target, "__name__", "")
 
 
 def _fill(part: Any, inputs: tuple[Tensor, ...]) -> Any:

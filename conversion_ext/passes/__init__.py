@@ -1,6 +1,5 @@
-"""Exact rewrites of the captured ANN, run in the order in which they are imported here."""
+"""Exact rewrites of the captured ANN, and the order in which they run."""
 
-# isort: off  (the order of these imports is the order of the passes)
 from __future__ import annotations
 
 from typing import Any
@@ -8,21 +7,31 @@ from typing import Any
 from torch.fx import GraphModule
 
 from conversion_ext.errors import ConversionError, UnsupportedError
+from conversion_ext.passes.activations import Activations
 from conversion_ext.passes.base import Pass, passes, refused, register_pass
-from conversion_ext.passes import out_of_place as out_of_place
-from conversion_ext.passes import fold_constants as fold_constants
-from conversion_ext.passes import activations as activations
-from conversion_ext.passes import functional_layers as functional_layers
-from conversion_ext.passes.batch_size import batch_problems, mark_batch_sizes
-from conversion_ext.passes import flatten as flatten
-from conversion_ext.passes import unshare as unshare
-from conversion_ext.passes import remove_noops as remove_noops
-from conversion_ext.passes import fold_batch_norm as fold_batch_norm
-from conversion_ext.passes import merge_activations as merge_activations
+from conversion_ext.passes.batch_size import BatchSize, batch_problems, mark_batch_sizes
+from conversion_ext.passes.flatten import Flattening
+from conversion_ext.passes.fold_batch_norm import FoldBatchNorm
+from conversion_ext.passes.fold_constants import FoldConstants
+from conversion_ext.passes.functional_layers import FunctionalLayers
+from conversion_ext.passes.merge_activations import MergeActivations
+from conversion_ext.passes.out_of_place import OutOfPlace
+from conversion_ext.passes.remove_noops import RemoveNoops
+from conversion_ext.passes.unshare import Unshare
 from conversion_ext.shapes import propagate
-# isort: on
 
 __all__ = ["Pass", "batch_problems", "passes", "register_pass", "run_passes"]
+
+register_pass("out_of_place", OutOfPlace())  # first: the others take every edge for a value
+register_pass("fold_constants", FoldConstants())
+register_pass("activations", Activations())
+register_pass("functional_layers", FunctionalLayers())
+register_pass("batch_size", BatchSize())
+register_pass("flatten", Flattening())
+register_pass("unshare", Unshare())
+register_pass("remove_noops", RemoveNoops())
+register_pass("fold_batch_norm", FoldBatchNorm())
+register_pass("merge_activations", MergeActivations())
 
 
 def run_passes(model: GraphModule, example: Any = None) -> None:
@@ -41,8 +50,8 @@ def run_passes(model: GraphModule, example: Any = None) -> None:
         broken = rewrite.ensures(model)
         if broken:
             raise ConversionError(f"The pass {name!r} broke its promise, please report it: {' '.join(broken)}")
-    if example is not None:
-        propagate(model, inputs)
     problems = refused(model)
     if problems:
         raise UnsupportedError("; ".join(map(str, problems)), problems)
+    if example is not None:
+        propagate(model, inputs)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from conversion_ext.graph import refresh
-from conversion_ext.passes.base import layers, register_pass
-from conversion_ext.passes.calls import CallsToModules, Refusal, Rule, parameter
+from conversion_ext.passes.base import layers
+from conversion_ext.passes.calls import CallsToModules, RefusedError, Rule, parameter
 
 __all__ = ["Activations", "clipped"]
 
@@ -62,12 +62,12 @@ def _rrelu(
     input: Any, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, inplace: bool = False
 ) -> nn.Module:
     if training:
-        raise Refusal("is random in evaluation mode too.", "Pass training=self.training.")
+        raise RefusedError("is random in evaluation mode too.", "Pass training=self.training.")
     return nn.RReLU(lower, upper)
 
 
 def _prelu(input: Any, weight: Tensor) -> nn.Module:
-    module = nn.PReLU(weight.numel(), device="meta")
+    module: Any = nn.PReLU(weight.numel(), device="meta")
     module.weight = parameter(weight)
     return module
 
@@ -89,7 +89,7 @@ def _functional_softmax(kind: type[nn.Module]) -> Rule:
 
 
 # Each rule repeats the signature of what it stands for: half of these functions are builtins without one.
-RULES: Mapping[object, Rule] = MappingProxyType({
+RULES: Mapping[Any, Rule] = MappingProxyType({
     F.relu: _relu, torch.relu: _relu, "relu": _relu,
     F.relu6: lambda input, inplace=False: clipped(0, 6),
     F.hardtanh: _hardtanh,
@@ -149,6 +149,3 @@ def _noncanonical(model: GraphModule) -> dict[str, nn.Module]:
         if wanted is not None and type(wanted) is not type(module):
             found[str(node.target)] = wanted
     return found
-
-
-register_pass("activations", Activations())

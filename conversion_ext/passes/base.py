@@ -36,7 +36,7 @@ def register_pass(name: str, rewrite: Pass) -> Pass:
 
 
 def layers(model: GraphModule, *types: type[nn.Module]) -> Iterator[tuple[Node, Any]]:
-    """Iterate over (node, layer) of the calls that a rewrite may touch: torch.nn behaviour, not in a skipped subtree."""
+    """Iterate over (node, layer) of the calls that a rewrite may touch: torch.nn behaviour, not skipped."""
     for node in list(model.graph.nodes):
         layer = layer_of(model, node, *types)
         if layer is not None:

@@ -14,7 +14,6 @@ from torch.fx import GraphModule, Interpreter, Node, map_arg
 
 from conversion_ext.errors import Problem
 from conversion_ext.graph import describe, key_of, refresh
-from conversion_ext.passes.base import register_pass
 
 __all__ = ["BatchSize", "batch_problems", "is_batch_size", "mark_batch_sizes"]
 
@@ -71,25 +70,24 @@ def _swap(args: Any, old: Node, new: Node) -> Any:
 
 def _source(node: Node) -> Node | None:
     """Return the tensor whose dimension 0 a size node reads: ``x.size(0)``, ``x.size()[0]`` or ``x.shape[0]``."""
+    args: tuple[Any, ...] = node.args
     if node.op == "call_method" and node.target == "size":
-        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-        return _node(node.args[0]) if dim == 0 else None
-    if node.target is operator.getitem and node.args[1] == 0:
-        sizes = _node(node.args[0])
-        whole = sizes is not None and sizes.target == "size" and len(sizes.args) == 1 and not sizes.kwargs
-        if sizes is not None and (whole or (sizes.target is getattr and sizes.args[1] == "shape")):
-            return _node(sizes.args[0])
-    return None
+        return args[0] if (args[1] if len(args) > 1 else node.kwargs.get("dim")) == 0 else None
+    sizes: Any = args[0] if node.target is operator.getitem and args[1] == 0 else None
+    return sizes.args[0] if _is_shape(sizes) else None
 
 
 def _is_size(node: Node) -> bool:
-    """Return whether the value of ``node`` is a shape, a size, or all sizes."""
-    return node.target == "size" or (node.target is getattr and node.args[1] == "shape") or _source(node) is not None
+    """Return whether the value of ``node`` is a shape or one of its sizes."""
+    return _is_shape(node) or (node.op == "call_method" and node.target == "size") or _source(node) is not None
 
 
-def _node(value: object) -> Node | None:
-    """Return ``value`` if it is a node."""
-    return value if isinstance(value, Node) else None
+def _is_shape(node: Any) -> bool:
+    """Return whether ``node`` is ``x.shape`` or ``x.size()``."""
+    if not isinstance(node, Node):
+        return False
+    attribute = node.target is getattr and node.args[1:2] == ("shape",)
+    return attribute or (node.op == "call_method" and node.target == "size" and len(node.args) == 1 and not node.kwargs)
 
 
 def _follows(tensor: Node, source: Node) -> bool:
@@ -223,6 +221,3 @@ def _mixed(three: _Seen, two: _Seen) -> str:
     if torch.allclose(alone, together, rtol=0.0, atol=1e-3 * float(three.norm[1:].max()), equal_nan=True):
         return ""
     return "gives a sample a value that depends on the other samples of the batch, or on chance."
-
-
-register_pass("batch_size", BatchSize())

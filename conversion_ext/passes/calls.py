@@ -13,13 +13,13 @@ from torch.fx import GraphModule, Node
 from conversion_ext.graph import attribute_of, key_of, refresh, replace_call
 from conversion_ext.passes.base import refuse
 
-__all__ = ["CallsToModules", "Refusal", "Rule", "parameter"]
+__all__ = ["CallsToModules", "RefusedError", "Rule", "parameter"]
 
 Rule = Callable[..., nn.Module | None]
 
 
-class Refusal(Exception):
-    """Raised by a rule that meets a call which cannot be converted: Refusal(reason, remedy)."""
+class RefusedError(Exception):
+    """Raised by a rule that meets a call which cannot be converted: RefusedError(reason, remedy)."""
 
 
 class CallsToModules:
@@ -31,13 +31,13 @@ class CallsToModules:
     arguments is left.
     """
 
-    def __init__(self, rules: Mapping[Callable[..., Any] | str, Rule]) -> None:
+    def __init__(self, rules: Mapping[Any, Rule]) -> None:
         self._rules = rules
 
     def run(self, model: GraphModule) -> None:
         """Replace every call that a rule covers."""
         for node, given, module in self._found(model):
-            if isinstance(module, Refusal):
+            if isinstance(module, RefusedError):
                 refuse(model, node, *module.args)
             else:
                 replace_call(model, node, module.eval(), (given,), key_of(node))
@@ -47,7 +47,7 @@ class CallsToModules:
         """No covered call is left, but those that a rule leaves or refuses."""
         return [f"{n.name} calls {n.target}." for n, _, module in self._found(model) if isinstance(module, nn.Module)]
 
-    def _found(self, model: GraphModule) -> Iterator[tuple[Node, Node, nn.Module | Refusal]]:
+    def _found(self, model: GraphModule) -> Iterator[tuple[Node, Node, nn.Module | RefusedError]]:
         """Iterate over (call, its input, module in its place)."""
         for node in list(model.graph.nodes):
             rule = self._rules.get(node.target) if node.op in ("call_function", "call_method") else None
@@ -56,7 +56,7 @@ class CallsToModules:
                 continue
             try:
                 module = rule(**given)
-            except Refusal as refusal:
+            except RefusedError as refusal:
                 module = refusal
             if module is not None:
                 yield node, given["input"], module

@@ -10,7 +10,6 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from conversion_ext.graph import insert_after, key_of, refresh, replace_call
-from conversion_ext.passes.base import register_pass
 from conversion_ext.passes.batch_size import is_batch_size
 
 __all__ = ["Flattening"]
@@ -57,11 +56,10 @@ def _found(model: GraphModule) -> list[tuple[Node, nn.Module, nn.Module | None]]
 
 def _flatten(name: str, node: Node) -> nn.Module | None:
     """Return the Flatten that stands for a call, or None."""
-    source = node.args[0]
-    assert isinstance(source, Node)
+    source: Any = node.args[0]
     shape = source.meta.get("shape")
     if name == "flatten":
-        given = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)) | dict(node.kwargs)
+        given: dict[str, Any] = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)) | dict(node.kwargs)
         start, end = given.get("start_dim", 0), given.get("end_dim", -1)
         static = isinstance(start, int) and isinstance(end, int)
         return nn.Flatten(start, end) if static and _after_batch(start, shape) else None
@@ -86,10 +84,10 @@ def _after_batch(dim: int, shape: Any) -> bool:
 
 def _pool(node: Node) -> tuple[nn.Module | None, nn.Module | None]:
     """Return the pooling, and the flattening after it, that stand for a mean over all spatial dimensions."""
-    source = node.args[0]
-    given = dict(zip(("dim", "keepdim"), node.args[1:], strict=False)) | dict(node.kwargs)
+    source: Any = node.args[0]
+    given: dict[str, Any] = dict(zip(("dim", "keepdim"), node.args[1:], strict=False)) | dict(node.kwargs)
     dims, keep = given.get("dim"), given.get("keepdim", False)
-    shape = source.meta.get("shape") if isinstance(source, Node) else None
+    shape = source.meta.get("shape")
     if not isinstance(shape, torch.Size) or dims is None or given.get("dtype") is not None:
         return None, None
     rank = len(shape)
@@ -97,6 +95,3 @@ def _pool(node: Node) -> tuple[nn.Module | None, nn.Module | None]:
     if rank - 2 not in _POOLS or sorted(dim % rank for dim in dims) != list(range(2, rank)):
         return None, None
     return _POOLS[rank - 2](1), None if keep else nn.Flatten()
-
-
-register_pass("flatten", Flattening())

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from conversion_ext.graph import module_of, refresh
-from conversion_ext.passes.base import layer_of, layers, register_pass
+from conversion_ext.passes.base import layer_of, layers
 
 __all__ = ["FoldBatchNorm"]
 
@@ -148,6 +148,3 @@ def _set(layer: Any, weight: Tensor, bias: Tensor) -> None:
     if layer.bias is not None:
         trained = layer.bias.requires_grad
     layer.bias = nn.Parameter(bias.to(old.dtype), requires_grad=trained)
-
-
-register_pass("fold_batch_norm", FoldBatchNorm())

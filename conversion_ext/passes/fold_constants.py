@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from conversion_ext.graph import attribute_of, refresh, rename_free
-from conversion_ext.passes.base import register_pass
 
 __all__ = ["FoldConstants"]
 
@@ -19,7 +18,7 @@ class FoldConstants:
 
     def run(self, model: GraphModule) -> None:
         """Evaluate all constant nodes and store what other nodes use."""
-        values: dict[Node, Any] = {node: attribute_of(model, node) for node in model.graph.nodes if node.op == "get_attr"}
+        values = _attributes(model)
         trained = {node for node, value in values.items() if isinstance(value, Tensor) and value.requires_grad}
         for node in list(model.graph.nodes):
             if not _is_constant(node, values):
@@ -36,13 +35,15 @@ class FoldConstants:
 
     def ensures(self, model: GraphModule) -> list[str]:
         """No function is left whose inputs are all parameters, buffers and plain values."""
-        stored = {node: attribute_of(model, node) for node in model.graph.nodes if node.op == "get_attr"}
-        return [
-            f"{node.name} is a constant left in the graph."
-            for node in model.graph.nodes
-            if _is_constant(node, stored) and isinstance(_evaluate(node, stored), Tensor)
-            and _equal(_evaluate(node, stored), _evaluate(node, stored))
-        ]  # fmt: skip
+        known = _attributes(model)
+        left = [node for node in model.graph.nodes if _is_constant(node, known)]
+        left = [node for node in left if _equal(_evaluate(node, known), _evaluate(node, known))]
+        return [f"{node.name} is a constant left in the graph." for node in left]
+
+
+def _attributes(model: GraphModule) -> dict[Node, Any]:
+    """Return {get_attr node: value}."""
+    return {node: attribute_of(model, node) for node in model.graph.nodes if node.op == "get_attr"}
 
 
 def _is_constant(node: Node, values: dict[Node, Any]) -> bool:
@@ -85,6 +86,3 @@ def _store(model: GraphModule, node: Node, value: Any, trained: bool) -> None:
         new = model.graph.get_attr(name)
     new.meta.update({key: node.meta[key] for key in ("key", "line") if key in node.meta})
     node.replace_all_uses_with(new)
-
-
-register_pass("fold_constants", FoldConstants())

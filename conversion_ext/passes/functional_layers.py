@@ -11,10 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Node
 
-from conversion_ext.passes.base import register_pass
-from conversion_ext.passes.calls import CallsToModules, Refusal, Rule, parameter
+from conversion_ext.passes.calls import CallsToModules, RefusedError, Rule, parameter
 
-__all__ = ["RULES"]
+__all__ = ["RULES", "FunctionalLayers"]
 
 
 def _max_pool(kind: type[nn.Module]) -> Rule:
@@ -76,7 +75,9 @@ def _conv_transpose(kind: Any) -> Rule:
 
 
 def _linear(input: Node, weight: Tensor, bias: Tensor | None = None) -> nn.Module | None:
-    return _with(nn.Linear(weight.shape[1], weight.shape[0], device="meta"), weight, bias) if weight.dim() == 2 else None
+    if weight.dim() == 1:
+        return None
+    return _with(nn.Linear(weight.shape[1], weight.shape[0], device="meta"), weight, bias)
 
 
 _BATCH_NORMS: dict[int, Any] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
@@ -87,7 +88,7 @@ def _batch_norm(
     bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
 ) -> nn.Module | None:  # fmt: skip
     if training or running_mean is None or running_var is None:
-        raise Refusal("normalizes with the statistics of the batch, in evaluation too.", "Use running statistics.")
+        raise RefusedError("normalizes with the statistics of the batch, in evaluation too.", "Use running statistics.")
     shape = input.meta.get("shape")
     if shape is None or (weight is None) != (bias is None):
         return None
@@ -118,8 +119,12 @@ def _group_norm(
 
 def _dropout(input: Node, p: float = 0.5, training: bool = True, inplace: bool = False) -> nn.Module:
     if training and p > 0:
-        raise Refusal("drops at random in evaluation mode too.", "Pass training=self.training, or use nn.Dropout.")
+        raise RefusedError("drops at random in evaluation mode too.", "Pass training=self.training, or use nn.Dropout.")
     return nn.Identity()
+
+
+def _plain_dropout(input: Node, p: float, train: bool) -> nn.Module:
+    return _dropout(input, p, train)
 
 
 def _interpolate(
@@ -130,9 +135,9 @@ def _interpolate(
 
 
 _DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)
-RULES: Mapping[object, Rule] = MappingProxyType({
+RULES: Mapping[Any, Rule] = MappingProxyType({
     **dict.fromkeys(_DROPOUTS, _dropout),
-    torch.dropout: lambda input, p, train: _dropout(input, p, train),
+    torch.dropout: _plain_dropout,
     F.max_pool1d: _max_pool(nn.MaxPool1d), torch.max_pool1d: _max_pool(nn.MaxPool1d),
     F.max_pool2d: _max_pool(nn.MaxPool2d), torch.max_pool2d: _max_pool(nn.MaxPool2d),
     F.max_pool3d: _max_pool(nn.MaxPool3d), torch.max_pool3d: _max_pool(nn.MaxPool3d),
@@ -153,4 +158,8 @@ RULES: Mapping[object, Rule] = MappingProxyType({
 })  # fmt: skip
 
 
-register_pass("functional_layers", CallsToModules(RULES))
+class FunctionalLayers(CallsToModules):
+    """Functional layers become modules that hold the same Parameter objects; random ones are refused."""
+
+    def __init__(self) -> None:
+        super().__init__(RULES)

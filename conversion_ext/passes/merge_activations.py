@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch.nn.functional as F
 from torch import nn
 from torch.fx import GraphModule, Node
 
 from conversion_ext.graph import refresh
-from conversion_ext.passes.base import layer_of, layers, register_pass
+from conversion_ext.passes.base import layer_of, layers
 
 __all__ = ["MergeActivations"]
 
@@ -107,15 +108,13 @@ def _non_negative(model: GraphModule) -> set[Node]:
 def _function_keeps_sign(node: Node, found: set[Node]) -> bool:
     """Return whether a function or method of values that are not negative, ``found``, gives such values."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    source: Any = next(iter(node.args), None)
     if node.target is F.pad:
         value = node.kwargs.get("value", node.args[3] if len(node.args) > 3 else None)
-        return node.args[0] in found and (value is None or (isinstance(value, int | float) and value >= 0))
+        return source in found and (value is None or (isinstance(value, int | float) and value >= 0))
     if name in ("add", "mul"):
-        pair = node.args if len(node.args) == 2 and not node.kwargs else (None,)
+        pair: tuple[Any, ...] = node.args if len(node.args) == 2 and not node.kwargs else (None,)
         return all(part in found or (isinstance(part, int | float) and part >= 0) for part in pair)
     if name in ("cat", "concat", "stack"):
         return bool(node.all_input_nodes) and all(part in found for part in node.all_input_nodes)
-    return (name in _MOVES or name == "getitem") and bool(node.args) and node.args[0] in found
-
-
-register_pass("merge_activations", MergeActivations())
+    return (name in _MOVES or name == "getitem") and source in found

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from conversion_ext.graph import module_of, refresh
-from conversion_ext.passes.base import refuse, register_pass
+from conversion_ext.passes.base import refuse
 
 __all__ = ["OutOfPlace"]
 
@@ -86,9 +87,8 @@ def _marked(name: str) -> bool:
 def _make_pure(model: GraphModule, node: Node) -> bool:
     """Give ``node`` the target that returns its result; return False when there is none."""
     if node.op == "call_module":
-        module = module_of(model, node)
-        if isinstance(module, nn.Module):
-            module.inplace = False
+        module: Any = module_of(model, node)
+        module.inplace = False
         return True
     if node.op == "call_method":
         name = str(node.target)[:-1]
@@ -164,6 +164,3 @@ def _is_number(node: Node) -> bool:
         return node.args[1] in ("shape", "ndim")
     pure = node.op == "call_function" and getattr(node.target, "__module__", "") in ("_operator", "math")
     return pure and bool(node.all_input_nodes) and all(map(_is_number, node.all_input_nodes))
-
-
-register_pass("out_of_place", OutOfPlace())

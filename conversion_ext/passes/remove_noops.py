@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
 from conversion_ext.graph import refresh
-from conversion_ext.passes.base import layer_of, refuse, register_pass
+from conversion_ext.passes.base import layer_of, refuse
 
 __all__ = ["RemoveNoops"]
 
@@ -58,11 +60,8 @@ def _is_noop(model: GraphModule, node: Node) -> bool:
     if node.op == "call_method":
         return node.target in _METHODS
     if node.target is getattr:
-        return node.args[1] == "data"
+        return node.args[1:] == ("data",)
     if _name(node) == "stochastic_depth":
-        given = dict(zip(("p", "mode", "training"), node.args[1:], strict=False)) | dict(node.kwargs)
+        given: dict[str, Any] = dict(zip(("p", "mode", "training"), node.args[1:], strict=False)) | dict(node.kwargs)
         return given.get("training", True) is False or given.get("p") == 0
     return node.target in (torch.clone, torch.detach)
-
-
-register_pass("remove_noops", RemoveNoops())

@@ -8,7 +8,6 @@ from typing import Any
 from torch.fx import GraphModule, Node
 
 from conversion_ext.graph import add_module, key_of, module_of, refresh
-from conversion_ext.passes.base import register_pass
 
 __all__ = ["Unshare"]
 
@@ -43,6 +42,3 @@ def _repeated(model: GraphModule) -> list[Node]:
             repeated.append(node)
         seen |= parts
     return repeated
-
-
-register_pass("unshare", Unshare())

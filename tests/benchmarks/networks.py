@@ -44,7 +44,7 @@ class Block(nn.Module):
 
 
 class ResNet20(nn.Sequential):
-    """A stem of stride 2 and three stages of three blocks (He et al., 2016), 16, 32 and 64 channels."""
+    """A stem with an overlapping max-pool and three stages of three blocks (He et al., 2016), 16, 32 and 64 channels."""
 
     def __init__(self) -> None:
         blocks, channels = [], 16
@@ -53,7 +53,7 @@ class ResNet20(nn.Sequential):
                 blocks.append(Block(channels, width, stride if index == 0 else 1))
                 channels = width
         super().__init__(
-            *conv(1, 16, 3, 2), nn.ReLU(), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)
+            *conv(1, 16), nn.ReLU(), nn.MaxPool2d(3, 2, 1), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)
         )
 
 

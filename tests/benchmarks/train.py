@@ -1,4 +1,4 @@
-"""Train the benchmark networks on Fashion-MNIST: ``python tests/benchmarks/train.py [NETWORK ...] [--epochs 4]``.
+"""Train the benchmark networks on Fashion-MNIST: ``python tests/benchmarks/train.py [NETWORK ...] [--epochs 3]``.
 
 The last 5,000 training images are held out: benchmarks develop on them and see the test images once. Weights go to
 ``tests/benchmarks/checkpoints``.
@@ -63,7 +63,7 @@ def main() -> None:
     """Train the networks named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("networks", nargs="*", default=list(NETWORKS))
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=3)
     arguments = parser.parse_args()
     CHECKPOINTS.mkdir(exist_ok=True)
     for name in arguments.networks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from conversion_ext.backends import get_backend
 from conversion_ext.neurons import IF, Neuron, SignedEncoder, SignedIF
 from conversion_ext.types import Reset
 
-snntorch = pytest.importorskip("snntorch")
+pytest.importorskip("snntorch")
+import snntorch
 from snntorch import surrogate, utils
 
 SPECS = (IF(), IF(reset=Reset.ZERO), SignedIF(), SignedEncoder())
@@ -26,7 +28,7 @@ def spec(request: pytest.FixtureRequest) -> Neuron:
     return request.param
 
 
-def network(spec: Neuron) -> nn.Sequential:
+def network(spec: Neuron) -> Any:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(5, 6), backend.neuron(spec), nn.Linear(6, 4), backend.neuron(spec))
 
@@ -44,7 +46,8 @@ def test_runs_in_an_ordinary_time_loop(spec: Neuron) -> None:
 
 
 def test_potentials_recorded_step_by_step_stay(spec: Neuron) -> None:
-    neuron, records, copies = backend.neuron(spec), [], []
+    neuron: Any = backend.neuron(spec)
+    records, copies = [], []
     with torch.no_grad():
         for x in torch.randn(10, 3, 5):
             neuron(x)
@@ -91,7 +94,8 @@ def test_reset_mem_resets_one_neuron(spec: Neuron) -> None:
 def test_a_surrogate_of_the_user_changes_gradients_and_no_spike(spec: Neuron) -> None:
     x_seq, grads, spikes = torch.randn(20, 3, 5, dtype=torch.float64), [], []
     for spike_grad in (surrogate.atan(), surrogate.fast_sigmoid(slope=5)):
-        neuron, x = backend.neuron(spec), x_seq.clone().requires_grad_()
+        neuron: Any = backend.neuron(spec)
+        x = x_seq.clone().requires_grad_()
         neuron.spike_grad = spike_grad
         spikes.append(backend.run(neuron, x, 0.25))
         spikes[-1].sum().backward()
@@ -103,7 +107,8 @@ def test_a_surrogate_of_the_user_changes_gradients_and_no_spike(spec: Neuron) ->
 def test_the_default_gradient_is_snntorchs_default(spec: Neuron) -> None:
     grads = []
     for spike_grad in (None, surrogate.atan()):
-        neuron, x = backend.neuron(spec), torch.linspace(-1, 1, 20)[:, None].requires_grad_()
+        neuron: Any = backend.neuron(spec)
+        x = torch.linspace(-1, 1, 20)[:, None].requires_grad_()
         if spike_grad is not None:
             neuron.spike_grad = spike_grad
         backend.run(neuron, x, 0.25).sum().backward()

@@ -162,7 +162,9 @@ def test_the_root_makes_citizens_of_all_it_is_built_from(complaints: Callable[[]
 @pytest.mark.parametrize("cupy", [False, True])
 @pytest.mark.parametrize("step_mode", ["s", "m"])
 def test_cupy_kernels_need_cuda_cupy_and_sequences(cuda: bool, cupy: bool, step_mode: str) -> None:
-    assert choose_backend(cuda, cupy, step_mode) == ("cupy" if (cuda, cupy, step_mode) == (True, True, "m") else "torch")
+    assert choose_backend(cuda, cupy, step_mode) == (
+        "cupy" if (cuda, cupy, step_mode) == (True, True, "m") else "torch"
+    )
 
 
 def test_a_surrogate_of_the_user_is_obeyed() -> None:

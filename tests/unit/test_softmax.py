@@ -141,7 +141,8 @@ def test_as_output_layer_of_a_spikingjelly_network(method: str) -> None:
 
     softmax = SpikingSoftmax(method=method, generator=2)
     last: Any = layer.Linear(20, 4)
-    nn.init.constant_(last.bias, -3.0)  # all logits negative
+    nn.init.normal_(last.weight)
+    nn.init.constant_(last.bias, -15.0)  # all logits negative
     net = nn.Sequential(layer.Linear(6, 20), neuron.IFNode(v_reset=None), last, softmax).double()
     x, T = torch.rand(20, 6, dtype=torch.float64) * 2, 200
     functional.set_step_mode(net, "m")

@@ -23,9 +23,9 @@ T, N = 16, 3
 Case = tuple[Callable[[], Stateful], list[tuple[int, ...]]]
 CASES: dict[str, Case] = {
     **{f"pool2d-{m}": (partial(SpikingMaxPool2d, 3, 2, 1, method=m), [(N, 9, 7, 6)]) for m in POOL_METHODS},
-    "pool1d": (partial(SpikingMaxPool1d, 2), [(N, 2, 9)]),
-    "pool3d": (partial(SpikingMaxPool3d, 2, padding=1), [(N, 2, 4, 5, 3)]),
-    "adaptive": (lambda: SpikingMaxPool.from_module(nn.AdaptiveMaxPool2d((2, None))), [(N, 2, 5, 3)]),
+    "pool1d": (partial(SpikingMaxPool1d, 3), [(N, 6, 31)]),
+    "pool3d": (partial(SpikingMaxPool3d, 2, padding=1), [(N, 4, 6, 5, 5)]),
+    "adaptive": (lambda: SpikingMaxPool.from_module(nn.AdaptiveMaxPool2d((2, None))), [(N, 6, 7, 5)]),
     **{f"softmax-{m}": (partial(SpikingSoftmax, -1, m, 0.5, 7), [(N, 5)]) for m in SOFTMAX_METHODS},
     # hardswish and the product: no last bit depends on the size of the batch, as that of torch.sigmoid does
     "hardswish": (lambda: Differential(nn.Hardswish()), [(N, 4, 3, 3)]),

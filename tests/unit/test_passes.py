@@ -1,0 +1,160 @@
+"""What single passes promise beyond leaving the function as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from live import live_inputs
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from traps import Net, trap
+
+from conversion_ext.capture import capture
+from conversion_ext.errors import ConversionError, UnsupportedError
+from conversion_ext.passes import passes, run_passes
+from conversion_ext.passes.activations import RULES
+
+
+def activation_calls() -> Iterator[Any]:
+    extra: dict[Any, tuple[Any, ...]] = {
+        "clamp": (0.0, 2.0), "clip": (0.0,), "clamp_min": (0,), "softmax": (1,), "log_softmax": (1,),
+        "threshold": (0.0, 0.0), "_threshold": (0.0, 0.0), "prelu": (torch.tensor([0.2], dtype=torch.double),),
+    }  # fmt: skip
+    for target in RULES:
+        name = target if isinstance(target, str) else getattr(target, "__name__", "")
+        args = extra.get(name, ())
+        call = (lambda x, n=name, a=args: getattr(x, n)(*a)) if isinstance(target, str) else (
+            lambda x, f=target, a=args: f(x, *a))  # fmt: skip
+        yield pytest.param(call, id=name if isinstance(target, str) else f"{target.__module__}.{name}")  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("call", list(activation_calls()))
+def test_every_functional_activation_becomes_a_module(call: Callable[[Tensor], Tensor]) -> None:
+    ann = Net(lambda net, x: call(x))
+    model = capture(ann)
+    run_passes(model)
+    x = torch.linspace(-8, 8, 30, dtype=torch.double).reshape(5, 6)
+    assert torch.equal(model(x), call(x))
+    assert [n.op for n in model.graph.nodes] == ["placeholder", "call_module", "output"]
+
+
+@pytest.mark.parametrize(
+    "ann", [nn.ReLU6(), nn.Hardtanh(0, 6), nn.ReLU6(inplace=True), Net(lambda n, x: x.clamp(0, 6))]
+)
+def test_clipped_relus_are_one_class(ann: nn.Module) -> None:
+    model = capture(nn.Sequential(ann))
+    run_passes(model)
+    (module,) = [m for m in model.modules() if not list(m.children()) and m is not model]
+    assert type(module) is nn.Hardtanh
+    assert (module.min_val, module.max_val, module.inplace) == (0, 6, False)
+
+
+def sites(ann: nn.Module, shape: tuple[int, ...]) -> list[str]:
+    model = capture(ann)
+    run_passes(model, torch.randn(2, *shape))
+    return [n.meta["key"] for n in model.graph.nodes if isinstance(_module(model, n), nn.ReLU | nn.Hardtanh)]
+
+
+def _module(model: GraphModule, node: Any) -> nn.Module | None:
+    return model.get_submodule(node.target) if node.op == "call_module" else None
+
+
+@pytest.mark.parametrize(
+    ("ann", "left"),
+    [
+        (nn.Sequential(nn.ReLU(), nn.ReLU()), ["0"]),
+        (nn.Sequential(nn.ReLU(), nn.MaxPool2d(2), nn.ReLU(), nn.AvgPool2d(2), nn.ReLU()), ["0"]),
+        (nn.Sequential(nn.MaxPool2d(2), nn.ReLU()), ["1"]),
+        (nn.Sequential(nn.ReLU(), nn.ReLU6()), ["1"]),
+        (nn.Sequential(nn.ReLU6(), nn.ReLU()), ["0"]),
+        (nn.Sequential(nn.ReLU6(), nn.Hardtanh(0, 4)), ["1"]),
+        (nn.Sequential(nn.ReLU(), nn.AvgPool2d(2), nn.ReLU6()), ["0", "2"]),
+        (nn.Sequential(nn.Hardtanh(0, 4), nn.ReLU6()), ["0"]),
+        (nn.Sequential(nn.ReLU(), nn.MaxPool2d(2), nn.ReLU6()), ["2"]),
+        (nn.Sequential(nn.Hardtanh(-1, 1), nn.ReLU()), ["0", "1"]),
+        (nn.Sequential(nn.ReLU(), nn.Upsample(scale_factor=2, mode="bicubic"), nn.ReLU()), ["0", "2"]),
+        (Net(lambda n, x: F.relu(F.relu(x) + F.relu(-x))), ["relu", "relu#1"]),
+        (Net(lambda n, x: F.relu(F.relu(x) - F.relu(-x))), ["relu", "relu#1", "relu#2"]),
+        (Net(lambda n, x: F.relu(torch.cat([F.relu(x), x], 1))), ["relu", "relu#1"]),
+        (Net(lambda n, x: F.relu(F.pad(F.relu(x), (1, 1), value=-1.0))), ["relu", "relu#1"]),
+    ],
+)
+def test_only_redundant_activations_are_removed(ann: nn.Module, left: list[str]) -> None:
+    assert sites(ann, (3, 8, 8)) == left
+
+
+def test_relu_moves_before_the_max_pool() -> None:
+    model = capture(nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(2), nn.MaxPool2d(2), nn.ReLU()))
+    run_passes(model)
+    assert [type(m) for n in model.graph.nodes if (m := _module(model, n))] == [
+        nn.Conv2d, nn.ReLU, nn.MaxPool2d, nn.MaxPool2d]  # fmt: skip
+
+
+def test_call_sites_share_parameters_until_folding_unties_them() -> None:
+    ann, shape = trap("tied")
+    ann.norm = nn.Identity()
+    model = capture(ann)
+    run_passes(model, live_inputs(ann, *shape))
+    weights = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
+    assert len([m for m in model.modules() if isinstance(m, nn.Linear)]) == 3
+    assert len(weights) == 1
+
+
+def test_functional_layers_hold_the_same_parameters() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        return F.linear(F.prelu(x, net.act.weight), net.head.weight)
+
+    ann = Net(forward, head=nn.Linear(3, 2), act=nn.PReLU())
+    model = capture(ann)
+    before = {id(p) for p in model.parameters()}
+    run_passes(model)
+    modules = [m for m in model.modules() if isinstance(m, nn.Linear | nn.PReLU)]
+    assert len(modules) == 2
+    assert {id(m.weight) for m in modules} <= before
+
+
+def test_skipped_modules_stay() -> None:
+    ann = nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Sequential(nn.ReLU(), nn.Dropout()))
+    model = capture(ann, skip=("1", "3"))
+    run_passes(model, torch.randn(2, 3, 5, 5))
+    kept = [n.target for n in model.graph.nodes if n.meta.get("skip")]
+    assert kept == ["1", "3"]
+    assert isinstance(model.get_submodule("1"), nn.BatchNorm2d)
+    assert len(model.get_submodule("3")) == 2  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("ann", "reason"),
+    [
+        (Net(lambda n, x: F.dropout(n.fc(x)), fc=nn.Linear(3, 3)), "random"),
+        (Net(lambda n, x: n.fc(x).zero_(), fc=nn.Linear(3, 3)), "in place"),
+        (Net(lambda n, x: F.batch_norm(x[..., None].expand(-1, -1, 3), None, None, training=True)), "batch"),
+    ],
+)
+def test_what_no_pass_can_rewrite_is_refused(ann: nn.Module, reason: str) -> None:
+    with pytest.raises(UnsupportedError, match=reason) as raised:
+        run_passes(capture(ann), torch.randn(2, 3))
+    (problem,) = raised.value.problems
+    assert problem.line.startswith("test_passes.py:")
+    assert problem.remedy
+
+
+def test_a_view_changed_behind_its_back_is_refused() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        y = net.conv(x)
+        F.relu_(y.flatten(1))
+        return y
+
+    with pytest.raises(UnsupportedError, match="view"):
+        run_passes(capture(Net(forward, conv=nn.Conv2d(3, 3, 3))))
+
+
+def test_a_pass_that_breaks_its_promise_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(passes.get("unshare")), "run", lambda self, model: None)
+    relu = nn.ReLU()
+    with pytest.raises(ConversionError, match="unshare"):
+        run_passes(capture(nn.Sequential(relu, nn.Linear(2, 2), relu)))
