@@ -13,10 +13,10 @@ from torch.fx.node import map_arg
 from conversion_ext import graph
 from conversion_ext.backends.base import Backend
 from conversion_ext.errors import UnsupportedError
-from conversion_ext.neurons import Neuron, SignedEncoder
+from conversion_ext.neurons import Neuron
 from conversion_ext.nn.differential import Differential
 from conversion_ext.nn.max_pool import SpikingMaxPool
-from conversion_ext.nn.site import Function, SpikingSite, expand_time
+from conversion_ext.nn.site import ExpandTime, Function, SpikingSite
 from conversion_ext.nn.softmax import SpikingSoftmax
 from conversion_ext.operators.activations import SignedRelay
 from conversion_ext.operators.base import Activation, Operator, operator_of
@@ -74,7 +74,7 @@ class _Builder:
         elif isinstance(meaning, Activation) and site is not None:
             relays = isinstance(graph.module_of(self.model, node), SignedRelay)
             source = node.args[0] if relays else self.differential(node) if varies else node
-            self.place(node, site, SignedEncoder(), source)
+            self.place(node, site, self.recipe.signed_encoder, source)
         elif isinstance(meaning, Activation) and varies:
             self.varying.add(self.differential(node, replace=True))
         elif isinstance(meaning, Pool) and varies:
@@ -148,8 +148,9 @@ class _Builder:
             if source in self.varying or not is_data or source is self.steps:
                 continue
             if source not in self.repeated:
+                name = graph.add_module(self.model, f"{source.name}_in_time", ExpandTime())
                 with self.model.graph.inserting_before(node):
-                    new = self.model.graph.call_function(expand_time, (source, self.steps))
+                    new = self.model.graph.call_module(name, (source, self.steps))
                 new.meta.update({k: v for k, v in source.meta.items() if k in ("key", "line", "shape")})
                 self.repeated[source] = new
             node.replace_input_with(source, self.repeated[source])

@@ -60,6 +60,7 @@ def capture(
         graph = tracer.trace(model)
     except Exception as error:
         raise _trace_failure(tracer, model, error) from error
+    graph._tracer_cls = None  # noqa: SLF001 (pickle would build our tracer without its arguments; fx's own will do)
     captured = GraphModule(model, graph, type(ann).__name__).eval()
     _name_nodes(captured)
     for node in captured.graph.nodes:

@@ -45,7 +45,7 @@ def check(
 
 def prepare(ann: nn.Module, inputs: tuple[Any, ...] | None, skip: Sequence[str], leaf: Sequence[Any]) -> GraphModule:
     """Return the captured graph of ``ann`` after all exact passes, with shapes where ``inputs`` are given."""
-    model = capture(ann, leaf=leaf, skip=skip)
+    model = capture(ann, leaf=leaf, skip=skip, inputs=1 if inputs is None else len(inputs))
     run_passes(model, inputs)
     return model
 

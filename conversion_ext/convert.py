@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from conversion_ext import graph
 from conversion_ext.assemble import assemble
@@ -25,8 +25,6 @@ from conversion_ext.relay import insert_relays
 from conversion_ext.types import Site, SiteKind
 
 __all__ = ["convert"]
-
-SIGNED_HEADROOM = 1.25  # a signed encoder whose threshold is max |f| itself falls behind and does not converge
 
 
 def convert(
@@ -147,7 +145,7 @@ def _thresholds(
             if site.key not in stats:
                 raise CalibrationError(f"{site.key} sends signed spikes, whose threshold needs calibration data.")
             largest = stats[site.key].maximum.max()
-            thresholds[site.key] = torch.where(largest > 0, SIGNED_HEADROOM * largest, 1.0)
+            thresholds[site.key] = torch.where(largest > 0, recipe.signed_encoder.headroom * largest, 1.0)
     by_source: dict[Any, list[str]] = {}
     for node in model.graph.nodes:
         if graph.key_of(node) in thresholds:

@@ -11,6 +11,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from conversion_ext.nn.root import Root
+from conversion_ext.nn.stateful import state_dtype
 from conversion_ext.types import Steps
 
 __all__ = ["Engine"]
@@ -61,8 +62,7 @@ class Accumulator:
     def add(self, leaves: list[Tensor]) -> None:
         """Add one step."""
         if self.totals is None:
-            wide = [torch.promote_types(leaf.dtype, torch.float32) for leaf in leaves]
-            self.totals = [torch.zeros_like(leaf, dtype=dtype) for leaf, dtype in zip(leaves, wide, strict=True)]
+            self.totals = [torch.zeros_like(leaf, dtype=state_dtype(leaf.dtype)) for leaf in leaves]
         for total, leaf in zip(self.totals, leaves, strict=True):
             total += leaf
 

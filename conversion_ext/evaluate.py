@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from conversion_ext.batches import check_inputs, labelled
 from conversion_ext.engine import Engine

@@ -103,12 +103,18 @@ class SignedEncoder(Neuron):
     """Encode a signed value: ``m = v + x; s = [m >= 1/2] - [m <= -1/2]; v = m - s``.
 
     Spikes are {-1, 0, 1} and their running sum follows the running sum of x; the backlog |v| stays at or
-    below 1/2 while |x| <= 1, so a threshold of max |f| is enough.
+    below 1/2 while |x| <= 1. What a differential operator emits exceeds max |f| now and then, so the threshold is
+    ``headroom`` times max |f| over the calibration data: room to catch up, without which the error does not fall.
     """
 
     v_init: float = 0.0
+    headroom: float = 1.25
 
     def __post_init__(self) -> None:
+        require(
+            isinstance(self.headroom, Real) and self.headroom >= 1,
+            f"SignedEncoder(headroom={self.headroom!r}): the threshold is at least max |f|, so headroom is 1 or more.",
+        )
         require(
             isinstance(self.v_init, Real) and -0.5 <= self.v_init <= 0.5,
             f"SignedEncoder(v_init={self.v_init!r}): the initial potential is a fraction of the threshold "

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from conversion_ext.encoders import ConstantCurrent, Encoder
 from conversion_ext.errors import require
-from conversion_ext.neurons import IF, Neuron
+from conversion_ext.neurons import IF, Neuron, SignedEncoder
 from conversion_ext.nn.max_pool import METHODS as POOL_METHODS
 from conversion_ext.nn.softmax import METHODS as SOFTMAX_METHODS
 from conversion_ext.normalizers import Normalizer, Percentile
@@ -20,6 +20,9 @@ __all__ = ["Recipe"]
 class Recipe:
     """How to convert: thresholds, neuron, pools, softmax, encoder and readout. ``dataclasses.replace`` varies one.
 
+    ``family`` says what the neurons of ReLU sites emit, so that binary and signed methods are never mixed up;
+    ``signed_encoder`` makes spikes of values of either sign (LeakyReLU, PReLU, relays).
+
     >>> Recipe(normalizer=Percentile(99.9), neuron=IF(v_init=0.0)).max_pool
     'count'
     """
@@ -31,6 +34,7 @@ class Recipe:
     encoder: Encoder = field(default_factory=ConstantCurrent)
     readout: Readout = field(default_factory=MeanOutput)
     family: Family = Family.BINARY
+    signed_encoder: SignedEncoder = field(default_factory=SignedEncoder)
 
     def __post_init__(self) -> None:
         for name, kind in (("normalizer", Normalizer), ("neuron", Neuron), ("encoder", Encoder), ("readout", Readout)):

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from live import make_live
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 __all__ = ["TRAPS", "Net", "trap"]
 
@@ -137,7 +138,7 @@ def parametrized() -> nn.Module:
         utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3)),
         utils.parametrizations.spectral_norm(nn.Conv2d(4, 4, 3)),
         utils.spectral_norm(nn.Conv2d(4, 4, 1)),
-        utils.prune.random_unstructured(nn.Conv2d(4, 4, 1), "weight", 0.5),
+        prune.random_unstructured(nn.Conv2d(4, 4, 1), "weight", 0.5),
     ]
     with pytest.warns(FutureWarning, match="weight_norm"):
         layers.append(utils.weight_norm(nn.Conv2d(4, 4, 1)))
@@ -155,7 +156,7 @@ def shared_relu() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3), relu, nn.Conv2d(4, 4, 3), relu)
 
 
-CONV = {"kernel_size": 3, "padding": 1}
+CONV: dict[str, Any] = {"kernel_size": 3, "padding": 1}
 BN, RELU, POOL, SOFT = nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, nn.Softmax
 # name: (network, shape of a sample, module types that must be gone, module types that must be left)
 TRAPS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Any, Any]] = {

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from conversion_ext.errors import BackendError, StateError, require
 from conversion_ext.neurons import Neuron
+from conversion_ext.nn.stateful import state_dtype
 from conversion_ext.registry import Registry
 
 __all__ = [
@@ -109,14 +110,9 @@ def check_neuron(spec: Neuron, backend: str) -> None:
     )
 
 
-def state_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype of the state of a neuron fed with x: float32 or wider (a bfloat16 counter stops at 256)."""
-    return torch.promote_types(x.dtype, torch.float32)
-
-
 def initial_potential(v_init: Tensor | float, x: Tensor) -> Tensor:
     """Return ``v_init`` as a potential of its own for input x [N, ...], in the memory layout of x."""
-    start = torch.as_tensor(v_init, dtype=state_dtype(x), device=x.device)
+    start = torch.as_tensor(v_init, dtype=state_dtype(x.dtype), device=x.device)
     fits = start.dim() <= x.dim() and all(
         a in (1, b) for a, b in zip(reversed(start.shape), reversed(x.shape), strict=False)
     )
@@ -132,7 +128,7 @@ def check_state(state: Tensor, x: Tensor, what: str) -> None:
 
     >>> check_state(torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bfloat16), "the pool")
     """
-    dtype = state_dtype(x)
+    dtype = state_dtype(x.dtype)
     if state.shape != x.shape or state.dtype != dtype or state.device != x.device:
         raise StateError(
             f"The state of {what} is {list(state.shape)}, {state.dtype} on {state.device}, but the input asks for "

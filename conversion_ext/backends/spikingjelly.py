@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any, TypeVar, cast
+from collections.abc import Callable
+from typing import Any, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +72,15 @@ class SpikingJellyNode(nn.Module):
         return {**self.__dict__, "_memories": dict(self.__dict__["_memories_rv"])}
 
 
+class Recursing(nn.Module):
+    """Lets a module whose base is ``MemoryModule`` call ``_apply`` as torch defines it."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # MemoryModule._apply has no `recurse`; what we adopt keeps no tensors where it would look for some.
+        nn.Module._apply(self, fn, recurse)
+        return self
+
+
 class SpikingJellyRoot(nn.Module):
     """The part of a converted network that makes SpikingJelly's ``functional`` accept all its modules."""
 
@@ -93,7 +103,7 @@ def adopt(module: M) -> M:
     adopted = cast(Any, module)
     step_mode = getattr(module, "step_mode", "s")
     adopted.__dict__.update(_memories={}, _memories_rv={}, _backend="torch")  # what MemoryModule.__init__ would set
-    adopted.__class__ = citizen(BASE, "MemoryModule", type(module))
+    adopted.__class__ = citizen(BASE, "MemoryModule", type(module), Recursing)
     adopted.step_mode = step_mode  # what was a plain attribute is StepModule's property from now on
     return module
 
@@ -127,7 +137,7 @@ class SpikingJellyBackend:
     def run(self, neuron: nn.Module, x_seq: Tensor, v_init: Tensor | float) -> Tensor:
         """Advance ``neuron`` over x_seq [T, N, ...], by sequence or by step as its step mode says."""
         node = cast(Any, neuron)
-        currents = x_seq.to(state_dtype(x_seq))
+        currents = x_seq.to(state_dtype(x_seq.dtype))
         if isinstance(node.v, Tensor):
             # SpikingJelly 2.0 would silently start anew from 0.
             check_state(node.v, currents[0], f"the neuron {type(node).__name__}")

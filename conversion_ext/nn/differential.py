@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from conversion_ext.errors import require
-from conversion_ext.nn.stateful import Stateful, running_sums, wide
+from conversion_ext.nn.stateful import Stateful, running_sums, state_dtype
 from conversion_ext.types import Family
 
 __all__ = ["Differential", "differential"]
@@ -26,7 +26,7 @@ def differential(function: Function, x_seqs: Sequence[Tensor], t: int, state: St
     """
     totals, previous = state
     given = reduce(torch.promote_types, (x_seq.dtype for x_seq in x_seqs))
-    dtype, T = wide(given), x_seqs[0].shape[0]
+    dtype, T = state_dtype(given), x_seqs[0].shape[0]
     sums = [running_sums(total, x_seq, dtype) for total, x_seq in zip(totals, x_seqs, strict=True)]
     steps = torch.arange(t + 1, t + T + 1, dtype=dtype, device=x_seqs[0].device)
     value = function(*((total / _column(steps, total)).flatten(0, 1) for total in sums))
@@ -90,7 +90,7 @@ class Differential(Stateful):
         function: Any = self.function
         if isinstance(function, nn.Module):
             weights = [*function.parameters(), *function.buffers()]
-            if any(w.is_floating_point() and w.dtype != wide(w.dtype) for w in weights):
+            if any(w.is_floating_point() and w.dtype != state_dtype(w.dtype) for w in weights):
                 function.float()
 
     def extra_repr(self) -> str:

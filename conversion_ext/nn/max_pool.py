@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from conversion_ext.errors import UnsupportedError, require
-from conversion_ext.nn.stateful import Stateful, accumulate, wide
+from conversion_ext.nn.stateful import Stateful, accumulate, state_dtype
 from conversion_ext.types import Family
 
 __all__ = ["METHODS", "SpikingMaxPool", "SpikingMaxPool1d", "SpikingMaxPool2d", "SpikingMaxPool3d"]
@@ -129,7 +129,7 @@ class SpikingMaxPool(Stateful):
         # torch pools many channels on the CPU two to four times faster in channels-last memory.
         last = x.dim() == 4 and x.shape[1] >= 8 and x.device.type == "cpu"
         form = torch.channels_last if last else torch.preserve_format
-        return torch.zeros_like(x, dtype=wide(x.dtype), memory_format=form)
+        return torch.zeros_like(x, dtype=state_dtype(x.dtype), memory_format=form)
 
     def _count(self, x: Tensor, t: int) -> Tensor:
         """Return the increase of the pooled running sum."""

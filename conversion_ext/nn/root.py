@@ -78,6 +78,17 @@ class Root(nn.Module):
             f"{len(self.record.plain()['sites'])}); load it into a conversion of the same model.",
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Unpickling traces the body anew and forgets what its nodes are called and which of them are tensors.
+        kept = [{k: node.meta[k] for k in ("key", "line", "shape") if k in node.meta} for node in self.body.graph.nodes]
+        return {**self.__dict__, "node_meta": kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        kept = state.pop("node_meta")
+        super().__setstate__(state)
+        for node, meta in zip(self.body.graph.nodes, kept, strict=True):
+            node.meta.update(meta)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Root:
         # States are not leaves of autograd after a forward with gradients: copy them detached, then forget them.
         for module in self.modules():

@@ -11,7 +11,7 @@ from conversion_ext.backends.base import Backend, get_backend
 from conversion_ext.neurons import Neuron
 from conversion_ext.types import Granularity, PerChannel, Steps
 
-__all__ = ["Function", "SpikingSite", "expand_time"]
+__all__ = ["ExpandTime", "Function", "SpikingSite"]
 
 
 class SpikingSite(nn.Module):
@@ -76,9 +76,12 @@ class SpikingSite(nn.Module):
         return f"key={self.key!r}, {self.spec}, threshold={scale}, scaled={self.scaled}"
 
 
-def expand_time(x: Tensor, steps: Steps) -> Tensor:
+class ExpandTime(nn.Module):
     """Repeat what does not depend on time, [N, ...] -> [T*N, ...]; a sequence already is [T*N, ...]."""
-    return x.unsqueeze(0).expand(steps.T, *x.shape).flatten(0, 1) if steps.constant else x
+
+    def forward(self, x: Tensor, steps: Steps) -> Tensor:
+        """Return x for each of the steps."""
+        return x.unsqueeze(0).expand(steps.T, *x.shape).flatten(0, 1) if steps.constant else x
 
 
 class Function(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from conversion_ext.errors import require
 from conversion_ext.nn.differential import differential
-from conversion_ext.nn.stateful import Stateful, running_sums, wide
+from conversion_ext.nn.stateful import Stateful, running_sums, state_dtype
 from conversion_ext.types import Family
 
 __all__ = ["METHODS", "SpikingSoftmax"]
@@ -78,7 +78,7 @@ class SpikingSoftmax(Stateful):
         if self.generator is None:
             self.generator = torch.Generator(x_seq.device).manual_seed(self.seed)
         with torch.no_grad():
-            v_seq = running_sums(self.total, x_seq, wide(x_seq.dtype))
+            v_seq = running_sums(self.total, x_seq, state_dtype(x_seq.dtype))
             self.total = v_seq[-1].clone()
             draw = self._each if self.method == "poisson" else self._one
             return torch.stack([draw(v) for v in v_seq]).to(x_seq.dtype)

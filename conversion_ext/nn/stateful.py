@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from conversion_ext.errors import StateError, require
 from conversion_ext.types import Family, Steps
 
-__all__ = ["Signature", "Stateful", "accumulate", "check_state", "running_sums", "wide"]
+__all__ = ["Signature", "Stateful", "accumulate", "check_signature", "running_sums", "state_dtype"]
 
 
 class Signature(NamedTuple):
@@ -21,7 +21,7 @@ class Signature(NamedTuple):
     device: torch.device
 
 
-def check_state(owner: str, seen: Signature | None, x_seq: Tensor) -> Signature:
+def check_signature(owner: str, seen: Signature | None, x_seq: Tensor) -> Signature:
     """Return the signature of a step of ``x_seq`` [T, N, ...]; raise StateError if it differs from ``seen``."""
     now = Signature(x_seq.shape[1:], x_seq.dtype, x_seq.device)
     if seen is not None and seen != now:
@@ -32,7 +32,7 @@ def check_state(owner: str, seen: Signature | None, x_seq: Tensor) -> Signature:
     return now
 
 
-def wide(dtype: torch.dtype) -> torch.dtype:
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype of the state for inputs of ``dtype``: float32 or wider (a bfloat16 count stops at 256)."""
     return torch.promote_types(dtype, torch.float32)
 
@@ -117,7 +117,7 @@ class Stateful(nn.Module):
         steps = args[-1] if args and isinstance(args[-1], Steps) else None
         x_seqs = self._sequences(args if steps is None else args[:-1], steps)
         name = type(self).__name__
-        seen = tuple(check_state(name, old, x_seq) for old, x_seq in zip(self._seen, x_seqs, strict=True))
+        seen = tuple(check_signature(name, old, x_seq) for old, x_seq in zip(self._seen, x_seqs, strict=True))
         y_seq = self.multi_step(*x_seqs)
         self._seen = seen
         self.t += x_seqs[0].shape[0]

@@ -13,7 +13,7 @@ from torch.fx import Node
 from conversion_ext.nn.channel_scale import ChannelScale
 from conversion_ext.nn.differential import Differential
 from conversion_ext.nn.max_pool import SpikingMaxPool
-from conversion_ext.nn.site import SpikingSite, expand_time
+from conversion_ext.nn.site import ExpandTime, SpikingSite
 from conversion_ext.nn.softmax import SpikingSoftmax
 from conversion_ext.operators.arithmetic import Multiple
 from conversion_ext.operators.base import Call, Operator, Units, ones, register_operator
@@ -114,7 +114,7 @@ class Repeat(Operator):
         return families[0]
 
 
-@register_operator(expand_time)
+@register_operator(ExpandTime)
 def repeat(node: Node, module: nn.Module | None) -> Operator:
     """Repetition over time."""
     return Repeat()

@@ -70,10 +70,10 @@ def _swap(args: Any, old: Node, new: Node) -> Any:
 
 def _source(node: Node) -> Node | None:
     """Return the tensor whose dimension 0 a size node reads: ``x.size(0)``, ``x.size()[0]`` or ``x.shape[0]``."""
-    args: tuple[Any, ...] = node.args
     if node.op == "call_method" and node.target == "size":
-        return args[0] if (args[1] if len(args) > 1 else node.kwargs.get("dim")) == 0 else None
-    sizes: Any = args[0] if node.target is operator.getitem and args[1] == 0 else None
+        tensor, dim, *_ = (*node.args, node.kwargs.get("dim"))
+        return tensor if dim == 0 and isinstance(tensor, Node) else None
+    sizes: Any = node.args[0] if node.target is operator.getitem and node.args[1] == 0 else None
     return sizes.args[0] if _is_shape(sizes) else None
 
 

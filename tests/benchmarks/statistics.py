@@ -118,8 +118,7 @@ def run_resnet(observed: bool) -> dict[str, Any]:
             times.append(time.perf_counter() - start)
         for stats in observer.stats.values():
             stats.quantile(P)
-    depths = [int(stats.state_dict()["depth"]) for stats in observer.stats.values()]
-    return {"times": times, "memory": peak(), "sites": len(sites), "depths": depths}
+    return {"times": times, "memory": peak(), "sites": len(sites)}
 
 
 def child(*arguments: str) -> dict[str, Any]:
@@ -157,10 +156,9 @@ def main(rounds: int) -> None:
             finish, memory = 1e3 * last[name].get("finish", 0), last[name]["memory"] / 2**20
             print(f"{name:24}{1e3 * median[name]:10.1f}{speed:7.1f}x{finish:11.1f}{memory:10.0f}{error:13.3%}")
     plain, observed = child("resnet", "0"), child("resnet", "1")
-    depths = observed["depths"]
     slower = np.median(observed["times"]) / np.median(plain["times"])
     print(
-        f"\nresnet50 per channel, {observed['sites']} sites, windows of {min(depths)} to {max(depths)} octaves: "
+        f"\nresnet50 per channel, {observed['sites']} sites: "
         f"{(observed['memory'] - plain['memory']) / 2**30:.2f} GiB more at the peak, {slower:.2f} x the forward pass"
     )
 

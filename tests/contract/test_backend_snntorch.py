@@ -71,7 +71,8 @@ def test_is_in_no_list_of_the_process_and_can_be_collected(spec: Neuron) -> None
 def test_snntorch_reset_of_another_network_leaves_it_alone(spec: Neuron) -> None:
     x_seq = torch.randn(20, 3, 5)
     expected = loop(network(spec), x_seq)
-    net, stock = network(spec), nn.Sequential(snntorch.Leaky(beta=0.9, init_hidden=True))
+    net: Any = network(spec)
+    stock: Any = nn.Sequential(snntorch.Leaky(beta=0.9, init_hidden=True))
     first = loop(net, x_seq[:10])
     stock(torch.ones(2, 3))
     for other in (stock, network(spec)):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -53,21 +52,24 @@ class Strict(Counter):
             raise ValueError(value)
         self.mode = value
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Strict:
+        return super()._apply(fn, recurse)  # torch's signature, which MemoryModule does not have
+
 
 @pytest.fixture
-def complaints(caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
+def complaints(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], str]]:
     """What SpikingJelly warned of: 2.0 through loguru (muted unless enabled), 0.0.0.0.14 through logging."""
     stream = io.StringIO()
     try:
         from loguru import logger
     except ImportError:
-        pass
-    else:
-        logger.remove()
-        logger.enable("spikingjelly")
-        logger.add(stream, level="WARNING")
-    caplog.set_level(logging.WARNING)
-    return lambda: stream.getvalue() + caplog.text
+        yield lambda: caplog.text
+        return
+    sink = logger.add(stream, level="WARNING")
+    logger.enable("spikingjelly")
+    yield lambda: stream.getvalue() + caplog.text
+    logger.disable("spikingjelly")
+    logger.remove(sink)
 
 
 def use_functional(net: nn.Module) -> None:

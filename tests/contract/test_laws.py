@@ -181,6 +181,18 @@ def test_copies_and_state_dicts_carry_the_conversion(backend):
     assert torch.equal(expected, cx.simulate(fresh, x[:3].detach(), 8).outputs)
 
 
+@pytest.mark.parametrize("name", ["residual", "gated", "tied"])
+@pytest.mark.parametrize("backend", available())
+def test_a_pickled_network_runs_the_same(name, backend, tmp_path):
+    ann, x = network(name, torch.float32)
+    snn = converted(ann, x, backend=backend)
+    expected = cx.simulate(snn, x[:3], 8).outputs
+    torch.save(snn, tmp_path / "snn.pt")
+    loaded = torch.load(tmp_path / "snn.pt", weights_only=False)
+    assert torch.equal(expected, cx.simulate(loaded, x[:3], 8).outputs)
+    assert loaded.conversion.table() == snn.conversion.table()
+
+
 def test_the_count_law_at_the_first_site():
     """Law 3: constant current z gives clamp(floor(T z + v_init), 0, T) spikes, here through a converted layer."""
     ann = nn.Sequential(nn.Linear(4, 50, dtype=torch.float64), nn.ReLU(), nn.Linear(50, 2, dtype=torch.float64))

@@ -331,6 +331,16 @@ def test_a_clipped_activation_bounds_what_follows() -> None:
     assert [thresholds[key].item() for key in ("a", "b")] == [2, 8]
 
 
+def test_zeros_of_padding_are_among_what_a_pool_sees() -> None:
+    model = nn.Sequential(nn.Conv1d(1, 1, 1), nn.AvgPool1d(2, padding=1), nn.Conv1d(1, 1, 1), nn.ReLU())
+    with torch.no_grad():
+        for index, weight, bias in ((0, -1.0, -5.0), (2, 1.0, 3.0)):
+            model[index].weight.fill_(weight)  # type: ignore[operator]
+            model[index].bias.fill_(bias)  # type: ignore[operator]
+    largest = model(torch.rand(50, 1, 6)).max().item()
+    assert 0 < largest <= bounds(symbolic_trace(model))[0].item()
+
+
 CANNOT: dict[str, Callable[[], nn.Module]] = {
     "1": lambda: nn.Sequential(nn.Linear(4, 4), nn.Softmax(1), nn.ReLU()),
     "2": lambda: nn.Sequential(nn.Conv1d(1, 2, 3), nn.Flatten(), nn.ReLU()),

@@ -1,0 +1,86 @@
+"""Plug-in points: names, duplicates, and a package that registers through an entry point."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import conversion_ext as cx
+from conversion_ext.registry import Registry
+
+PLUGIN = '''
+import conversion_ext as cx
+from torch import nn
+from conversion_ext.operators import Activation
+from conversion_ext.types import SiteKind
+
+cx.register_recipe("toy", cx.Recipe(cx.Maximum(), cx.IF(v_init=0.0)))
+
+class Swish(nn.Module):
+    def forward(self, x):
+        return x * x.sigmoid()
+
+@cx.register_operator(Swish)
+def swish(node, module):
+    """Swish."""
+    return Activation(SiteKind.GRADED)
+'''
+
+USE = '''
+import torch
+from torch import nn
+import conversion_ext as cx
+assert "toy" in cx.recipes.names(), cx.recipes.names()
+from toy_plugin import Swish
+ann = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), Swish(), nn.Linear(4, 2)).double()
+x = torch.randn(8, 3).double()
+snn = cx.convert(ann, x, recipe="toy", backend="reference", progress=False, leaf=(Swish,))
+assert (cx.simulate(snn, x, 4096, at=(4096,)).output - ann(x)).abs().max() < 5e-3
+print("plugged")
+'''
+
+
+def test_names_are_unique_and_unknown_ones_list_what_there_is():
+    shapes = Registry[int]("shape")
+    shapes.register("square", 4)
+    with pytest.raises(ValueError, match="square"):
+        shapes.register("square", 5)
+    with pytest.raises(cx.UnknownNameError, match="no shape named 'circle'; there are: square"):
+        shapes.get("circle")
+
+
+def test_an_installed_package_registers_through_its_entry_point(tmp_path: Path):
+    """A distribution on the path, as pip lays it out: module, metadata, entry point."""
+    (tmp_path / "toy_plugin.py").write_text(PLUGIN)
+    info = tmp_path / "toy_plugin-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-plugin\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[conversion_ext.plugins]\ntoy = toy_plugin\n")
+    root = Path(__file__).parents[2]
+    path = f"{tmp_path}:{root}"
+    done = subprocess.run(
+        [sys.executable, "-c", USE], env={"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PATH": ""},
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.stdout.strip() == "plugged", done.stderr[-2000:]
+
+
+def test_importing_the_package_imports_no_framework():
+    code = "import sys, conversion_ext; print([m for m in ('spikingjelly', 'snntorch', 'matplotlib') if m in sys.modules])"
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": root, "PATH": ""}, capture_output=True, text=True, check=False,
+        timeout=120,
+    )  # fmt: skip
+    assert done.stdout.strip() == "[]", done.stderr[-2000:]
+
+
+def test_public_names_exist_and_are_few():
+    assert len(cx.__all__) < 45
+    for name in cx.__all__:
+        assert hasattr(cx, name), name
+    for name in ("recipes", "normalizers", "backends"):
+        assert getattr(cx, name).__all__
