@@ -28,6 +28,7 @@ from conversion_ext.readouts import MeanOutput
 from conversion_ext.recipe import Recipe
 from conversion_ext.recipes import register_recipe
 from conversion_ext.simulate import Simulation, simulate
+from conversion_ext.twin import Forecast, forecast, twin
 from conversion_ext.types import PerChannel, PerLayer, Reset
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "Conversion",
     "ConversionError",
     "Evaluation",
+    "Forecast",
     "Maximum",
     "MeanOutput",
     "PerChannel",
@@ -56,6 +58,7 @@ __all__ = [
     "convert",
     "encoders",
     "evaluate",
+    "forecast",
     "neurons",
     "nn",
     "normalizers",
@@ -68,5 +71,6 @@ __all__ = [
     "register_recipe",
     "reset",
     "simulate",
+    "twin",
 ]
 __version__ = "0.1.0"

@@ -32,8 +32,9 @@ def assemble(
 ) -> None:
     """Make ``model`` spike, in place: its last input becomes ``steps``, and every site a :class:`SpikingSite`.
 
-    Whatever does not depend on a spike does not depend on time under constant current: it stays as it is and runs
-    once on [N, ...]; where such a value meets time-varying ones it is repeated.
+    What is linear in the input and depends on no spike does not depend on time under constant current: it stays as
+    it is and runs once on [N, ...]; where such a value meets time-varying ones it is repeated. Pools and functions
+    that are not homogeneous always live in time, since an input may be a sequence of frames.
     """
     builder = _Builder(model, {site.key: site for site in sites}, thresholds, recipe, backend)
     for node in list(model.graph.nodes):
@@ -73,11 +74,11 @@ class _Builder:
             self.place(node, site, self.recipe.neuron, node.args[0])
         elif isinstance(meaning, Activation) and site is not None:
             relays = isinstance(graph.module_of(self.model, node), SignedRelay)
-            source = node.args[0] if relays else self.differential(node) if varies else node
+            source = node.args[0] if relays else self.differential(node)
             self.place(node, site, self.recipe.signed_encoder, source)
-        elif isinstance(meaning, Activation) and varies:
+        elif isinstance(meaning, Activation):
             self.varying.add(self.differential(node, replace=True))
-        elif isinstance(meaning, Pool) and varies:
+        elif isinstance(meaning, Pool):
             self.pool(node)
         elif varies:
             self.repeat_static(node)
@@ -88,10 +89,7 @@ class _Builder:
         threshold = self.thresholds[site.key]
         granularity: Granularity = self.recipe.normalizer.granularity if threshold.dim() else PerLayer()
         module = SpikingSite(site.key, spec, self.backend, threshold, granularity, source not in self.varying)
-        if source is node:  # a signed site that sees a constant: its function stays, the encoder follows
-            new = graph.insert_after(self.model, node, module, f"{site.target}_encoder", (self.steps,))
-        else:
-            new = graph.replace_call(self.model, node, module, (source, self.steps), site.target)
+        new = graph.replace_call(self.model, node, module, (source, self.steps), site.target)
         new.meta["key"] = site.key
         self.varying.add(new)
 
@@ -138,6 +136,7 @@ class _Builder:
     def pool(self, node: Node) -> None:
         """Replace a max-pool by its spiking form."""
         module = SpikingMaxPool.from_module(graph.module_of(self.model, node), method=self.recipe.max_pool)
+        module.static_inputs = (node.args[0] not in self.varying,)
         args = (node.args[0], self.steps)
         self.varying.add(graph.replace_call(self.model, node, module, args, str(node.target)))
 

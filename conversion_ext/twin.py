@@ -1,0 +1,100 @@
+"""The static limit of a spiking network: its ANN with activations rounded to what T steps can express."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from conversion_ext.backends.base import initial_potential
+from conversion_ext.batches import check_inputs, labelled
+from conversion_ext.errors import CalibrationError, require
+from conversion_ext.neurons import advance
+from conversion_ext.nn.root import Root, reset
+from conversion_ext.nn.site import SpikingSite
+from conversion_ext.types import Steps
+
+__all__ = ["Forecast", "Twin", "forecast", "twin"]
+
+
+class Rate(nn.Module):
+    """Replace a site's activation by the rate that its neuron reaches in T steps of constant current."""
+
+    def __init__(self, site: SpikingSite, T: int) -> None:
+        super().__init__()
+        self.site = site
+        self.T = T
+
+    def forward(self, x: Tensor, _: Steps) -> Tensor:
+        """Return rates for currents [N, ...], times lambda where the site is unfolded."""
+        scale = self.site.view(x.dim()).to(x.dtype) if self.site.scaled else torch.ones((), dtype=x.dtype)
+        z = x / scale
+        v = initial_potential(self.site.v_init, z)
+        state = (v, *(torch.zeros_like(v) for _ in self.site.spec.state[1:]))
+        spikes, _state = advance(self.site.spec, z.expand(self.T, *z.shape), state, lambda m: (m >= 0).to(m.dtype))
+        return spikes.mean(0) * scale
+
+
+class Twin(nn.Module):
+    """An ANN as accurate as the spiking network could be at T steps if every spike train were even."""
+
+    def __init__(self, snn: Root, T: int) -> None:
+        super().__init__()
+        self.T = T
+        self.body = copy.deepcopy(snn).body
+        for node in self.body.graph.nodes:
+            module = self.body.get_submodule(str(node.target)) if node.op == "call_module" else None
+            if isinstance(module, SpikingSite):
+                owner, _, name = str(node.target).rpartition(".")
+                setattr(self.body.get_submodule(owner), name, Rate(module, T))
+
+    def forward(self, *inputs: Any) -> Any:
+        """Return the output [N, ...] in ANN units."""
+        # One step after a reset: pools are plain pools then, and differential operators plain functions.
+        reset(self)
+        return self.body(*inputs, Steps(1))
+
+
+def twin(snn: Root, T: int) -> Twin:
+    """Return the ANN whose activations are the rates that ``snn``'s neurons reach in T steps of constant current.
+
+    For soft-reset IF neurons an activation becomes ``threshold * clamp(floor(T z + v_init), 0, T) / T``, that is
+    ceil(log2(T + 1)) bits. It has no time, hence no unevenness error: what it loses against the ANN is clipping and
+    quantization, what the spiking network loses against it is unevenness. One forward forecasts the accuracy at T.
+    """
+    require(isinstance(snn, Root), f"snn is a {type(snn).__name__}; pass what conversion_ext.convert returned.", TypeError)
+    require(isinstance(T, int) and T >= 1, f"T={T!r}: the number of time steps is an integer >= 1.")
+    return Twin(snn, T).eval()
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Accuracy of the twin, fractions in [0, 1], one per number of steps in ``T``."""
+
+    T: tuple[int, ...]
+    accuracy: Tensor
+    samples: int
+
+
+def forecast(snn: Root, loader: Any, T: Sequence[int] = (1, 2, 4, 8, 16), *, progress: bool = True) -> Forecast:
+    """Return the accuracy that each number of steps can reach at best: which T do I need?
+
+    ``loader``: a re-iterable of (input [N, ...], target [N]) batches. Every T costs one forward of the twin; the
+    spiking network itself stays below, by its unevenness error.
+    """
+    twins = [twin(snn, steps) for steps in T]
+    require(bool(twins), "T=(): name at least one number of steps.")
+    right, samples = torch.zeros(len(twins), dtype=torch.long), 0
+    for index, (x, target) in enumerate(tqdm(labelled(loader), desc="forecast", disable=not progress)):
+        inputs = x if isinstance(x, tuple) else (x,)
+        check_inputs(inputs, snn, f"Batch {index}")
+        with torch.no_grad():
+            right += torch.stack([(network(*inputs).argmax(1) == target).sum() for network in twins]).cpu()
+        samples += len(target)
+    require(samples > 0, "The loader holds no batch; pass at least one (input, target).", CalibrationError)
+    return Forecast(tuple(T), right.double() / samples, samples)

@@ -1,0 +1,59 @@
+"""The twin is the static limit: quantized activations, no time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import conversion_ext as cx
+from tests import zoo
+from tests.live import live_inputs, make_live
+
+pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
+
+
+@pytest.mark.parametrize("fold", [True, False])
+@pytest.mark.parametrize("T", [1, 3, 8])
+def test_the_twin_rounds_activations(T, fold):
+    """Against the network written out by hand, with the closed form of the count law in the place of each ReLU."""
+    ann = make_live(zoo.Inception(), *zoo.IMAGE).double()
+    x = live_inputs(ann, *zoo.IMAGE)
+    snn = cx.convert(ann, x, recipe=cx.Recipe(cx.Percentile(95.0)), backend="reference", progress=False, fold=fold)
+    thresholds = iter(snn.conversion.thresholds.values())
+
+    def rounded(z):
+        scale = next(thresholds).reshape(1, -1, 1, 1)
+        return scale * torch.clamp(torch.floor(T * z / scale + 0.5), 0, T) / T
+
+    y = rounded(ann.stem(x))
+    pooled = nn.functional.max_pool2d(y, 3, stride=1, padding=1)
+    parts = [rounded(z) for z in (ann.one(y), ann.three(y), ann.pooled(pooled))]
+    y = nn.functional.max_pool2d(torch.cat(parts, 1), 2).mean((2, 3))
+    network = cx.twin(snn, T)
+    torch.testing.assert_close(network(x), ann.head(y))
+    torch.testing.assert_close(network(x), ann.head(y))  # it has no memory
+
+
+@pytest.mark.parametrize("name", zoo.SMALL)
+def test_the_twin_converges_to_the_network(name):
+    build, shape = zoo.SMALL[name]
+    ann = make_live(build(), *shape).double()
+    x = live_inputs(ann, *shape)
+    snn = cx.convert(ann, x, recipe=cx.Recipe(cx.Maximum()), backend="reference", progress=False)
+    expected = torch.utils._pytree.tree_leaves(ann(x))
+    coarse, fine = (torch.utils._pytree.tree_leaves(cx.twin(snn, T)(x)) for T in (4, 256))
+    for e, a, b in zip(expected, coarse, fine, strict=True):
+        assert (b - e).norm() < 0.02 * e.norm()
+        assert (b - e).norm() < 0.5 * (a - e).norm() or (a - e).norm() < 1e-9
+
+
+def test_forecast_is_the_accuracy_of_the_twins():
+    ann = make_live(zoo.Residual(), *zoo.IMAGE)
+    x = live_inputs(ann, *zoo.IMAGE, samples=40)
+    y = ann(x).argmax(1)
+    snn = cx.convert(ann, x, backend="reference", progress=False)
+    found = cx.forecast(snn, [(x[:30], y[:30]), (x[30:], y[30:])], T=(1, 4, 64), progress=False)
+    expected = [(cx.twin(snn, T)(x).argmax(1) == y).double().mean() for T in (1, 4, 64)]
+    assert found.accuracy.tolist() == [float(e) for e in expected]
+    assert found.accuracy[2] >= 0.8 > found.accuracy[0]
