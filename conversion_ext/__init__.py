@@ -20,7 +20,7 @@ from conversion_ext.errors import (
 from conversion_ext.evaluate import Evaluation, evaluate
 from conversion_ext.neurons import IF, SignedIF
 from conversion_ext.nn.root import reset
-from conversion_ext.normalizers import Maximum, Percentile
+from conversion_ext.normalizers import Maximum, MeanSquaredError, Percentile
 from conversion_ext.normalizers.base import register_normalizer
 from conversion_ext.operators.base import register_operator
 from conversion_ext.passes.base import register_pass
@@ -42,6 +42,7 @@ __all__ = [
     "Forecast",
     "Maximum",
     "MeanOutput",
+    "MeanSquaredError",
     "PerChannel",
     "PerLayer",
     "Percentile",

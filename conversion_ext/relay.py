@@ -23,7 +23,7 @@ def insert_relays(model: GraphModule) -> list[str]:
     """Put a relay before every synapse that would see sums, averages or graded values; return the relays' keys.
 
     A value that cannot be negative gets a ReLU, hence a binary neuron; any other an identity that is encoded in
-    signed spikes. What depends on the image alone stays analog: that current is the network's input. Identity
+    signed spikes. What is linear in the image stays analog: that current is the network's input. Identity
     shortcuts reach their sum through a ChannelScale, a depthwise synapse that sees spikes, and need none.
     """
     families, positive = _values(model)
@@ -47,7 +47,7 @@ def insert_relays(model: GraphModule) -> list[str]:
 
 
 def _values(model: GraphModule) -> tuple[Mapping[Node, Family], Mapping[Node, bool]]:
-    """Return, for every node that depends on a spike, what values it takes and whether they cannot be negative."""
+    """Return, for every node that depends on an activation, what values it takes and whether none is negative."""
     families: dict[Node, Family] = {}
     positive: dict[Node, bool] = {}
     for node in model.graph.nodes:
@@ -55,7 +55,7 @@ def _values(model: GraphModule) -> tuple[Mapping[Node, Family], Mapping[Node, bo
         inputs = [source for source in node.all_input_nodes if source in families]
         if not isinstance(meaning, Operator) or type(meaning) is Operator:
             continue  # an obstacle that is reported later, or a size, parameter or output
-        if isinstance(meaning, Activation) and (inputs or meaning.kind is not SiteKind.GRADED):
+        if isinstance(meaning, Activation):
             families[node] = EMITS[meaning.kind]
             positive[node] = meaning.kind is SiteKind.RELU or isinstance(graph.module_of(model, node), nn.Sigmoid)
         elif inputs:

@@ -2,10 +2,11 @@
 
 from conversion_ext.normalizers.base import Normalizer, normalizers, register_normalizer
 from conversion_ext.normalizers.maximum import Maximum
+from conversion_ext.normalizers.mean_squared_error import MeanSquaredError
 from conversion_ext.normalizers.model_based import ModelBased
 from conversion_ext.normalizers.percentile import Percentile
 from conversion_ext.registry import import_siblings
 
-__all__ = ["Maximum", "ModelBased", "Normalizer", "Percentile", "normalizers", "register_normalizer"]
+__all__ = ["Maximum", "MeanSquaredError", "ModelBased", "Normalizer", "Percentile", "normalizers", "register_normalizer"]
 
 import_siblings(__name__, list(__path__))

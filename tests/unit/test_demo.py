@@ -57,7 +57,7 @@ def test_digits_are_split_without_overlap():
     digits = data.load("digits")
     images = [part.tensors[0].flatten(1).numpy() * 16 for part in (digits.train, digits.test)]
     ours = np.concatenate(images).astype(int)
-    theirs = load_digits().data.astype(int)
+    theirs = load_digits(return_X_y=True)[0].astype(int)
     assert sorted(map(tuple, ours)) == sorted(map(tuple, theirs))
     assert len(digits.test) == 600
     assert torch.equal(digits.calibration.tensors[0], digits.train.tensors[0][: len(digits.calibration)])

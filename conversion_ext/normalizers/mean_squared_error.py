@@ -1,0 +1,59 @@
+"""The threshold with the least quantization error for a given number of steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from conversion_ext.errors import require
+from conversion_ext.normalizers.base import Normalizer, register_normalizer
+from conversion_ext.types import Granularity, PerChannel
+
+if TYPE_CHECKING:
+    from conversion_ext.observe import ActivationStats
+
+__all__ = ["MeanSquaredError"]
+
+# Candidates, in units of the power of two just below the largest activation, which is in [1, 2).
+CANDIDATES = 2.0 ** torch.arange(-6, 1, 0.02, dtype=torch.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanSquaredError(Normalizer):
+    """``lambda`` minimizes ``E[(a - q(a))^2]``, ``q(a) = lambda/T clamp(floor(T a / lambda + offset), 0, T)``.
+
+    ``offset = 1/2`` rounds, as neurons with ``v_init = 1/2`` do for constant current; 0 floors (``v_init = 0``, and
+    Li et al.). The expectation is over the recorded distribution, the search over candidates 1.4 % apart; T is
+    that of :func:`conversion_ext.convert`. Thresholds grow with T, towards the maximum.
+
+    Reference: Li, Deng, Dong, Gong, Gu, ICML 2021 (a grid of 95 candidates, flooring, on batches).
+    """
+
+    granularity: Granularity = field(default=PerChannel())
+    offset: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.offset < 1, f"MeanSquaredError(offset={self.offset!r}): it is the initial potential, in [0, 1).")
+
+    @property
+    def needs_T(self) -> bool:
+        """Whether the number of time steps must be known."""
+        return True
+
+    def threshold(self, stats: ActivationStats, T: int | None) -> Tensor:
+        """Return the best candidate, [] or [C]; 0 where no activation was positive."""
+        assert T is not None
+        values, counts, scale = stats.bins()
+        candidates = CANDIDATES.to(values.device)
+        levels = candidates / T
+        rounded = torch.floor(values[:, None] / levels + self.offset).clamp_(0, T) * levels
+        error = counts.double() @ (values[:, None] - rounded).square_()  # one product for all channels and candidates
+        best = torch.where(stats.dead.reshape(-1), 0.0, candidates[error.argmin(1)] * scale)
+        return best.reshape(stats.maximum.shape)
+
+
+register_normalizer("mean_squared_error", MeanSquaredError)
