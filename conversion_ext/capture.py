@@ -21,7 +21,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from conversion_ext.errors import Problem, UnsupportedError, require
-from conversion_ext.graph import is_stock, module_of
+from conversion_ext.graph import is_number, is_stock, module_of
 
 __all__ = ["capture"]
 
@@ -164,13 +164,18 @@ class _MutableProxy(Proxy):
     """A proxy that records ``x += y`` as what it is on tensors, in place; torch.fx takes it for ``x = x + y``."""
 
 
-def _record_in_place(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the method of a proxy that records a call of ``function``."""
-    return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
+def _record_in_place(name: str) -> Callable[..., Any]:
+    """Return the method of a proxy that records ``x += y``; numbers are not memory, for them it is ``x = x + y``."""
+
+    def method(self: Proxy, other: Any) -> Proxy:
+        function = getattr(operator, name if is_number(self.node) else f"i{name}")
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return method
 
 
-for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow"):
-    setattr(_MutableProxy, f"__{_name}__", _record_in_place(getattr(operator, _name)))
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
+    setattr(_MutableProxy, f"__i{_name}__", _record_in_place(_name))
 
 
 class _Tracer(Tracer):

@@ -14,7 +14,7 @@ from conversion_ext.batches import check_inputs, labelled
 from conversion_ext.engine import Engine
 from conversion_ext.errors import CalibrationError, require
 from conversion_ext.nn.root import Root
-from conversion_ext.simulate import _times, recording, run
+from conversion_ext.simulate import Recorder, run, times
 
 __all__ = ["Evaluation", "evaluate"]
 
@@ -62,7 +62,7 @@ def evaluate(
     """
     require(isinstance(snn, Root), f"snn is a {type(snn).__name__}; pass what conversion_ext.convert returned.", TypeError)
     require(isinstance(T, int) and T >= 1, f"T={T!r}: the number of time steps is an integer >= 1.")
-    steps = _times(at, T)
+    steps = times(at, T)
     engine = Engine(snn)
     correct, same = torch.zeros(len(steps), dtype=torch.long), torch.zeros(len(steps), dtype=torch.long)
     ann_correct, samples = 0, 0
@@ -74,7 +74,7 @@ def evaluate(
         for batch, (x, target) in enumerate(tqdm(labelled(loader), desc="evaluation", disable=not progress)):
             inputs = x if isinstance(x, tuple) else (x,)
             check_inputs(inputs, snn, f"Batch {batch}")
-            with torch.no_grad(), recording(snn) as recorder:
+            with torch.no_grad(), Recorder(snn) as recorder:
                 outputs = run(engine, inputs, T, steps, None, time_chunk, False, True, recorder.after)
             decided = _classes(outputs, target)
             correct += (decided == target.cpu()).sum(1)

@@ -8,7 +8,20 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule, Node
 
-__all__ = ["add_module", "attribute_of", "describe", "insert_after", "is_stock", "key_of", "module_of", "modules_called", "refresh", "rename_free", "replace_call"]
+__all__ = [
+    "add_module",
+    "attribute_of",
+    "describe",
+    "insert_after",
+    "is_number",
+    "is_stock",
+    "key_of",
+    "module_of",
+    "modules_called",
+    "refresh",
+    "rename_free",
+    "replace_call",
+]
 
 
 def module_of(model: GraphModule, node: Node) -> nn.Module | None:
@@ -22,6 +35,16 @@ def attribute_of(model: GraphModule, node: Node) -> Any:
     for name in str(node.target).split("."):
         value = getattr(value, name)
     return value
+
+
+def is_number(node: Node) -> bool:
+    """Return whether the value of ``node`` is a size or computed from sizes, which are values, not memory."""
+    if node.op == "call_method" and node.target in ("size", "dim", "numel", "ndimension"):
+        return True
+    if node.target is getattr:
+        return node.args[1] in ("shape", "ndim")
+    pure = node.op == "call_function" and getattr(node.target, "__module__", "") in ("_operator", "math")
+    return pure and bool(node.all_input_nodes) and all(map(is_number, node.all_input_nodes))
 
 
 def is_stock(module: nn.Module) -> bool:
@@ -67,7 +90,9 @@ def add_module(model: GraphModule, name: str, module: nn.Module) -> str:
     return name
 
 
-def replace_call(model: GraphModule, node: Node, module: nn.Module, args: tuple[Any, ...], name: str | None = None) -> Node:
+def replace_call(
+    model: GraphModule, node: Node, module: nn.Module, args: tuple[Any, ...], name: str | None = None
+) -> Node:
     """Replace ``node`` by a call of a new module with ``args``; keep its key and source line."""
     target = add_module(model, name or node.name, module)
     with model.graph.inserting_before(node):

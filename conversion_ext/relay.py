@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from torch import nn
 from torch.fx import GraphModule, Node
 
 from conversion_ext import graph
 from conversion_ext.operators.activations import SignedRelay
+from conversion_ext.operators.arithmetic import Sum
 from conversion_ext.operators.base import Activation, Call, Operator, operator_of
 from conversion_ext.operators.synapse import Synapse
 from conversion_ext.types import Family, SiteKind
@@ -20,48 +19,55 @@ EMITS = {SiteKind.RELU: Family.BINARY, SiteKind.SIGNED: Family.SIGNED, SiteKind.
 
 
 def insert_relays(model: GraphModule) -> list[str]:
-    """Put a relay before every synapse that would see sums, averages or graded values; return the relays' keys.
+    """Put a relay behind every value that a synapse would see as sums, averages or graded; return the relays' keys.
 
     A value that cannot be negative gets a ReLU, hence a binary neuron; any other an identity that is encoded in
-    signed spikes. What is linear in the image stays analog: that current is the network's input. Identity
-    shortcuts reach their sum through a ChannelScale, a depthwise synapse that sees spikes, and need none.
+    signed spikes. All its consumers but the network's output see the relay: an identity shortcut carries spikes to
+    its sum, where graded values do not arrive either. What is linear in the image stays analog: that current is the
+    network's input; and so do the currents that synapses send to a sum.
     """
-    families, positive = _values(model)
-    relays: dict[Node, Node] = {}
-    for node in list(model.graph.nodes):
-        if not isinstance(operator_of(model, node), Synapse):
-            continue
-        source = node.args[0]
-        if not isinstance(source, Node) or families.get(source, Family.BINARY) in SPIKES:
-            continue
-        if source not in relays:
-            module = nn.ReLU() if positive[source] else SignedRelay()
-            key = f"{graph.key_of(source)}.relay"
-            name = graph.add_module(model, key, module)
-            with model.graph.inserting_before(node):
-                relays[source] = model.graph.call_module(name, (source,))
-            relays[source].meta.update({"key": key, "shape": source.meta.get("shape"), "line": graph.describe(source)})
-        node.replace_input_with(source, relays[source])
-    graph.refresh(model)
-    return [graph.key_of(relay) for relay in relays.values()]
-
-
-def _values(model: GraphModule) -> tuple[Mapping[Node, Family], Mapping[Node, bool]]:
-    """Return, for every node that depends on an activation, what values it takes and whether none is negative."""
     families: dict[Node, Family] = {}
     positive: dict[Node, bool] = {}
-    for node in model.graph.nodes:
-        meaning = operator_of(model, node)
-        inputs = [source for source in node.all_input_nodes if source in families]
-        if not isinstance(meaning, Operator) or type(meaning) is Operator:
-            continue  # an obstacle that is reported later, or a size, parameter or output
-        if isinstance(meaning, Activation):
-            families[node] = EMITS[meaning.kind]
-            positive[node] = meaning.kind is SiteKind.RELU or isinstance(graph.module_of(model, node), nn.Sigmoid)
-        elif inputs:
-            call = Call(model, node, inputs, [], None, lambda _: None)
-            families[node] = meaning.family_out(call, [families[source] for source in inputs])
-            known = len(inputs) == len([n for n in node.all_input_nodes if n.meta.get("shape") is not None])
-            positive[node] = known and meaning.keeps_sign(node) and all(positive[source] for source in inputs)
-    return families, positive
+    keys: list[str] = []
+    for node in list(model.graph.nodes):
+        value = _value(model, node, families, positive)
+        if value is None:
+            continue
+        families[node], positive[node] = value
+        if families[node] in SPIKES or not _travels(model, node, families[node]):
+            continue
+        module = nn.ReLU() if positive[node] else SignedRelay()
+        keys.append(f"{graph.key_of(node)}.relay")
+        relay = graph.insert_after(model, node, module, keys[-1])
+        relay.meta["key"] = keys[-1]
+        for user in list(relay.users):
+            if user.op == "output":
+                user.replace_input_with(relay, node)
+        families[relay], positive[relay] = EMITS[SiteKind.RELU if positive[node] else SiteKind.SIGNED], positive[node]
+    graph.refresh(model)
+    return keys
 
+
+def _value(
+    model: GraphModule, node: Node, families: dict[Node, Family], positive: dict[Node, bool]
+) -> tuple[Family, bool] | None:
+    """Return what values ``node`` takes and whether none is negative; None if it depends on no activation."""
+    meaning = operator_of(model, node)
+    inputs = [source for source in node.all_input_nodes if source in families]
+    if not isinstance(meaning, Operator) or type(meaning) is Operator:
+        return None  # an obstacle that is reported later, or a size, parameter or output
+    if isinstance(meaning, Activation):
+        never_negative = meaning.kind is SiteKind.RELU or isinstance(graph.module_of(model, node), nn.Sigmoid)
+        return EMITS[meaning.kind], never_negative
+    if not inputs:
+        return None
+    call = Call(model, node, inputs, [], None, lambda _: None)
+    known = len(inputs) == len([n for n in node.all_input_nodes if n.meta.get("shape") is not None])
+    never_negative = known and meaning.keeps_sign(node) and all(positive[source] for source in inputs)
+    return meaning.family_out(call, [families[source] for source in inputs]), never_negative
+
+
+def _travels(model: GraphModule, node: Node, family: Family) -> bool:
+    """Return whether a synapse sees the value of ``node``, or it reaches a sum as a graded value."""
+    kinds = (Synapse, Sum) if family is Family.GRADED else (Synapse,)
+    return any(isinstance(operator_of(model, user), kinds) for user in node.users)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +14,11 @@ from conversion_ext.engine import Accumulator, Engine
 from conversion_ext.errors import require
 from conversion_ext.nn.root import Root, reset
 from conversion_ext.nn.site import SpikingSite
+from conversion_ext.nn.stateful import state_dtype
 from conversion_ext.readouts import Readout
+from conversion_ext.types import Family
 
-__all__ = ["RECORDS", "Simulation", "simulate"]
+__all__ = ["RECORDS", "Recorder", "Simulation", "run", "simulate", "times"]
 
 RECORDS = ("spikes", "potential")
 
@@ -70,14 +71,14 @@ def simulate(
     automatically; memory grows with it and with ``at``, not with T. ``reset=False`` goes on from the present state.
     """
     inputs, T = _inputs(snn, x, x_seq, T)
-    steps = _times(at, T)
+    steps = times(at, T)
     unknown = [name for name in record if name not in RECORDS]
     require(not unknown, f"record={list(record)}: {unknown} cannot be recorded; there are {', '.join(RECORDS)}.")
     require(time_chunk is None or time_chunk >= 1, f"time_chunk={time_chunk}: give a number of steps >= 1, or None.")
     if "potential" in record:
         time_chunk = 1  # a neuron shows its potential after a call, so every step must be one
     engine = Engine(snn)
-    with torch.no_grad(), _Recorder(snn, record) as recorder:
+    with torch.no_grad(), Recorder(snn, record) as recorder:
         outputs = run(engine, inputs, T, steps, readout, time_chunk, x_seq is not None, reset, recorder.after)
     return Simulation(outputs, steps, recorder.rates(T), T, T, recorder.recorded())
 
@@ -132,7 +133,8 @@ def _inputs(snn: Root, x: Any, x_seq: Any, T: int | None) -> tuple[tuple[Any, ..
     return inputs, T  # type: ignore[return-value]
 
 
-def _times(at: Iterable[int] | None, T: int) -> tuple[int, ...]:
+def times(at: Iterable[int] | None, T: int) -> tuple[int, ...]:
+    """Return the steps at which outputs are wanted, in order."""
     steps = tuple(range(1, T + 1)) if at is None else tuple(sorted({int(t) for t in at}))
     require(
         bool(steps) and steps[0] >= 1 and steps[-1] <= T,
@@ -141,10 +143,10 @@ def _times(at: Iterable[int] | None, T: int) -> tuple[int, ...]:
     return steps
 
 
-class _Recorder:
-    """Counts spikes per site, and keeps what was asked for; its hooks are gone when it closes."""
+class Recorder:
+    """While open, counts the spikes of every site and keeps what was asked for; no hook outlives it."""
 
-    def __init__(self, snn: Root, record: Sequence[str]) -> None:
+    def __init__(self, snn: Root, record: Sequence[str] = ()) -> None:
         self.sites = snn.sites()
         self.record = record
         self.counts: dict[str, Tensor] = {}
@@ -152,7 +154,7 @@ class _Recorder:
         self.pending: dict[str, Tensor] = {}
         self.handles: list[Any] = []
 
-    def __enter__(self) -> _Recorder:
+    def __enter__(self) -> Recorder:
         self.handles = [site.register_forward_hook(self._hook) for site in self.sites.values()]
         return self
 
@@ -166,13 +168,16 @@ class _Recorder:
     def after(self, K: int) -> None:
         """Take up what the sites emitted in a chunk of K steps."""
         for key, folded in self.pending.items():
-            spikes = folded.unflatten(0, (K, -1))
-            counted = spikes.abs().sum(0)
-            self.counts[key] = self.counts[key] + counted if key in self.counts else counted
+            site = self.sites[key]
+            counted = folded if site.spec.family is Family.BINARY else folded.abs()
+            counted = counted.unflatten(0, (K, -1)).sum(0) if K > 1 else counted
+            if key in self.counts:
+                self.counts[key] += counted
+            else:
+                self.counts[key] = counted.to(state_dtype(counted.dtype), copy=True)
             if "spikes" in self.record:
-                self.kept["spikes"][key].append(spikes)
+                self.kept["spikes"][key].append(folded.unflatten(0, (K, -1)))
             if "potential" in self.record:
-                site = self.sites[key]
                 potential = site.backend.membrane_potential(site.neuron)
                 assert potential is not None
                 self.kept["potential"][key].append(potential.clone().unsqueeze(0))
@@ -185,10 +190,3 @@ class _Recorder:
     def recorded(self) -> dict[str, dict[str, Tensor]]:
         """Return {quantity: {site: [T, N, ...]}}."""
         return {name: {k: torch.cat(v) for k, v in series.items() if v} for name, series in self.kept.items()}
-
-
-@contextmanager
-def recording(snn: Root) -> Iterator[_Recorder]:
-    """Count the spikes of ``snn`` while the context is open."""
-    with _Recorder(snn, ()) as recorder:
-        yield recorder

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from live import make_live
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-__all__ = ["TRAPS", "Net", "trap"]
+from tests.live import make_live
+
+__all__ = ["TRAPS", "Doubled", "Net", "trap"]
 
 
 class Net(nn.Module):
@@ -64,6 +65,13 @@ def augmented(net: Any, x: Tensor) -> Tensor:
     x += 1
     x *= y
     return y + net.drop(y).relu_() - x
+
+
+def counted(net: Any, x: Tensor) -> Tensor:
+    x = net.conv(x)
+    grown = size = x.size(2)
+    grown += 2  # a number: size stays
+    return F.interpolate(x, size=(grown, grown))[..., :size]
 
 
 def chunks(net: Any, x: Tensor) -> Tensor:
@@ -210,6 +218,11 @@ TRAPS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Any, Any]] = {
         lambda: Net(in_place_alias, conv=nn.Conv2d(3, 4, 3), relu=RELU(inplace=True)), (3, 6, 6), (), ()),
     "unused_result": (lambda: Net(unused_result, conv=nn.Conv2d(3, 4, 3)), (3, 6, 6), (), RELU),
     "augmented": (lambda: Net(augmented, conv=nn.Conv2d(3, 4, 3), drop=nn.Dropout()), (3, 6, 6), nn.Dropout, RELU),
+    "counted": (lambda: Net(counted, conv=nn.Conv2d(3, 4, 3)), (3, 6, 6), (), ()),
+    "means3d": (
+        lambda: Net(lambda n, x: n.conv(x).mean((3, 4)) + n.conv(x).mean((2, 3, 4))[..., None],
+                    conv=nn.Conv3d(2, 3, 2)),
+        (2, 4, 4, 4), (), (nn.AdaptiveAvgPool3d, nn.Flatten)),
     "chunks": (lambda: Net(chunks, conv=nn.Conv2d(3, 4, 3)), (3, 6, 6), (), (RELU, nn.Hardtanh)),
     "foreign_batch": (lambda: Net(foreign_batch, conv=nn.Conv2d(3, 4, **CONV)), (3, 6, 6), (), (RELU, nn.Flatten)),
     "merges": (

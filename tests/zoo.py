@@ -305,12 +305,40 @@ def fcn() -> nn.Module:
     return module.FCN(features, module.FCNHead(2048, 5), module.FCNHead(1024, 5))
 
 
+def repvgg() -> nn.Module:
+    """Return three branches to a sum: two convolutions and a BatchNorm that no convolution can take in."""
+    module, sizes = _timm("byobnet"), ((1, 16), (2, 24), (1, 32))
+    blocks = tuple(module.ByoBlockCfg(type="rep", d=d, c=c, s=2, gs=0, br=1.0) for d, c in sizes)
+    return module.ByobNet(module.ByoModelCfg(blocks=blocks, stem_type="rep", stem_chs=8), num_classes=10)
+
+
+def ghostnet() -> nn.Module:
+    """Return a network that makes half of its features from the other half and cuts off what is too much."""
+    settings = [[[3, 16, 16, 0, 1]], [[3, 48, 24, 0, 2]], [[3, 72, 24, 0.25, 1]]]  # kernel, inner, out, gate, stride
+    return _timm("ghostnet").GhostNet(settings, num_classes=10, width=0.5)
+
+
+def res2net() -> nn.Module:
+    """Return residual blocks whose channels are split and passed from one convolution to the next."""
+    return _timm("res2net").res2net50_26w_4s(num_classes=10, layers=[1, 1, 1, 1])
+
+
+def dla() -> nn.Module:
+    """Return trees of convolutions, joined by concatenation, with pooled shortcuts."""
+    return _timm("dla").dla46x_c(num_classes=10)
+
+
+def sknet() -> nn.Module:
+    """Return branches weighted by a softmax of their own mean."""
+    return _timm("sknet").skresnet18(num_classes=10, layers=[1, 1, 1, 1])
+
+
 def _torchvision(name: str) -> Any:
     return importlib.import_module(f"torchvision.models.{name}")  # when it is needed: it takes seconds
 
 
-def _timm(name: str) -> nn.Module:
-    return importlib.import_module("timm").create_model(name, pretrained=False, num_classes=10)
+def _timm(name: str) -> Any:
+    return importlib.import_module(f"timm.models.{name}")
 
 
 def _narrow_classifier(build: Callable[[], Any], features: int, width: int = 48) -> nn.Module:
@@ -343,5 +371,6 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "efficientnet": (efficientnet, SMALL_IMAGE), "efficientnet_v2": (efficientnet_v2, SMALL_IMAGE),
     "mnasnet": (mnasnet, SMALL_IMAGE), "shufflenet_v2": (shufflenet_v2, SMALL_IMAGE),
     "regnet_x": (regnet, SMALL_IMAGE), "regnet_y": (partial(regnet, 0.25), SMALL_IMAGE), "convnext": (convnext, SMALL_IMAGE),
-    "fcn": (fcn, SMALL_IMAGE),
+    "fcn": (fcn, SMALL_IMAGE), "repvgg": (repvgg, SMALL_IMAGE), "ghostnet": (ghostnet, SMALL_IMAGE),
+    "res2net": (res2net, SMALL_IMAGE), "dla": (dla, SMALL_IMAGE), "sknet": (sknet, SMALL_IMAGE),
 }  # fmt: skip

@@ -7,6 +7,14 @@ from conversion_ext.normalizers.model_based import ModelBased
 from conversion_ext.normalizers.percentile import Percentile
 from conversion_ext.registry import import_siblings
 
-__all__ = ["Maximum", "MeanSquaredError", "ModelBased", "Normalizer", "Percentile", "normalizers", "register_normalizer"]
+__all__ = [
+    "Maximum",
+    "MeanSquaredError",
+    "ModelBased",
+    "Normalizer",
+    "Percentile",
+    "normalizers",
+    "register_normalizer",
+]
 
 import_siblings(__name__, list(__path__))

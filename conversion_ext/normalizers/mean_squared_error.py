@@ -37,7 +37,9 @@ class MeanSquaredError(Normalizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0 <= self.offset < 1, f"MeanSquaredError(offset={self.offset!r}): it is the initial potential, in [0, 1).")
+        require(
+            0 <= self.offset < 1, f"MeanSquaredError(offset={self.offset!r}): it is the initial potential, in [0, 1)."
+        )
 
     @property
     def needs_T(self) -> bool:

@@ -151,8 +151,10 @@ def weighted(weight: Tensor, bias: Tensor | None, groups: int, x: Interval, layo
 
 
 def convolution(module: Any, x: Interval) -> Interval | None:
-    """Return the bounds of a convolution; zero padding only adds terms of the sum that are zero."""
-    return weighted(module.weight.flatten(2), module.bias, module.groups, x.with_zero(), "spatial")
+    """Return the bounds of a convolution, whose padding puts zeros among the values."""
+    padded = module.padding == "same" or (module.padding != "valid" and any(module.padding))
+    x = x.with_zero() if padded else x
+    return weighted(module.weight.flatten(2), module.bias, module.groups, x, "spatial")
 
 
 def linear(module: nn.Linear, x: Interval) -> Interval | None:

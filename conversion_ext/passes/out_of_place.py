@@ -35,7 +35,7 @@ class OutOfPlace:
         found = [node for node in model.graph.nodes if _is_in_place(model, node)]
         for node in found:
             changed = _first(node)
-            on_tensor = isinstance(changed, Node) and not _is_number(changed) and "dropout" not in _name(model, node)
+            on_tensor = isinstance(changed, Node) and "dropout" not in _name(model, node)
             if not _make_pure(model, node):
                 refuse(model, node, "changes a tensor in place.", "Write it as an operation that returns its result.")
             elif on_tensor and changed is not None:
@@ -154,13 +154,3 @@ def _first(node: Node) -> Node | None:
     """Return the tensor that a call works on."""
     given = node.args[0] if node.args else node.kwargs.get("input")
     return given if isinstance(given, Node) else None
-
-
-def _is_number(node: Node) -> bool:
-    """Return whether the value of ``node`` is a size or computed from sizes, which nothing changes in place."""
-    if node.op == "call_method" and node.target in ("size", "dim", "numel", "ndimension"):
-        return True
-    if node.target is getattr:
-        return node.args[1] in ("shape", "ndim")
-    pure = node.op == "call_function" and getattr(node.target, "__module__", "") in ("_operator", "math")
-    return pure and bool(node.all_input_nodes) and all(map(_is_number, node.all_input_nodes))

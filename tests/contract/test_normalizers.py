@@ -331,6 +331,25 @@ def test_a_clipped_activation_bounds_what_follows() -> None:
     assert [thresholds[key].item() for key in ("a", "b")] == [2, 8]
 
 
+def test_a_flattened_channel_keeps_its_own_bound() -> None:
+    model = nn.Sequential(nn.Conv1d(1, 2, 1, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(6, 2), nn.ReLU())
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([1.0, 100.0]).view(2, 1, 1))  # type: ignore[operator]
+        model[3].weight.copy_(torch.tensor([[1.0, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1]]))  # type: ignore[operator]
+        reached = model(torch.ones(1, 1, 3))[0].double()
+    torch.testing.assert_close(bounds(symbolic_trace(model), PerChannel())[1], reached, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("padding", [1, "same"])
+def test_zeros_of_a_padded_convolution_are_among_its_inputs(padding: int | str) -> None:
+    model = nn.Sequential(nn.Conv1d(1, 1, 3, padding=padding), nn.ReLU())
+    with torch.no_grad():
+        model[0].weight.fill_(-1)  # type: ignore[operator]
+        model[0].bias.fill_(2.5)  # type: ignore[operator]
+    largest = model(torch.ones(1, 1, 6)).max().item()
+    assert bounds(symbolic_trace(model), input_range=(0.9, 1.0))[0].item() >= largest > 0
+
+
 def test_zeros_of_padding_are_among_what_a_pool_sees() -> None:
     model = nn.Sequential(nn.Conv1d(1, 1, 1), nn.AvgPool1d(2, padding=1), nn.Conv1d(1, 1, 1), nn.ReLU())
     with torch.no_grad():

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from live import live_inputs, make_live, tensors_of
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from traps import TRAPS, Net, trap
 
 from conversion_ext.capture import capture
 from conversion_ext.errors import UnsupportedError
 from conversion_ext.passes import passes, run_passes
 from conversion_ext.shapes import propagate
+from tests.live import live_inputs, make_live, tensors_of
+from tests.traps import TRAPS, Net, trap
 
 TOLERANCE = 1e-10
 ZOO = {

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from live import live_inputs
 from torch import Tensor, nn
-from traps import TRAPS, Net, trap
 
 from conversion_ext.capture import capture
 from conversion_ext.passes import batch_problems, run_passes
+from tests.live import live_inputs
+from tests.traps import TRAPS, Net, trap
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from live import live_inputs
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from traps import Net, trap
 
 from conversion_ext.capture import capture
 from conversion_ext.errors import ConversionError, UnsupportedError
 from conversion_ext.passes import passes, run_passes
 from conversion_ext.passes.activations import RULES
+from tests.live import live_inputs
+from tests.traps import Doubled, Net, trap
 
 
 def activation_calls() -> Iterator[Any]:
@@ -104,6 +104,43 @@ def test_call_sites_share_parameters_until_folding_unties_them() -> None:
     assert len(weights) == 1
 
 
+def test_a_view_that_does_not_flatten_stays() -> None:
+    ann = Net(lambda n, x: F.relu(n.fc(x).view(-1, 2)).reshape(x.size(0), -1), fc=nn.Linear(3, 6))
+    model = capture(ann)
+    x = torch.randn(4, 3)
+    run_passes(model, x)
+    assert torch.equal(model(x), ann(x))
+
+
+def test_a_leaf_with_a_forward_of_its_own_is_not_taken_for_its_base() -> None:
+    ann = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), Doubled(), nn.MaxPool2d(2), Doubled())
+    model = capture(ann, leaf=(Doubled,))
+    x = torch.randn(4, 1, 8, 8)
+    run_passes(model, x)
+    assert torch.equal(model(x), ann(x))
+    assert sum(isinstance(module, Doubled) for module in model.modules()) == 2
+
+
+def test_layers_made_of_functions_know_their_sizes() -> None:
+    ann = Net(lambda n, x: F.conv_transpose2d(x, n.up.weight, groups=2), up=nn.ConvTranspose2d(4, 6, 3, groups=2))
+    model = capture(ann)
+    run_passes(model)
+    (made,) = [m for m in model.modules() if isinstance(m, nn.ConvTranspose2d)]
+    assert (made.in_channels, made.out_channels, made.kernel_size) == (4, 6, (3, 3))
+    assert made.bias is None
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_computed_weights_stay_trainable(trained: bool) -> None:
+    ann = Net(lambda n, x: F.linear(x, n.fc.weight.tanh()), fc=nn.Linear(2, 2, bias=False).requires_grad_(trained))
+    model = capture(ann)
+    run_passes(model)
+    (weight,) = model.parameters()
+    expected = ann(torch.eye(2)).T
+    assert weight.requires_grad == trained
+    assert torch.equal(weight, expected)
+
+
 def test_functional_layers_hold_the_same_parameters() -> None:
     def forward(net: Any, x: Tensor) -> Tensor:
         return F.linear(F.prelu(x, net.act.weight), net.head.weight)
@@ -131,6 +168,7 @@ def test_skipped_modules_stay() -> None:
     ("ann", "reason"),
     [
         (Net(lambda n, x: F.dropout(n.fc(x)), fc=nn.Linear(3, 3)), "random"),
+        (Net(lambda n, x: F.linear(x, F.dropout(n.fc.weight)), fc=nn.Linear(3, 3)), "random"),
         (Net(lambda n, x: n.fc(x).zero_(), fc=nn.Linear(3, 3)), "in place"),
         (Net(lambda n, x: F.batch_norm(x[..., None].expand(-1, -1, 3), None, None, training=True)), "batch"),
     ],
