@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from conversion_ext import backends, encoders, neurons, nn, normalizers, readouts, recipes
+from conversion_ext import backends, encoders, neurons, nn, normalizers, readouts, recipes, tuners
 from conversion_ext.backends.base import register_backend
 from conversion_ext.check import check
 from conversion_ext.conversion import Conversion
@@ -28,12 +28,14 @@ from conversion_ext.readouts import MeanOutput
 from conversion_ext.recipe import Recipe
 from conversion_ext.recipes import register_recipe
 from conversion_ext.simulate import Simulation, simulate
+from conversion_ext.tuners import BiasCorrection, register_tuner
 from conversion_ext.twin import Forecast, forecast, twin
 from conversion_ext.types import PerChannel, PerLayer, Reset
 
 __all__ = [
     "IF",
     "BackendError",
+    "BiasCorrection",
     "CalibrationError",
     "ConstantCurrent",
     "Conversion",
@@ -70,8 +72,10 @@ __all__ = [
     "register_operator",
     "register_pass",
     "register_recipe",
+    "register_tuner",
     "reset",
     "simulate",
+    "tuners",
     "twin",
 ]
 __version__ = "0.1.0"

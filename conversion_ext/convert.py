@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from conversion_ext.nn.root import Root, reset
 from conversion_ext.observe import ActivationStats, Observer
 from conversion_ext.recipe import Recipe
 from conversion_ext.relay import insert_relays
+from conversion_ext.tuners.base import Task
 from conversion_ext.types import Site, SiteKind
 
 __all__ = ["convert"]
@@ -63,8 +65,9 @@ def convert(
     framework = get_backend(backend)
     root = framework.root()
     normalizer = recipe.normalizer
-    require(T is not None or not normalizer.needs_T, f"{normalizer!r} needs the number of time steps: pass T=.")
-    data = _calibration(calibration, normalizer.needs_calibration, example_input)
+    asks = [part for part in (normalizer, *recipe.tuners) if part is not normalizer or normalizer.needs_T]
+    require(T is not None or not asks, f"{asks} need the number of time steps: pass T=.")
+    data = _calibration(calibration, normalizer.needs_calibration or bool(recipe.tuners), example_input)
     inputs = _example(data, example_input, forward)
     check_inputs(inputs, ann, "The example input" if data is None else "The first calibration batch")
 
@@ -77,7 +80,11 @@ def convert(
     sites = find_sites(model)
     stats, samples = _observe(model, sites, recipe, data, forward, progress)
     thresholds = _thresholds(model, sites, stats, recipe, T)
+    captured = copy.deepcopy(model) if recipe.tuners else model
     assemble(model, sites, thresholds, recipe, framework)
+    for tuner in recipe.tuners:
+        assert T is not None
+        tuner.tune(Task(captured, model, data, lambda batch: call_inputs(batch, forward), T, progress))
     notes += fold_units(model, inputs) if fold else []
     record = Record(
         name, T, framework.name, fold, samples, tuple(site.key for site in sites), tuple(notes),

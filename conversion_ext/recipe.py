@@ -11,6 +11,7 @@ from conversion_ext.nn.max_pool import METHODS as POOL_METHODS
 from conversion_ext.nn.softmax import METHODS as SOFTMAX_METHODS
 from conversion_ext.normalizers import Normalizer, Percentile
 from conversion_ext.readouts import MeanOutput, Readout
+from conversion_ext.tuners.base import Tuner
 from conversion_ext.types import Family
 
 __all__ = ["Recipe"]
@@ -18,7 +19,7 @@ __all__ = ["Recipe"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to convert: thresholds, neuron, pools, softmax, encoder and readout. ``dataclasses.replace`` varies one.
+    """How to convert: thresholds, neuron, pools, softmax, tuners, encoder and readout. ``dataclasses.replace`` varies one.
 
     ``family`` says what the neurons of ReLU sites emit, so that binary and signed methods are never mixed up;
     ``signed_encoder`` makes spikes of values of either sign (LeakyReLU, PReLU, relays).
@@ -31,6 +32,7 @@ class Recipe:
     neuron: Neuron = field(default_factory=IF)
     max_pool: str = "count"
     softmax: str = "membrane"
+    tuners: tuple[Tuner, ...] = ()
     encoder: Encoder = field(default_factory=ConstantCurrent)
     readout: Readout = field(default_factory=MeanOutput)
     family: Family = Family.BINARY
@@ -47,6 +49,11 @@ class Recipe:
         for name, allowed in (("max_pool", POOL_METHODS), ("softmax", SOFTMAX_METHODS)):
             value = getattr(self, name)
             require(value in allowed, f"Recipe({name}={value!r}): choose one of {', '.join(allowed)}.")
+        require(
+            isinstance(self.tuners, tuple) and all(isinstance(tuner, Tuner) for tuner in self.tuners),
+            f"Recipe(tuners={self.tuners!r}): give a tuple of tuners such as (BiasCorrection(),).",
+            TypeError,
+        )
         object.__setattr__(self, "family", Family(self.family))
         require(
             self.neuron.family == self.family,

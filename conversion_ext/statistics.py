@@ -19,7 +19,7 @@ CHANNEL_OCTAVES = 24  # 22,720 channels of a ResNet-50 x 24 x 512 int32 counters
 MOST_ROWS = 1 << 20  # channels x octaves of one table: 2 GiB, and an index below `NOT_POSITIVE`
 NOT_POSITIVE = (1 << 30) - 1
 INT32_MAX = (1 << 31) - 1
-SLICE = 1 << 17  # elements worked on at a time: they and their bins stay in a cache of 2 MiB
+SLICE = 1 << 19  # elements worked on at a time: few enough for a cache, enough to occupy threads
 
 
 class Bins(NamedTuple):

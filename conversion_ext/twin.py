@@ -32,12 +32,11 @@ class Rate(nn.Module):
 
     def forward(self, x: Tensor, _: Steps) -> Tensor:
         """Return rates for currents [N, ...], times lambda where the site is unfolded."""
-        scale = self.site.view(x.dim()).to(x.dtype) if self.site.scaled else torch.ones((), dtype=x.dtype)
-        z = x / scale
+        z = self.site.current(x)
         v = initial_potential(self.site.v_init, z)
         state = (v, *(torch.zeros_like(v) for _ in self.site.spec.state[1:]))
         spikes, _state = advance(self.site.spec, z.expand(self.T, *z.shape), state, lambda m: (m >= 0).to(m.dtype))
-        return spikes.mean(0) * scale
+        return self.site.emitted(spikes.mean(0))
 
 
 class Twin(nn.Module):

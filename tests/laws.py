@@ -14,7 +14,11 @@ from conversion_ext import graph
 from conversion_ext.check import prepare
 from conversion_ext.nn.site import SpikingSite
 from conversion_ext.nn.stateful import Stateful
-from conversion_ext.types import Steps
+from conversion_ext.types import Family, Steps
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+WEIGHTS = (*CONVOLUTIONS, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+SPIKES = {Family.BINARY: {0.0, 1.0}, Family.SIGNED: {-1.0, 0.0, 1.0}}
 
 
 class Trace:
@@ -118,6 +122,27 @@ def assert_is_ann_of_rates(ann: nn.Module, snn: Any, inputs: tuple[Any, ...], T:
     for index, (a, b) in enumerate(zip(found, expected, strict=True)):
         _close(a, b, tolerance, f"output {index}")
     cx.reset(snn)
+
+
+def assert_table_is_what_weights_see(snn: Any, inputs: Any, T: int) -> None:
+    """Law 4c: a row for every weight layer called, and where it promises spikes hooks see those values only."""
+    promised = {row.key: row.sees for row in snn.conversion.table() if row.kind == "synapse"}
+    seen: dict[str, set[float]] = {}
+    handles, layers = [], 0
+    for node in snn.body.graph.nodes:
+        module = snn.body.get_submodule(node.target) if node.op == "call_module" else None
+        if isinstance(module, WEIGHTS):
+            layers += 1
+            key = graph.key_of(node)
+            hook = lambda m, args, key=key: seen.setdefault(key, set()).update(args[0].unique().tolist())  # noqa: E731
+            handles.append(module.register_forward_pre_hook(hook))
+    cx.simulate(snn, inputs, T)
+    for handle in handles:
+        handle.remove()
+    assert seen.keys() == promised.keys()
+    assert len(seen) == layers > 0
+    for key, sees in promised.items():
+        assert sees not in SPIKES or seen[key] <= SPIKES[sees], f"{key} sees {len(seen[key])} values, not {sees}"
 
 
 def _close(found: Tensor, expected: Tensor, tolerance: float, what: str) -> None:

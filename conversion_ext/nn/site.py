@@ -24,6 +24,7 @@ class SpikingSite(nn.Module):
 
     threshold: Tensor
     v_init: Tensor
+    bias: Tensor
 
     def __init__(
         self,
@@ -43,6 +44,7 @@ class SpikingSite(nn.Module):
         self.static_input = static_input
         self.neuron = backend.neuron(spec)
         self.register_buffer("threshold", threshold)
+        self.register_buffer("bias", torch.zeros((), dtype=threshold.dtype, device=threshold.device))
         self.register_buffer("v_init", torch.tensor(spec.v_init, dtype=threshold.dtype, device=threshold.device))
 
     @property
@@ -52,21 +54,33 @@ class SpikingSite(nn.Module):
 
     def view(self, dims: int) -> Tensor:
         """Return the threshold shaped to broadcast over a batch of ``dims`` dimensions."""
-        if self.threshold.dim() == 0:
-            return self.threshold
+        return self._along(self.threshold, dims)
+
+    def _along(self, value: Tensor, dims: int) -> Tensor:
+        if value.dim() == 0:
+            return value
         shape = [1] * dims
         shape[self.dim] = -1
-        return self.threshold.reshape(shape)
+        return value.reshape(shape)
+
+    def current(self, x: Tensor) -> Tensor:
+        """Return what the neurons of threshold 1 are charged with for input x [N, ...]."""
+        if self.bias.dim():  # zero-dimensional: no tuner has set one
+            bias = self._along(self.bias, x.dim())
+            x = x + (bias if self.scaled else bias / self.view(x.dim())).to(x.dtype)
+        return x / self.view(x.dim()).to(x.dtype) if self.scaled else x
 
     def forward(self, x: Tensor, steps: Steps) -> Tensor:
         """Return the spikes (times lambda where ``scaled``) for input current x over the given steps."""
-        if self.scaled:
-            x = x / self.view(x.dim()).to(x.dtype)
+        z = self.current(x)
         if self.static_input and steps.constant:
-            x_seq = x.unsqueeze(0).expand(steps.T, *x.shape)
+            z_seq = z.unsqueeze(0).expand(steps.T, *z.shape)
         else:
-            x_seq = x.unflatten(0, (steps.T, -1))
-        spikes = self.backend.run(self.neuron, x_seq, self.v_init).flatten(0, 1)
+            z_seq = z.unflatten(0, (steps.T, -1))
+        return self.emitted(self.backend.run(self.neuron, z_seq, self.v_init).flatten(0, 1))
+
+    def emitted(self, spikes: Tensor) -> Tensor:
+        """Return what leaves the site for its neurons' spikes (or rates)."""
         return spikes * self.view(spikes.dim()).to(spikes.dtype) if self.scaled else spikes
 
     def extra_repr(self) -> str:

@@ -18,12 +18,12 @@ from conversion_ext.data import load
 from tests.benchmarks.train import trained
 
 AT = (8, 16, 32, 64, 128, 256)
-METHODS = ("count", "fir", "average", "exponential", "first-spike", "instant")
+METHODS = ("count", "fir", "average", "exponential", "instant")
 
 
 def accuracy(snn: nn.Module, x: Tensor, y: Tensor) -> list[float]:
     """Return accuracy after the steps AT."""
-    return cx.evaluate(snn, list(zip(x.split(100), y.split(100), strict=True)), AT[-1], at=AT, progress=True).accuracy.tolist()
+    return cx.evaluate(snn, list(zip(x.split(50), y.split(50), strict=True)), AT[-1], at=AT, progress=True).accuracy.tolist()
 
 
 def main() -> None:

@@ -19,7 +19,6 @@ sys.path[0] = str(ROOT)  # in place of this folder, where `statistics` would be 
 # ruff: noqa: E402
 import argparse
 import json
-import resource
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -77,8 +76,9 @@ METHODS = {"conversion_ext": ours, "SpikingJelly 2.0 hook": spikingjelly, "torch
 
 
 def peak() -> int:
-    """Peak resident size of this process in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Peak resident size of this process in bytes (Linux; getrusage would include that of the parent)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def run_method(name: str, per_channel: bool) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 import conversion_ext as cx
 from conversion_ext.backends import available
-from conversion_ext.types import Family
 from tests import laws, zoo
 from tests.live import live_inputs, make_live
 
@@ -72,38 +71,7 @@ def test_folded_differs_from_unfolded_at_ties_only(name):
 @pytest.mark.parametrize("name", zoo.SMALL)
 def test_the_table_says_what_hooks_see(name):
     ann, x = network(name)
-    snn = converted(ann, x)
-    seen = _observed_families(snn, x[:3], 12)
-    rows = {row.key: row for row in snn.conversion.table()}
-    synapses = [row for row in rows.values() if row.kind == "synapse"]
-    assert synapses and len(seen) == len(synapses)
-    for row in synapses:
-        assert seen[row.key] == row.sees or (row.sees in (Family.ANALOG, Family.GRADED) and row.key in seen), row
-
-
-def _observed_families(snn: nn.Module, x: Tensor, T: int) -> dict[str, Family]:
-    from conversion_ext import graph
-    from conversion_ext.operators.base import operator_of
-    from conversion_ext.operators.synapse import Synapse
-
-    values: dict[str, list[Tensor]] = {}
-    handles = []
-    for node in snn.body.graph.nodes:
-        if isinstance(operator_of(snn.body, node), Synapse):
-            key = graph.key_of(node)
-            hook = lambda m, args, key=key: values.setdefault(key, []).append(args[0].detach())  # noqa: E731
-            handles.append(snn.body.get_submodule(node.target).register_forward_pre_hook(hook))
-    cx.simulate(snn, x, T)
-    for handle in handles:
-        handle.remove()
-    return {key: _family(torch.cat(parts)) for key, parts in values.items()}
-
-
-def _family(x: Tensor) -> Family:
-    found = set(x.unique().tolist())
-    if found <= {0.0, 1.0}:
-        return Family.BINARY
-    return Family.SIGNED if found <= {-1.0, 0.0, 1.0} else Family.ANALOG
+    laws.assert_table_is_what_weights_see(converted(ann, x), x[:3], T=12)
 
 
 @pytest.mark.parametrize("backend", [b for b in available() if b != "reference"])

@@ -105,7 +105,7 @@ def test_call_sites_share_parameters_until_folding_unties_them() -> None:
 
 
 def test_a_view_that_does_not_flatten_stays() -> None:
-    ann = Net(lambda n, x: F.relu(n.fc(x).view(-1, 2)).reshape(x.size(0), -1), fc=nn.Linear(3, 6))
+    ann = Net(lambda n, x: F.softmax(n.fc(x).view(-1, 2), 1).reshape(x.size(0), -1), fc=nn.Linear(3, 6))
     model = capture(ann)
     x = torch.randn(4, 3)
     run_passes(model, x)
@@ -179,6 +179,17 @@ def test_what_no_pass_can_rewrite_is_refused(ann: nn.Module, reason: str) -> Non
     (problem,) = raised.value.problems
     assert problem.line.startswith("test_passes.py:")
     assert problem.remedy
+
+
+def test_stochastic_depth_that_stays_random_is_refused() -> None:
+    ops = pytest.importorskip("torchvision").ops
+
+    class Stuck(ops.StochasticDepth):  # type: ignore[name-defined]
+        def train(self, mode: bool = True) -> Stuck:
+            return super().train(True)
+
+    with pytest.raises(UnsupportedError, match="random"):
+        run_passes(capture(nn.Sequential(nn.ReLU(), Stuck(0.5, "row"))))
 
 
 def test_a_view_changed_behind_its_back_is_refused() -> None:

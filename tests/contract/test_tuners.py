@@ -1,0 +1,103 @@
+"""What every tuner promises: it changes what it declares, and its objective does not get worse."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import FrozenInstanceError, fields
+
+import pytest
+import torch
+
+import conversion_ext as cx
+from conversion_ext.tuners import tuners
+from tests import zoo
+from tests.live import live_inputs, make_live
+
+pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
+DECLARED = {"bias_correction": {"bias"}}
+
+
+def pair(tuner, backend="reference", name="residual", T=4):
+    build, shape = zoo.SMALL[name]
+    torch.manual_seed(0)
+    ann = make_live(build(), *shape).double()
+    x = live_inputs(ann, *shape, samples=24)
+    recipes = (cx.Recipe(cx.Percentile(99.0)), cx.Recipe(cx.Percentile(99.0), tuners=(tuner,)))
+    plain, tuned = (
+        cx.convert(ann, list(x.split(10)), recipe=r, T=T, backend=backend, progress=False) for r in recipes
+    )
+    return ann, x, plain, tuned
+
+
+@pytest.mark.parametrize("name", tuners.names())
+def test_a_tuner_is_a_frozen_value_and_changes_what_it_declares(name):
+    tuner = tuners.get(name)()
+    assert eval(repr(tuner), {type(tuner).__name__: type(tuner)}) == tuner
+    assert len({f.name for f in fields(tuner)} & {"T"}) == 0  # T comes from convert
+    with pytest.raises((FrozenInstanceError, AttributeError)):
+        tuner.anything = 1
+    ann, x, plain, tuned = pair(tuner)
+    changed = {
+        key.rpartition(".")[2]
+        for (key, a), b in zip(plain.state_dict().items(), tuned.state_dict().values(), strict=True)
+        if isinstance(a, torch.Tensor) and (a.shape != b.shape or not torch.equal(a, b))
+    }
+    assert changed == DECLARED[name]
+    _, _, _, again = pair(tuner)
+    assert torch.equal(cx.simulate(tuned, x, 4).outputs, cx.simulate(again, x, 4).outputs)
+
+
+def test_registry_is_not_empty_and_tuners_need_steps():
+    assert set(tuners.names()) == set(DECLARED)
+    with pytest.raises(ValueError, match="pass T="):
+        cx.convert(
+            torch.nn.ReLU(), torch.rand(2, 3), recipe=cx.Recipe(tuners=(cx.BiasCorrection(),)), backend="reference"
+        )
+    with pytest.raises(TypeError, match="tuple of tuners"):
+        cx.Recipe(tuners=cx.BiasCorrection())
+
+
+@pytest.mark.parametrize("name", ["residual", "inception", "bottleneck", "gated"])
+def test_bias_correction_brings_mean_outputs_closer(name):
+    """Measured with simulate, not with the tuner's own eyes: the mean rate outputs of channels against the ANN's."""
+    ann, x, plain, tuned = pair(cx.BiasCorrection(), name=name)
+    wanted = activations(plain, ann, x)
+
+    def gaps(snn):
+        rates = cx.simulate(snn, x, 4).firing_rate
+        return {k: (rates[k] * snn.conversion.thresholds[k].reshape(1, -1, *[1] * (rates[k].dim() - 2)) - wanted[k])
+                .transpose(0, 1).flatten(1).mean(1).square().mean() for k in wanted}  # fmt: skip
+
+    before, after = gaps(plain), gaps(tuned)
+    first = next(iter(wanted))
+    assert after[first] <= before[first] * (1 + 1e-9)
+    assert sum(after.values()) < 0.7 * sum(before.values())
+
+
+def activations(snn, ann, x):
+    """Return the ANN's activation at every ReLU site, read from its own graph."""
+    from conversion_ext.check import prepare
+
+    graph, found = prepare(ann, (x,), (), ()), {}
+    for node in graph.graph.nodes:
+        key = node.meta.get("key")
+        site = snn.sites().get(key)
+        if node.op == "call_module" and site is not None and not isinstance(site.spec, cx.neurons.SignedEncoder):
+            graph.get_submodule(node.target).register_forward_hook(
+                lambda m, a, out, key=key: found.__setitem__(key, out.detach())
+            )
+    with torch.no_grad():
+        graph(x)
+    return found
+
+
+def test_folding_keeps_the_bias():
+    ann, x, _, tuned = pair(cx.BiasCorrection())
+    unfolded = cx.convert(
+        ann, list(x.split(10)), recipe=cx.Recipe(cx.Percentile(99.0), tuners=(cx.BiasCorrection(),)), T=4,
+        backend="reference", progress=False, fold=False,
+    )  # fmt: skip
+    assert any(site.bias.dim() for site in tuned.sites().values())
+    torch.testing.assert_close(cx.simulate(tuned, x, 4).outputs, cx.simulate(unfolded, x, 4).outputs)
+    twin = copy.deepcopy(tuned)
+    assert torch.equal(cx.simulate(twin, x, 4).outputs, cx.simulate(tuned, x, 4).outputs)
