@@ -21,9 +21,10 @@ import conversion_ext as cx
 from conversion_ext import recipes
 from conversion_ext.backends.base import backends
 from conversion_ext.errors import ConversionError, require
-from conversion_ext.normalizers.base import normalizers
+from conversion_ext.normalizers import normalizers
 from conversion_ext.operators import operators
 from conversion_ext.recipe import Recipe
+from conversion_ext.tuners import tuners
 
 __all__ = ["main"]
 
@@ -58,6 +59,9 @@ def _demo(options: argparse.Namespace) -> int:
 
     folder = options.plot.absolute().parent
     require(folder.is_dir(), f"--plot {options.plot}: there is no folder {folder}; make it or name another file.")
+    if options.data == "digits":
+        # For images this small a second thread gains little, and on a busy machine waiting for it costs tenfold.
+        torch.set_num_threads(1)
     names = [options.backend] if options.backend else None
     report = demo.run(options.data, names, options.T, seed=options.seed)
     print(f"\n{report}")
@@ -101,7 +105,9 @@ def markdown(methods: Sequence[Method], shown: int = 5) -> str:
     for kind, name, effect in methods:
         names = name.split(", ")
         more = f", ... ({len(names)} calls)" if len(names) > shown else ""
-        lines.append(f"| {kind} | {', '.join(f'`{each}`' for each in names[:shown])}{more} | {effect} |")
+        lines.append(
+            f"| {kind} | {', '.join(f'`{each}`' for each in names[:shown])}{more} | {effect.replace('|', '&#124;')} |"
+        )
     return "\n".join(lines)
 
 
@@ -109,7 +115,7 @@ def registered() -> Iterator[Method]:
     """Iterate over everything registered; an operator is one row for all calls that it covers."""
     for name, recipe in recipes.items():
         yield Method("recipe", name, _choices(recipe))
-    for registry in (normalizers, backends):
+    for registry in (normalizers, tuners, backends):
         for name, value in registry.items():
             yield Method(registry.kind, name, _effect(value))
     calls: dict[Any, list[str]] = defaultdict(list)

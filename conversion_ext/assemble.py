@@ -18,6 +18,7 @@ from conversion_ext.nn.differential import Differential
 from conversion_ext.nn.max_pool import SpikingMaxPool
 from conversion_ext.nn.site import ExpandTime, Function, SpikingSite
 from conversion_ext.nn.softmax import SpikingSoftmax
+from conversion_ext.nn.stateful import Stateful
 from conversion_ext.operators.activations import SignedRelay
 from conversion_ext.operators.base import Activation, Operator, operator_of
 from conversion_ext.operators.max_pool import Pool
@@ -98,13 +99,15 @@ class _Builder:
         function, inputs = self.as_module(node)
         softmax = isinstance(function, (nn.Softmax, nn.LogSoftmax)) and all(u.op == "output" for u in node.users)
         if softmax and self.recipe.softmax != "membrane" and isinstance(function, nn.Softmax):
-            module: nn.Module = SpikingSoftmax(dim=function.dim, method=self.recipe.softmax)  # type: ignore[arg-type]
+            module: Stateful = SpikingSoftmax(dim=function.dim or -1, method=self.recipe.softmax)
         else:
             module = Differential(function, inputs=len(inputs))
-        module.static_inputs = tuple(n not in self.varying for n in inputs)  # type: ignore[assignment]
+        module.static_inputs = tuple(n not in self.varying for n in inputs)
         args = (*inputs, self.steps)
         if replace:
-            return graph.replace_call(self.model, node, module, args, str(node.target) if node.op == "call_module" else None)
+            return graph.replace_call(
+                self.model, node, module, args, str(node.target) if node.op == "call_module" else None
+            )
         target = graph.add_module(self.model, f"{node.name}_function", module)
         with self.model.graph.inserting_before(node):
             new = self.model.graph.call_module(target, args)
@@ -135,7 +138,7 @@ class _Builder:
 
     def pool(self, node: Node) -> None:
         """Replace a max-pool by its spiking form."""
-        module = SpikingMaxPool.from_module(graph.module_of(self.model, node), method=self.recipe.max_pool)
+        module = SpikingMaxPool.from_module(self.model.get_submodule(str(node.target)), method=self.recipe.max_pool)
         module.static_inputs = (node.args[0] not in self.varying,)
         args = (node.args[0], self.steps)
         self.varying.add(graph.replace_call(self.model, node, module, args, str(node.target)))

@@ -22,7 +22,7 @@ def batches(data: Any, what: str = "calibration") -> Iterable[Any]:
         return [data]
     if isinstance(data, Iterator):
         raise CalibrationError(
-            f"{what} is a one-shot iterator ({type(data).__name__}), and data may be read more than once; "
+            f"{what} is a one-shot iterator ({type(data).__name__}), but data may be read more than once; "
             "pass a DataLoader, a list of batches or a tensor."
         )
     if isinstance(data, Mapping) or not hasattr(data, "__iter__"):
@@ -38,7 +38,7 @@ def model_input(batch: Any) -> Any:
         key = next((k for k in INPUT_KEYS if k in batch), None)
         if key is None:
             raise CalibrationError(
-                f"A batch is a dict with keys {sorted(map(str, batch))}, none of which is one of {', '.join(INPUT_KEYS)}; "
+                f"A batch is a dict with keys {sorted(map(str, batch))}, none of them one of {', '.join(INPUT_KEYS)}; "
                 "pass forward=lambda model, batch: model(batch[...])."
             )
         return batch[key]
@@ -77,7 +77,7 @@ def call_inputs(batch: Any, forward: Forward | None) -> tuple[Any, ...]:
 
 
 def check_inputs(inputs: tuple[Any, ...], model: nn.Module, where: str) -> None:
-    """Raise one clear sentence where ``inputs`` cannot be run: not tensors, empty, wrong device or dtype, not finite."""
+    """Raise one sentence where ``inputs`` cannot be run: no tensors, empty, wrong device or dtype, not finite."""
     parameter = next(model.parameters(), None)
     for value in inputs:
         if not isinstance(value, Tensor):
@@ -85,13 +85,17 @@ def check_inputs(inputs: tuple[Any, ...], model: nn.Module, where: str) -> None:
                 f"{where} is a {type(value).__name__}; the network's input must be a tensor [N, ...] "
                 "(for several inputs use forward=lambda model, batch: model(*batch))."
             )
-        require(value.dim() > 0 and value.numel() > 0, f"{where} is empty: shape {list(value.shape)}.", CalibrationError)
+        require(
+            value.dim() > 0 and value.numel() > 0, f"{where} is empty: shape {list(value.shape)}.", CalibrationError
+        )
         if parameter is not None and value.device != parameter.device:
             raise CalibrationError(
                 f"{where} is on {value.device}, the network on {parameter.device}; move one to the other's device."
             )
         if parameter is not None and value.is_floating_point() and value.dtype != parameter.dtype:
-            raise CalibrationError(f"{where} is {value.dtype}, the network {parameter.dtype}; convert one to the other.")
+            raise CalibrationError(
+                f"{where} is {value.dtype}, the network {parameter.dtype}; convert one to the other."
+            )
         if parameter is not None and not value.is_floating_point() and len(inputs) == 1:
             raise CalibrationError(f"{where} is {value.dtype}; scale it to {parameter.dtype} as in training.")
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):

@@ -84,6 +84,7 @@ def convert(
     assemble(model, sites, thresholds, recipe, framework)
     for tuner in recipe.tuners:
         assert T is not None
+        assert data is not None
         tuner.tune(Task(captured, model, data, lambda batch: call_inputs(batch, forward), T, progress))
     notes += fold_units(model, inputs) if fold else []
     record = Record(

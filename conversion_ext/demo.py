@@ -184,9 +184,7 @@ def run(
     with torch.inference_mode():
         ann_accuracy = (ann(images).argmax(1) == labels).float().mean().item()
     curves = [
-        _curve(ann, dataset, backend, normalizer, T, progress)
-        for backend in frameworks
-        for normalizer in NORMALIZERS
+        _curve(ann, dataset, backend, normalizer, T, progress) for backend in frameworks for normalizer in NORMALIZERS
     ]
     return Report(dataset.name, len(labels), ann_accuracy, tuple(curves))
 

@@ -64,7 +64,7 @@ class Accumulator:
         if self.totals is None:
             self.totals = [torch.zeros_like(leaf, dtype=state_dtype(leaf.dtype)) for leaf in leaves]
         for total, leaf in zip(self.totals, leaves, strict=True):
-            total += leaf
+            total.add_(leaf)
 
     def nest(self, leaves: list[Tensor]) -> Any:
         """Put leaves back into the structure of the output."""
@@ -86,10 +86,8 @@ def split(body: GraphModule) -> tuple[GraphModule, GraphModule]:
     for node in body.graph.nodes:
         if node.op != "output" and any(source in varying for source in node.all_input_nodes):
             varying.add(node)
-    crossing = [
-        n for n in body.graph.nodes
-        if n not in varying and n.op not in ("get_attr", "output") and any(u in varying or u.op == "output" for u in n.users)
-    ]  # fmt: skip
+    static = [n for n in body.graph.nodes if n not in varying and n.op not in ("get_attr", "output")]
+    crossing = [n for n in static if any(user in varying or user.op == "output" for user in n.users)]
     before, copies = Graph(), dict[Node, Node]()
     for node in body.graph.nodes:
         if node not in varying and node.op != "output":

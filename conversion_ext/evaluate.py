@@ -60,7 +60,9 @@ def evaluate(
     ``loader``: a re-iterable of (input [N, ...], target [N]) batches, or one such pair. The class is the largest
     decoded output. With ``ann`` the network it was made from is evaluated on the same samples.
     """
-    require(isinstance(snn, Root), f"snn is a {type(snn).__name__}; pass what conversion_ext.convert returned.", TypeError)
+    require(
+        isinstance(snn, Root), f"snn is a {type(snn).__name__}; pass what conversion_ext.convert returned.", TypeError
+    )
     require(isinstance(T, int) and T >= 1, f"T={T!r}: the number of time steps is an integer >= 1.")
     steps = times(at, T)
     engine = Engine(snn)

@@ -99,7 +99,9 @@ def _demands(
         elif node in calls:
             # Without a demand a node keeps its natural unit, which then is what its operands should have.
             demanded.setdefault(node, natural[node])
-            for source, wish in zip(calls[node].inputs, meanings[node].demand(calls[node], demanded[node]), strict=True):
+            for source, wish in zip(
+                calls[node].inputs, meanings[node].demand(calls[node], demanded[node]), strict=True
+            ):
                 _ask(demanded, source, wish)
     return {node: wish for node, wish in demanded.items() if wish is not None}
 
@@ -138,7 +140,9 @@ def _scale_edge(
         name = graph.add_module(body, f"{source.name}_scale", module)
         with body.graph.inserting_before(user):
             scales[key] = body.graph.call_module(name, (source,))
-        scales[key].meta.update({"key": f"{graph.key_of(source)} -> {graph.key_of(user)}", "shape": source.meta["shape"]})
+        scales[key].meta.update(
+            {"key": f"{graph.key_of(source)} -> {graph.key_of(user)}", "shape": source.meta["shape"]}
+        )
     user.replace_input_with(source, scales[key])
 
 

@@ -19,7 +19,7 @@ __all__ = ["Recipe"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to convert: thresholds, neuron, pools, softmax, tuners, encoder and readout. ``dataclasses.replace`` varies one.
+    """Every choice of a conversion; ``dataclasses.replace`` varies one of them.
 
     ``family`` says what the neurons of ReLU sites emit, so that binary and signed methods are never mixed up;
     ``signed_encoder`` makes spikes of values of either sign (LeakyReLU, PReLU, relays).
@@ -43,7 +43,7 @@ class Recipe:
             value = getattr(self, name)
             require(
                 isinstance(value, kind),
-                f"Recipe({name}={value!r}): give a value such as {kind.__name__.lower()}s offers, not its class or name.",
+                f"Recipe({name}={value!r}): give a value of {kind.__name__.lower()}s, not its class or name.",
                 TypeError,
             )
         for name, allowed in (("max_pool", POOL_METHODS), ("softmax", SOFTMAX_METHODS)):
@@ -57,6 +57,6 @@ class Recipe:
         object.__setattr__(self, "family", Family(self.family))
         require(
             self.neuron.family == self.family,
-            f"Recipe(family={self.family.value!r}): {type(self.neuron).__name__} spikes are {self.neuron.family.value}; "
-            "make the two agree.",
+            f"Recipe(family={self.family.value!r}): {type(self.neuron).__name__} emits {self.neuron.family.value} "
+            "spikes; make the two agree.",
         )

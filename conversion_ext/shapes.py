@@ -24,6 +24,7 @@ class Shapes(fx.Interpreter):
         self.constants: dict[Node, Any] = {}
 
     def run_node(self, n: Node) -> Any:
+        """Run one node and note what came of it."""
         value = super().run_node(n)
         if n.op != "placeholder" and not any(source in self.shapes for source in n.all_input_nodes):
             self.constants[n] = value

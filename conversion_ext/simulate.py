@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from conversion_ext.batches import check_inputs
 from conversion_ext.engine import Accumulator, Engine
@@ -43,7 +44,7 @@ class Simulation:
     @property
     def output(self) -> Any:
         """The decoded output after the last step of ``at``."""
-        return torch.utils._pytree.tree_map(lambda v: v[-1], self.outputs)
+        return tree_map(lambda v: v[-1], self.outputs)
 
     @property
     def spikes_per_sample(self) -> Tensor:
@@ -97,7 +98,7 @@ def run(
     """Run the engine on one batch and return the outputs decoded after the steps ``at``."""
     snn = engine.snn
     recipe = snn.conversion.recipe
-    readout = readout or recipe.readout
+    decoder: Readout = readout or recipe.readout
     if fresh:
         reset(snn)
     N = next(v.shape[1 if sequence else 0] for v in inputs if isinstance(v, Tensor))
@@ -110,9 +111,14 @@ def run(
     for K, output in chunks:
         for leaves in total.steps(output, K):
             t += 1
-            total.add(leaves if readout.counts(t) else [torch.zeros_like(leaf) for leaf in leaves])
+            total.add(leaves if decoder.counts(t) else [torch.zeros_like(leaf) for leaf in leaves])
             if t in at:
-                kept.append([readout.decode(sum_, t).to(leaf.dtype) for sum_, leaf in zip(total.totals or [], leaves, strict=True)])
+                kept.append(
+                    [
+                        decoder.decode(sum_, t).to(leaf.dtype)
+                        for sum_, leaf in zip(total.totals or [], leaves, strict=True)
+                    ]
+                )
         if after is not None:
             after(K)
     return total.nest([torch.stack(series) for series in zip(*kept, strict=True)])
@@ -120,7 +126,9 @@ def run(
 
 def _inputs(snn: Root, x: Any, x_seq: Any, T: int | None) -> tuple[tuple[Any, ...], int]:
     """Check the input and the number of steps before anything runs."""
-    require(isinstance(snn, Root), f"snn is a {type(snn).__name__}; pass what conversion_ext.convert returned.", TypeError)
+    require(
+        isinstance(snn, Root), f"snn is a {type(snn).__name__}; pass what conversion_ext.convert returned.", TypeError
+    )
     require((x is None) != (x_seq is None), "Give either x, an input [N, ...], or x_seq, a sequence [T, N, ...].")
     value = x if x_seq is None else x_seq
     inputs = value if isinstance(value, tuple) else (value,)

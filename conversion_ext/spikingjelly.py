@@ -40,7 +40,7 @@ class ExtensionRecipe(FXConversionRecipe):
         """Trace in evaluation mode; the converter restores the flags of the network."""
         return ann.eval()
 
-    def replace(self, converter: Any, fx_model: GraphModule) -> nn.Module:
+    def finalize(self, converter: Any, fx_model: GraphModule) -> nn.Module:
         """Return the converted network; the earlier steps of the flow leave the traced graph as it is."""
         with torch.no_grad():
             return convert(fx_model, self.dataloader, recipe=self.recipe, backend="spikingjelly", **self.options)

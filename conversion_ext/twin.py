@@ -66,7 +66,9 @@ def twin(snn: Root, T: int) -> Twin:
     ceil(log2(T + 1)) bits. It has no time, hence no unevenness error: what it loses against the ANN is clipping and
     quantization, what the spiking network loses against it is unevenness. One forward forecasts the accuracy at T.
     """
-    require(isinstance(snn, Root), f"snn is a {type(snn).__name__}; pass what conversion_ext.convert returned.", TypeError)
+    require(
+        isinstance(snn, Root), f"snn is a {type(snn).__name__}; pass what conversion_ext.convert returned.", TypeError
+    )
     require(isinstance(T, int) and T >= 1, f"T={T!r}: the number of time steps is an integer >= 1.")
     return Twin(snn, T).eval()
 

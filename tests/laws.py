@@ -66,6 +66,7 @@ def _conserves(name: str, module: Any, inputs: list[Any], outputs: list[Tensor],
     if isinstance(module, SpikingSite):
         scale = module.view(emitted.dim()) if module.scaled else 1.0
         v = module.backend.membrane_potential(module.neuron)
+        assert v is not None
         expected, found = given[0] - emitted, scale * (v - module.v_init)
     elif isinstance(module, cx.nn.SpikingMaxPool):
         expected, found = module._pool(given[0]), emitted
@@ -167,4 +168,3 @@ def first_difference_is_a_tie(a: Any, b: Any, x: Tensor, T: int) -> None:
                 before_reset = v + one[key][t]
                 assert ((before_reset[differ] - 1).abs() < 1e-9).all(), f"{key} at t={t + 1} differs away from a tie"
                 return
-

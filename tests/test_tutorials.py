@@ -31,7 +31,8 @@ def test_notebook_is_stored_as_it_ran(path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_runs(path):
+def test_notebook_runs(path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the kernel is a process of its own
     pytest.importorskip("spikingjelly")
     pytest.importorskip("snntorch")
     notebook = nbformat.read(path, as_version=4)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["MeanSquaredError"]
 
 # Candidates, in units of the power of two just below the largest activation, which is in [1, 2).
-CANDIDATES = 2.0 ** torch.arange(-6, 1, 0.02, dtype=torch.float64)
+CANDIDATES = 2.0 ** torch.arange(-6, 1, 0.01, dtype=torch.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class MeanSquaredError(Normalizer):
     """``lambda`` minimizes ``E[(a - q(a))^2]``, ``q(a) = lambda/T clamp(floor(T a / lambda + offset), 0, T)``.
 
     ``offset = 1/2`` rounds, as neurons with ``v_init = 1/2`` do for constant current; 0 floors (``v_init = 0``, and
-    Li et al.). The expectation is over the recorded distribution, the search over candidates 1.4 % apart; T is
+    Li et al.). The expectation is over the recorded distribution, the search over candidates 0.7 % apart; T is
     that of :func:`conversion_ext.convert`. Thresholds grow with T, towards the maximum.
 
     Reference: Li, Deng, Dong, Gong, Gu, ICML 2021 (a grid of 95 candidates, flooring, on batches).

@@ -19,7 +19,7 @@ from conversion_ext import graph
 from conversion_ext.errors import Problem
 from conversion_ext.types import Family, SiteKind
 
-__all__ = ["Operator", "Rule", "Activation", "compress", "operator_of", "operators", "ones", "register_operator"]
+__all__ = ["Activation", "Operator", "Rule", "compress", "ones", "operator_of", "operators", "register_operator"]
 
 Units = Tensor | None
 

@@ -65,9 +65,9 @@ def average_pool(node: Node, module: nn.Module | None) -> Operator:
 @register_operator(torch.mean, "mean", torch.sum, "sum")
 def mean(node: Node, module: nn.Module | None) -> Operator | Problem:
     """Mean or sum over spatial dimensions; over channels it is linear too, but its input must have unit 1."""
-    dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+    dims = _argument(node, 1, "dim", None)
     dims = dims if isinstance(dims, (tuple, list)) else (dims,)
-    rank = len(node.args[0].meta.get("shape", ())) if isinstance(node.args[0], Node) else 0
+    rank = _rank(node)
     if any(not isinstance(d, int) for d in dims) or any((d % rank if rank else d) == 0 for d in dims):
         return Problem(
             graph.key_of(node),
@@ -84,7 +84,7 @@ def mean(node: Node, module: nn.Module | None) -> Operator | Problem:
 @register_operator(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, F.interpolate, F.upsample)
 def upsample(node: Node, module: Any) -> Operator:
     """Upsampling of every mode but bicubic keeps values in range; nearest keeps spikes."""
-    mode = module.mode if module is not None else node.kwargs.get("mode", "nearest")
+    mode = module.mode if module is not None else _argument(node, 3, "mode", "nearest")
     return PerChannelMap(keeps_values=mode in ("nearest", "nearest-exact"), convex=mode != "bicubic")
 
 
@@ -100,10 +100,21 @@ def padding(node: Node, module: nn.Module | None) -> Operator:
 @register_operator(F.pad, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
 def constant_padding(node: Node, module: Any) -> Operator:
     """Padding by function; with a constant other than 0 its input must have unit 1."""
-    value = module.value if module is not None else node.kwargs.get("value", node.args[3] if len(node.args) > 3 else 0)
-    pad = module.padding if module is not None else node.kwargs.get("pad", node.args[1] if len(node.args) > 1 else ())
-    rank = len(node.args[0].meta.get("shape", ())) if isinstance(node.args[0], Node) else 0
-    reaches_channel = rank and len(pad) // 2 >= rank - 1  # pads the channel dimension as well
+    value = module.value if module is not None else _argument(node, 3, "value", 0)
+    pad = module.padding if module is not None else _argument(node, 1, "pad", ())
+    rank = _rank(node)
+    reaches_channel = rank > 0 and len(pad) // 2 >= rank - 1  # pads the channel dimension as well
     if value or reaches_channel:
         return Activation(SiteKind.GRADED)
     return PerChannelMap(keeps_values=True)
+
+
+def _argument(node: Node, place: int, name: str, default: Any) -> Any:
+    """Return an argument of a call given by place or by name."""
+    return node.kwargs.get(name, node.args[place] if len(node.args) > place else default)
+
+
+def _rank(node: Node) -> int:
+    """Return how many dimensions the input of a call has, 0 where that is not known."""
+    source = node.args[0] if node.args else None
+    return len(source.meta.get("shape") or ()) if isinstance(source, Node) else 0

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from conversion_ext.graph import describe, key_of, refresh
 
 __all__ = ["BatchSize", "batch_problems", "is_batch_size", "mark_batch_sizes"]
 
+_TOLERANCE = 1e-2  # a batch of another size takes other kernels; in bfloat16 they differ by almost as much
 _ELEMENTWISE = {operator.add, operator.sub, operator.mul, torch.add, torch.mul, torch.cat, F.pad, F.interpolate}
 
 
@@ -100,65 +100,55 @@ def _follows(tensor: Node, source: Node) -> bool:
     return node is source
 
 
-@dataclass
-class _Seen:
-    """What is kept of a node's value: shape and one number per sample, or the value of an integer."""
+class _RunError(Exception):
+    """Raised where a node cannot run: _RunError(problem)."""
 
-    shape: torch.Size | None = None
-    samples: Tensor | None = None
-    norm: Tensor | None = None
-    number: int | None = None
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(str(problem))
+        self.problem = problem
 
 
-class _Recorder(Interpreter):
-    """Runs a graph and keeps what the batch checks need of every node."""
+def _pairs(model: GraphModule, example: Any) -> Iterator[tuple[Node, Any, Any]]:
+    """Run three samples, and the last two of them alone; iterate over (node, value of three, value of two).
 
-    def __init__(self, model: GraphModule) -> None:
-        super().__init__(model)
-        self.seen: dict[Node, _Seen] = {}
-        self.last: Node | None = None
-
-    def run_node(self, n: Node) -> Any:
-        self.last = n
-        value = super().run_node(n)
-        self.seen[n] = _summary(value)
-        return value
-
-
-def _summary(value: Any) -> _Seen:
-    """Return what to keep: a sample's number is a sum with weights that no two positions share."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return _Seen(number=value)
-    if not isinstance(value, Tensor):
-        return _Seen()
-    if value.dim() == 0 or value.is_complex() or value.numel() == 0:
-        return _Seen(value.shape)
-    rows = value.detach().double().reshape(len(value), -1)
-    weights = torch.cos(torch.arange(rows.shape[1], dtype=rows.dtype, device=rows.device))
-    return _Seen(value.shape, rows @ weights, rows.norm(dim=1))
-
-
-def _record(model: GraphModule, example: Any) -> tuple[dict[Node, _Seen], dict[Node, _Seen]] | Problem:
-    """Return what three samples give, and what the last two of them give alone; or the problem met."""
+    Every node of the second run gets the inputs that it has in the first one, cut, so that rounding errors do not
+    add up until they look like something else.
+    """
     inputs = example if isinstance(example, tuple) else (example,)
     three = [_samples(value, 3) if isinstance(value, Tensor) and value.dim() else value for value in inputs]
-    seen = []
-    for start in (0, 1):
-        recorder = _Recorder(model)
-        part = [value[start:] if isinstance(value, Tensor) and value.dim() else value for value in three]
-        try:
-            with torch.no_grad():
-                recorder.run(*part)
-        except Exception as error:  # noqa: BLE001 (whatever the user's code raises is the finding)
-            node, why = recorder.last, str(error).strip().partition("\n")[0].rstrip(".")
-            return Problem(
-                key_of(node) if node else type(model).__name__,
-                f"fails on a batch of {3 - start}: {why}.",
-                "Take the batch size from the tensor itself: x.view(x.size(0), ...).",
-                describe(node) if node else "",
-            )
-        seen.append(recorder.seen)
-    return seen[0], seen[1]
+    two = [value[1:] if isinstance(value, Tensor) and value.dim() else value for value in three]
+    runs = Interpreter(model), Interpreter(model)
+    for run, given in zip(runs, (three, two), strict=True):
+        run.env, run.args_iter = {}, iter(given)
+    dependent: set[Node] = set()
+    for node in model.graph.nodes:
+        values = []
+        for run, count in zip(runs, (3, 2), strict=True):
+            try:
+                with torch.no_grad():
+                    values.append(run.run_node(node))
+            except Exception as error:
+                why = str(error).strip().partition("\n")[0].rstrip(".")
+                remedy = "Take the batch size from the tensor itself: x.view(x.size(0), ...)."
+                problem = Problem(key_of(node), f"fails on a batch of {count}: {why}.", remedy, describe(node))
+                raise _RunError(problem) from error
+        yield node, *values
+        if node.op == "placeholder" or dependent.intersection(node.all_input_nodes):
+            dependent.add(node)
+            values[1] = _cut(values[0], values[1])
+        for run, value in zip(runs, values, strict=True):
+            run.env[node] = value
+            for done in run.user_to_last_uses.get(node, ()):
+                del run.env[done]
+
+
+def _cut(three: Any, two: Any) -> Any:
+    """Return the last two samples of the first value, in the places where the second holds two samples."""
+    if isinstance(three, tuple | list) and isinstance(two, tuple | list) and len(three) == len(two):
+        return type(three)(map(_cut, three, two)) if type(three) in (tuple, list) else two
+    if isinstance(three, Tensor) and isinstance(two, Tensor) and three.dim() and three[1:].shape == two.shape:
+        return three[1:].clone()  # no shared memory: an operation in place must not reach the other run
+    return two
 
 
 def _samples(value: Tensor, count: int) -> Tensor:
@@ -174,50 +164,55 @@ def _samples(value: Tensor, count: int) -> Tensor:
 
 def mark_batch_sizes(model: GraphModule, example: Any) -> None:
     """Set ``meta["batch"]``: whether dimension 0 of a tensor, or a number, is the batch size whatever that is."""
-    seen = _record(model, example)
-    if isinstance(seen, Problem):
+    try:
+        for node, three, two in _pairs(model, example):
+            node.meta["batch"] = [_length(three), _length(two)] == [3, 2]
+    except _RunError:
         return  # batch_problems tells
-    for node in model.graph.nodes:
-        three, two = seen[0][node], seen[1][node]
-        sizes = [s.shape[0] if s.shape else s.number for s in (three, two)]
-        node.meta["batch"] = sizes == [3, 2]
+
+
+def _length(value: Any) -> int | None:
+    """Return a number, or the size of dimension 0 of a tensor."""
+    if isinstance(value, Tensor):
+        return len(value) if value.dim() else None
+    return value if isinstance(value, int) else None
 
 
 def batch_problems(model: GraphModule, example: Tensor | Sequence[Any]) -> list[Problem]:
     """Return what mixes the samples of a batch, found by running three samples, then two of them, through the graph.
 
     The batch must be dimension 0 of every tensor, since time is folded into it, and a sample's value must not
-    depend on the other samples. What lies behind a node found is not listed again. ``example`` is a tensor
-    [N, ...] or a tuple of inputs; with N < 3 noisy repetitions are added.
+    depend on the other samples. What lies behind a node found is not listed again. Call it after ``run_passes``,
+    when nothing works in place any more. ``example`` is a tensor [N, ...] or a tuple of inputs; with N < 3 noisy
+    repetitions are added.
     """
-    seen = _record(model, example if isinstance(example, Tensor) else tuple(example))
-    if isinstance(seen, Problem):
-        return [seen]
-    problems, spoilt, dependent = [], set(), set()
-    for node in model.graph.nodes:
-        three, two = seen[0][node], seen[1][node]
-        if node.op == "placeholder" or any(source in dependent for source in node.all_input_nodes):
-            if three.number is None:
+    problems: list[Problem] = []
+    spoilt: set[Node] = set()
+    dependent: set[Node] = set()  # on the values of the input, not only on its sizes
+    try:
+        for node, three, two in _pairs(model, example if isinstance(example, Tensor) else tuple(example)):
+            sources = node.all_input_nodes
+            if node.op == "placeholder" or (dependent.intersection(sources) and not isinstance(three, int)):
                 dependent.add(node)
-        if any(source in spoilt for source in node.all_input_nodes):
-            spoilt.add(node)
-        elif node in dependent and three.shape is not None:
-            reason = _mixed(three, two)
-            if reason:
+            reason = _mixed(three, two) if node in dependent and node.op != "output" else ""
+            if spoilt.intersection(sources):
+                spoilt.add(node)
+            elif reason:
                 spoilt.add(node)
                 remedy = "Keep every sample to itself in dimension 0, or keep the enclosing module whole with skip=."
                 problems.append(Problem(key_of(node), reason, remedy, describe(node)))
+    except _RunError as failure:
+        problems.append(failure.problem)
     return problems
 
 
-def _mixed(three: _Seen, two: _Seen) -> str:
+def _mixed(three: Any, two: Any) -> str:
     """Return why the samples of a node's value are not independent rows, or an empty string."""
-    shapes = (three.shape or (), two.shape or ())
-    if [tuple(shape)[:1] for shape in shapes] != [(3,), (2,)]:
-        return f"gives a tensor of shape {tuple(shapes[0])} for a batch of 3: dimension 0 is not the batch."
-    if three.samples is None or two.samples is None or three.norm is None:
+    if not isinstance(three, Tensor):
         return ""
-    alone, together = two.samples, three.samples[1:]
-    if torch.allclose(alone, together, rtol=0.0, atol=1e-3 * float(three.norm[1:].max()), equal_nan=True):
+    if [_length(three), _length(two)] != [3, 2]:
+        return f"gives a tensor of shape {tuple(three.shape)} for a batch of 3: dimension 0 is not the batch."
+    together, alone = (value.double().nan_to_num() for value in (three[1:], two))
+    if float((together - alone).norm()) <= _TOLERANCE * float(together.norm()):
         return ""
     return "gives a sample a value that depends on the other samples of the batch, or on chance."

@@ -49,8 +49,9 @@ def contenders(ann: nn.Module, loader: DataLoader) -> Iterator[tuple[str, Callab
     """Yield (name, run) of every conversion."""
     yield "SpikingJelly max", spikingjelly(ann, loader, mode="max")
     yield "SpikingJelly 99.9%", spikingjelly(ann, loader, mode="99.9%")
-    yield "SpikingJelly 99.9% channel, half", spikingjelly(
-        ann, loader, mode="99.9%", channel_wise=True, half_threshold=True
+    yield (
+        "SpikingJelly 99.9% channel, half",
+        spikingjelly(ann, loader, mode="99.9%", channel_wise=True, half_threshold=True),
     )
     yield "ours, maximum per layer", ours(ann, loader, cx.Recipe(cx.Maximum()))
     yield "ours, 99.9% per layer", ours(ann, loader, cx.Recipe(cx.Percentile(99.9, granularity=cx.PerLayer())))

@@ -23,7 +23,9 @@ METHODS = ("count", "fir", "average", "exponential", "instant")
 
 def accuracy(snn: nn.Module, x: Tensor, y: Tensor) -> list[float]:
     """Return accuracy after the steps AT."""
-    return cx.evaluate(snn, list(zip(x.split(50), y.split(50), strict=True)), AT[-1], at=AT, progress=True).accuracy.tolist()
+    return cx.evaluate(
+        snn, list(zip(x.split(50), y.split(50), strict=True)), AT[-1], at=AT, progress=True
+    ).accuracy.tolist()
 
 
 def main() -> None:

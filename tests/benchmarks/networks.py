@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["NETWORKS", "InceptionNet", "MobileNet", "ResNet20", "VGG"]
+__all__ = ["NETWORKS", "VGG", "InceptionNet", "MobileNet", "ResNet20"]
 
 
 def conv(i: int, o: int, k: int = 3, stride: int = 1, groups: int = 1) -> list[nn.Module]:
@@ -25,7 +25,13 @@ class VGG(nn.Sequential):
                 channels = o
             layers.append(nn.MaxPool2d(2))
         super().__init__(
-            *layers, nn.Flatten(), nn.Dropout(0.3), nn.Linear(64 * 9, 128), nn.ReLU(), nn.Dropout(0.3), nn.Linear(128, 10)
+            *layers,
+            nn.Flatten(),
+            nn.Dropout(0.3),
+            nn.Linear(64 * 9, 128),
+            nn.ReLU(),
+            nn.Dropout(0.3),
+            nn.Linear(128, 10),
         )
 
 
@@ -44,7 +50,7 @@ class Block(nn.Module):
 
 
 class ResNet20(nn.Sequential):
-    """A stem with an overlapping max-pool and three stages of three blocks (He et al., 2016), 16, 32 and 64 channels."""
+    """A stem with an overlapping max-pool, three stages of three blocks (He et al., 2016), 16, 32, 64 channels."""
 
     def __init__(self) -> None:
         blocks, channels = [], 16
@@ -53,7 +59,13 @@ class ResNet20(nn.Sequential):
                 blocks.append(Block(channels, width, stride if index == 0 else 1))
                 channels = width
         super().__init__(
-            *conv(1, 16), nn.ReLU(), nn.MaxPool2d(3, 2, 1), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)
+            *conv(1, 16),
+            nn.ReLU(),
+            nn.MaxPool2d(3, 2, 1),
+            *blocks,
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(64, 10),
         )
 
 

@@ -42,9 +42,20 @@ def test_independent_samples_pass(name: str) -> None:
     ann, shape = trap(name)
     model = capture(ann)
     x = live_inputs(ann, *shape, samples=3)
-    assert batch_problems(model, x) == []
     run_passes(model, x)
-    assert batch_problems(model, (x,)) == []
+    assert batch_problems(model, (x,)) == batch_problems(model, x) == []
+
+
+def test_rounding_that_depends_on_the_batch_is_not_taken_for_mixing() -> None:
+    class Rounding(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * (1 + 1e-9 * len(x))
+
+    def amplified(net: Any, x: Tensor) -> Tensor:
+        return (net.rounding(x) * 1e9).sin()
+
+    ann = Net(amplified, rounding=Rounding())
+    assert batch_problems(capture(ann, leaf=(Rounding,)), torch.randn(3, 4, dtype=torch.double)) == []
 
 
 def test_views_read_their_own_batch_size() -> None:

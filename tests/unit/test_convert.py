@@ -14,7 +14,7 @@ import conversion_ext as cx
 pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
 
 
-def small() -> nn.Module:
+def small() -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 3)
     )
@@ -61,7 +61,9 @@ BAD = {
     "T float": (small, {"calibration": X, "T": 2.5}, ValueError, "integer"),
     "unknown skip": (small, {"calibration": X, "skip": ("nowhere",)}, ValueError, "nowhere"),
     "dict without input": (small, {"calibration": [{"label": X}]}, cx.CalibrationError, "forward="),
-    "data-free without shapes": (small, {"recipe": cx.Recipe(cx.normalizers.ModelBased())}, cx.CalibrationError, "example_input"),
+    "data-free without shapes": (
+        small, {"recipe": cx.Recipe(cx.normalizers.ModelBased())}, cx.CalibrationError, "example_input",
+    ),
 }  # fmt: skip
 
 
@@ -99,8 +101,10 @@ def test_conversion_leaves_the_network_as_it_was():
     snn = cx.convert(ann, X, backend="reference", progress=False)
     cx.check(ann, X)
     cx.simulate(snn, X, 3)
-    assert all(m.training for m in ann.modules()) and not ann[0].weight.requires_grad
-    assert not calls and len(ann[2]._forward_hooks) == 1
+    assert all(m.training for m in ann.modules())
+    assert not ann[0].weight.requires_grad
+    assert not calls
+    assert len(ann[2]._forward_hooks) == 1
     assert all(torch.equal(a, b) for a, b in zip(before.values(), ann.state_dict().values(), strict=True))
     shared = {p.data_ptr() for p in ann.parameters()} & {p.data_ptr() for p in snn.parameters()}
     assert not shared  # training the copy must not train the original
@@ -125,7 +129,7 @@ def test_calibration_takes_what_loaders_yield(data):
     assert found.samples == 8
 
 
-def small_seeded() -> nn.Module:
+def small_seeded() -> nn.Sequential:
     torch.manual_seed(3)
     return small()
 
@@ -204,6 +208,8 @@ def test_evaluate_counts_what_simulate_shows():
     decided = cx.simulate(snn, X, 6).outputs.argmax(2)
     assert result.accuracy.tolist() == [(row == labels).double().mean().item() for row in decided]
     expected = ann(X).argmax(1)
+    assert result.agreement is not None
+    assert result.ann_accuracy is not None
     assert result.agreement.tolist() == [(row == expected).double().mean().item() for row in decided]
     assert result.ann_accuracy == (expected == labels).double().mean().item()
     reached = [t for t, a in zip(result.at, result.accuracy, strict=True) if a >= result.ann_accuracy - 0.01]
@@ -243,6 +249,7 @@ def test_check_names_place_line_reason_and_remedy():
     problems = cx.check(Odd(), torch.rand(2, 4))
     assert [p.path for p in problems] == ["cumsum", "pool"]
     assert all(p.reason and p.remedy for p in problems)
-    assert "test_convert.py" in problems[0].line and "cumsum" in problems[0].line
+    assert "test_convert.py" in problems[0].line
+    assert "cumsum" in problems[0].line
     assert cx.check(small(), X) == []
     assert cx.check(small()) == []

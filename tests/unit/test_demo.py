@@ -18,7 +18,6 @@ from conversion_ext.__main__ import main, registered
 from conversion_ext.backends.base import available
 from conversion_ext.errors import UnknownNameError
 
-
 # Networks trained on so little leave channels silent, and convert() says so.
 pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
 
@@ -239,10 +238,11 @@ def test_methods_command_lists_everything_registered(capsys):
     from conversion_ext.backends.base import backends
     from conversion_ext.normalizers.base import normalizers
     from conversion_ext.operators import operators
+    from conversion_ext.tuners import tuners
 
     assert main(["methods"]) == 0
     printed = capsys.readouterr().out
-    for registry in (backends, normalizers, operators, recipes):
+    for registry in (backends, normalizers, operators, recipes, tuners):
         assert registry.names()
         for name in registry.names():
             # What lives here is what converted networks hold, which nobody brings along.

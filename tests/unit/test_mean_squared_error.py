@@ -26,14 +26,15 @@ def test_no_other_threshold_is_better(T, offset):
     for channel in range(3):
         grid = a[:, channel].max() * torch.linspace(0.02, 1.5, 3000, dtype=torch.float64)
         best = min(error(a[:, channel], g, T, offset) for g in grid)
-        assert error(a[:, channel], found[channel], T, offset) <= 1.02 * best  # candidates are 1.4 % apart
+        assert error(a[:, channel], found[channel], T, offset) <= 1.02 * best  # candidates are 0.7 % apart
 
 
 def test_more_steps_clip_less():
     stats = ActivationStats("site", cx.PerLayer())
     stats.update(torch.randn(20000).exp()[:, None])
     thresholds = [float(MeanSquaredError(granularity=cx.PerLayer()).threshold(stats, T)) for T in (1, 2, 4, 8, 16, 64)]
-    assert thresholds == sorted(thresholds) and thresholds[-1] > 2 * thresholds[0]
+    assert thresholds == sorted(thresholds)
+    assert thresholds[-1] > 2 * thresholds[0]
 
 
 def test_it_needs_the_number_of_steps():

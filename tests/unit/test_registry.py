@@ -29,7 +29,7 @@ def swish(node, module):
     return Activation(SiteKind.GRADED)
 '''
 
-USE = '''
+USE = """
 import torch
 from torch import nn
 import conversion_ext as cx
@@ -40,7 +40,7 @@ x = torch.randn(8, 3).double()
 snn = cx.convert(ann, x, recipe="toy", backend="reference", progress=False, leaf=(Swish,))
 assert (cx.simulate(snn, x, 4096, at=(4096,)).output - ann(x)).abs().max() < 5e-3
 print("plugged")
-'''
+"""
 
 
 def test_names_are_unique_and_unknown_ones_list_what_there_is():
@@ -69,7 +69,9 @@ def test_an_installed_package_registers_through_its_entry_point(tmp_path: Path):
 
 
 def test_importing_the_package_imports_no_framework():
-    code = "import sys, conversion_ext; print([m for m in ('spikingjelly', 'snntorch', 'matplotlib') if m in sys.modules])"
+    code = (
+        "import sys, conversion_ext; print([m for m in ('spikingjelly', 'snntorch', 'matplotlib') if m in sys.modules])"
+    )
     root = str(Path(__file__).parents[2])
     done = subprocess.run(
         [sys.executable, "-c", code], env={"PYTHONPATH": root, "PATH": ""}, capture_output=True, text=True, check=False,

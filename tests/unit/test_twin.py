@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 import conversion_ext as cx
 from tests import zoo
@@ -41,8 +42,8 @@ def test_the_twin_converges_to_the_network(name):
     ann = make_live(build(), *shape).double()
     x = live_inputs(ann, *shape)
     snn = cx.convert(ann, x, recipe=cx.Recipe(cx.Maximum()), backend="reference", progress=False)
-    expected = torch.utils._pytree.tree_leaves(ann(x))
-    coarse, fine = (torch.utils._pytree.tree_leaves(cx.twin(snn, T)(x)) for T in (4, 256))
+    expected = tree_leaves(ann(x))
+    coarse, fine = (tree_leaves(cx.twin(snn, T)(x)) for T in (4, 256))
     for e, a, b in zip(expected, coarse, fine, strict=True):
         assert (b - e).norm() < 0.02 * e.norm()
         assert (b - e).norm() < 0.5 * (a - e).norm() or (a - e).norm() < 1e-9
