@@ -16,7 +16,7 @@ from conversion_ext.passes import batch_problems, run_passes
 from conversion_ext.recipe import Recipe
 from conversion_ext.types import Site, SiteKind
 
-__all__ = ["check", "find_sites", "prepare", "problems_of", "resolve_recipe"]
+__all__ = ["check", "examine", "find_sites", "prepare", "problems_of", "resolve_recipe"]
 
 
 def check(
@@ -37,16 +37,39 @@ def check(
     require(isinstance(ann, nn.Module), f"ann must be a torch.nn.Module, got {type(ann).__name__}.", TypeError)
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
     try:
-        model = prepare(ann, None if example_input is None else inputs, skip, leaf)
-    except UnsupportedError as error:
+        return examine(ann, None if example_input is None else inputs, skip, leaf, graded)[1]
+    except UnsupportedError as error:  # not even captured
         return list(error.problems) or [Problem(type(ann).__name__, str(error), "")]
-    return problems_of(model, None if example_input is None else inputs, graded)
 
 
-def prepare(ann: nn.Module, inputs: tuple[Any, ...] | None, skip: Sequence[str], leaf: Sequence[Any]) -> GraphModule:
-    """Return the captured graph of ``ann`` after all exact passes, with shapes where ``inputs`` are given."""
+def examine(
+    ann: nn.Module, inputs: tuple[Any, ...] | None, skip: Sequence[str], leaf: Sequence[Any], graded: bool
+) -> tuple[GraphModule, list[Problem]]:
+    """Return the graph of ``ann`` after all exact passes and everything that stands in the way of converting it."""
     model = capture(ann, leaf=leaf, skip=skip, inputs=1 if inputs is None else len(inputs))
-    run_passes(model, inputs)
+    refused: list[Problem] = []
+    try:
+        run_passes(model, inputs)
+    except UnsupportedError as error:
+        if not error.problems:
+            raise
+        refused = list(error.problems)  # the graph is complete all the same, so the rest can be listed too
+    found = problems_of(model, inputs, graded)
+    return model, refused + [problem for problem in found if problem.path not in {p.path for p in refused}]
+
+
+def prepare(
+    ann: nn.Module,
+    inputs: tuple[Any, ...] | None,
+    skip: Sequence[str] = (),
+    leaf: Sequence[Any] = (),
+    graded: bool = True,
+) -> GraphModule:
+    """Return the captured graph of ``ann`` after all exact passes; raise UnsupportedError with every obstacle."""
+    model, problems = examine(ann, inputs, skip, leaf, graded)
+    if problems:
+        listed = "\n".join(f"- {problem}" for problem in problems)
+        raise UnsupportedError(f"{type(ann).__name__} cannot be converted:\n{listed}", tuple(problems))
     return model
 
 

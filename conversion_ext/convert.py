@@ -15,9 +15,9 @@ from conversion_ext import graph
 from conversion_ext.assemble import assemble
 from conversion_ext.backends import get_backend
 from conversion_ext.batches import Forward, batches, call_inputs, check_inputs
-from conversion_ext.check import find_sites, prepare, problems_of, resolve_recipe
+from conversion_ext.check import find_sites, prepare, resolve_recipe
 from conversion_ext.conversion import Record, installed_versions
-from conversion_ext.errors import CalibrationError, UnsupportedError, require
+from conversion_ext.errors import CalibrationError, require
 from conversion_ext.fold import fold as fold_units
 from conversion_ext.nn.root import Root, reset
 from conversion_ext.observe import ActivationStats, Observer
@@ -71,11 +71,7 @@ def convert(
     inputs = _example(data, example_input, forward)
     check_inputs(inputs, ann, "The example input" if data is None else "The first calibration batch")
 
-    model = prepare(ann, inputs, skip, leaf)
-    problems = problems_of(model, inputs, graded)
-    if problems:
-        listed = "\n".join(f"- {problem}" for problem in problems)
-        raise UnsupportedError(f"{type(ann).__name__} cannot be converted:\n{listed}", tuple(problems))
+    model = prepare(ann, inputs, skip, leaf, graded)
     notes = [f"A relay was added: {key}." for key in insert_relays(model)] if relay else []
     sites = find_sites(model)
     stats, samples = _observe(model, sites, recipe, data, forward, progress)

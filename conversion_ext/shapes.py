@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, fx
 from torch.fx import GraphModule, Node
 
+from conversion_ext import graph
+from conversion_ext.errors import Problem, UnsupportedError
+
 __all__ = ["Shapes", "propagate"]
 
 
@@ -22,9 +25,11 @@ class Shapes(fx.Interpreter):
         super().__init__(model)
         self.shapes: dict[Node, Any] = {}
         self.constants: dict[Node, Any] = {}
+        self.last: Node | None = None
 
     def run_node(self, n: Node) -> Any:
         """Run one node and note what came of it."""
+        self.last = n
         value = super().run_node(n)
         if n.op != "placeholder" and not any(source in self.shapes for source in n.all_input_nodes):
             self.constants[n] = value
@@ -41,6 +46,12 @@ class Shapes(fx.Interpreter):
 def propagate(model: GraphModule, inputs: Sequence[Any]) -> Shapes:
     """Run ``model`` on the first sample of ``inputs``, set ``meta["shape"]`` on every node, and return all shapes."""
     shapes = Shapes(model)
-    with torch.no_grad():
-        shapes.run(*[value[:1] if isinstance(value, Tensor) else value for value in inputs])
+    try:
+        with torch.no_grad():
+            shapes.run(*[value[:1] if isinstance(value, Tensor) else value for value in inputs])
+    except Exception as error:
+        path = graph.key_of(shapes.last) if shapes.last is not None else type(model).__name__
+        why = str(error).strip().partition("\n")[0].rstrip(".")
+        problem = Problem(path, f"it fails on a single sample: {why}.", "Check the example input and its shape.")
+        raise UnsupportedError(str(problem), (problem,)) from error
     return shapes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import FrozenInstanceError, fields
+from typing import Any
 
 import pytest
 import torch
@@ -76,7 +77,7 @@ def activations(snn, ann, x):
     """Return the ANN's activation at every ReLU site, read from its own graph."""
     from conversion_ext.check import prepare
 
-    graph, found = prepare(ann, (x,), (), ()), dict[str, torch.Tensor]()
+    graph, found = prepare(ann, (x,), (), ()), dict[str, Any]()
     for node in graph.graph.nodes:
         key = node.meta.get("key")
         site = snn.sites().get(key)

@@ -235,6 +235,27 @@ def test_nothing_is_converted_silently():
     assert list(snn.conversion.thresholds) == ["relu", "act", "act#1", "clamp"]
 
 
+def test_check_lists_what_passes_refuse_beside_the_rest():
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(4, 4)
+
+        def forward(self, x):
+            x = nn.functional.dropout(torch.relu(self.inner(x)), training=True)
+            return torch.cumsum(x, 1)
+
+    assert {p.path for p in cx.check(Both(), torch.rand(2, 4))} == {"dropout", "cumsum"}
+    with pytest.raises(cx.UnsupportedError) as caught:
+        cx.convert(Both(), torch.rand(2, 4), backend="reference")
+    assert len(caught.value.problems) == 2
+
+
+def test_a_wrong_shape_is_one_sentence():
+    with pytest.raises(cx.UnsupportedError, match=r"5: it fails on a single sample"):
+        cx.convert(small(), torch.rand(2, 1, 9, 9), backend="reference")
+
+
 def test_check_names_place_line_reason_and_remedy():
     class Odd(nn.Module):
         def __init__(self) -> None:

@@ -136,6 +136,7 @@ def test_accuracy_is_that_of_the_predictions(tiny, report):
 
 
 def test_same_seed_same_report(tiny, report):
+    torch.manual_seed(99)
     again = demo.run(tiny, ["reference"], T=6, epochs=1, progress=False)
     assert again.ann_accuracy == report.ann_accuracy
     assert torch.equal(again.curves[0].predictions, report.curves[0].predictions)
