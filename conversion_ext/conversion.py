@@ -114,9 +114,8 @@ class Conversion:
 
     @property
     def family(self) -> Family:
-        """The widest family among all signals that travel between layers."""
-        emitted = [row.emits for row in self.table() if row.kind not in ("synapse", "shortcut", "sum")]
-        return mixed(emitted)
+        """The widest family that neurons, pools and differential operators emit."""
+        return mixed([row.emits for row in self.table() if row.kind not in ("synapse", "shortcut", "scale")])
 
     def table(self) -> Table:
         """Return one row per site, weight layer and scale: what it sees, what it emits, its threshold or scale."""
