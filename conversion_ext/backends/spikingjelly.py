@@ -138,6 +138,8 @@ class SpikingJellyBackend:
         """Advance ``neuron`` over x_seq [T, N, ...], by sequence or by step as its step mode says."""
         node = cast(Any, neuron)
         currents = x_seq.to(state_dtype(x_seq.dtype))
+        if currents.is_cuda:
+            currents = currents.contiguous()  # a constant current is one step expanded, and kernels count addresses
         if isinstance(node.v, Tensor):
             # SpikingJelly 2.0 would silently start anew from 0.
             check_state(node.v, currents[0], f"the neuron {type(node).__name__}")
