@@ -73,6 +73,13 @@ def test_bias_correction_brings_mean_outputs_closer(name):
     assert sum(after.values()) < 0.7 * sum(before.values())
 
 
+def keep(found, key):
+    def hook(module, args, output):
+        found[key] = output.detach()
+
+    return hook
+
+
 def activations(snn, ann, x):
     """Return the ANN's activation at every ReLU site, read from its own graph."""
     from conversion_ext.check import prepare
@@ -82,9 +89,7 @@ def activations(snn, ann, x):
         key = node.meta.get("key")
         site = snn.sites().get(key)
         if node.op == "call_module" and site is not None and not isinstance(site.spec, cx.neurons.SignedEncoder):
-            graph.get_submodule(node.target).register_forward_hook(
-                lambda m, a, out, key=key: found.__setitem__(key, out.detach())
-            )
+            graph.get_submodule(node.target).register_forward_hook(keep(found, key))
     with torch.no_grad():
         graph(x)
     return found
