@@ -128,13 +128,8 @@ class _Builder:
         """Return what stands for an argument node in a bound function: a slot, or the constant itself."""
         if node in data:
             return Function.Slot(data.index(node))
-        if node.op == "get_attr":
-            owner, _, name = str(node.target).rpartition(".")
-            return getattr(self.model.get_submodule(owner), name)
-        raise UnsupportedError(
-            f"{graph.key_of(node)} is a number computed from the input and steers a function that is not homogeneous; "
-            "give it as a constant, or keep the enclosing module whole with skip=."
-        )
+        assert node.op == "get_attr", f"check() lets {graph.key_of(node)} pass"
+        return graph.attribute_of(self.model, node)
 
     def pool(self, node: Node) -> None:
         """Replace a max-pool by its spiking form."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from conversion_ext import graph, recipes
 from conversion_ext.capture import capture
@@ -92,6 +93,7 @@ def problems_of(model: GraphModule, inputs: tuple[Any, ...] | None, graded: bool
                         graph.describe(node),
                     )
                 )
+            found += _misfits(node)
     if inputs is not None:
         found += batch_problems(model, inputs)
     if not activations:
@@ -104,6 +106,20 @@ def problems_of(model: GraphModule, inputs: tuple[Any, ...] | None, graded: bool
             )
         )
     return found
+
+
+def _misfits(node: Node) -> list[Problem]:
+    """Return why an activation cannot be a function from tensors to one tensor, as far as shapes are known."""
+    shape = node.meta.get("shape")
+    reasons = [
+        f"its argument {graph.key_of(number)} is computed from the input's shape, so it is no function of tensors."
+        for number in node.all_input_nodes
+        if number.op != "get_attr" and number.meta.get("shape", number) is None
+    ]
+    if shape is not None and not isinstance(shape, torch.Size):
+        reasons.append("it returns several values, and a function that is kept analog must return one tensor.")
+    remedy = "Give constants and return one tensor, or keep the module around it whole with skip=."
+    return [Problem(graph.key_of(node), reason, remedy, graph.describe(node)) for reason in reasons]
 
 
 def find_sites(model: GraphModule) -> list[Site]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.fx import GraphModule, Node
+from torch.utils._pytree import tree_leaves, tree_map
 
 from conversion_ext import graph
 from conversion_ext.errors import Problem, UnsupportedError
@@ -16,7 +17,7 @@ __all__ = ["Shapes", "propagate"]
 
 
 class Shapes(fx.Interpreter):
-    """Runs a graph and keeps, per node, the shape of a tensor (or tuple of shapes) that depends on the input.
+    """Runs a graph and keeps, per node, the shape of a tensor (or nested shapes) that depends on the input.
 
     Every other value (numbers, sizes, parameters and what is computed from them) is kept as it is, in ``constants``.
     """
@@ -37,6 +38,8 @@ class Shapes(fx.Interpreter):
             self.shapes[n] = value.shape
         elif isinstance(value, (tuple, list)) and value and all(isinstance(v, Tensor) for v in value):
             self.shapes[n] = tuple(v.shape for v in value)
+        elif any(isinstance(v, Tensor) for v in tree_leaves(value)):
+            self.shapes[n] = tree_map(lambda v: v.shape if isinstance(v, Tensor) else None, value)
         else:
             self.constants[n] = value
         n.meta["shape"] = self.shapes.get(n)

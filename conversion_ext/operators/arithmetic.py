@@ -128,5 +128,6 @@ def negate(node: Node, module: nn.Module | None) -> Operator:
     torch.exp, torch.log, torch.abs, "abs", "sqrt", "exp", "log", "square", torch.square, torch.maximum, torch.minimum,
 )  # fmt: skip
 def nonlinear(node: Node, module: nn.Module | None) -> Operator:
-    """Functions that are not homogeneous, or not of one tensor."""
-    return Activation(SiteKind.GRADED)
+    """Functions that are not homogeneous, or not of one tensor; of sizes alone they are numbers."""
+    sizes = "shape" in node.meta and all(source.meta.get("shape") is None for source in node.all_input_nodes)
+    return Operator() if sizes else Activation(SiteKind.GRADED)

@@ -101,6 +101,18 @@ def test_with_relays_every_weight_but_the_first_sees_spikes(name):
     laws.assert_table_is_what_weights_see(snn, x, T=8)
 
 
+def test_what_meets_the_input_sees_its_mean_over_time_not_its_frames():
+    """Where nothing spikes, a sequence of frames gives exactly what the ANN makes of their mean, at every step."""
+    ann = nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(3, 6, 3), nn.SiLU(), nn.Flatten(), nn.Linear(96, 5)).double()
+    x_seq = torch.randn(12, 2, 3, 12, 12, dtype=torch.float64)
+    outputs = cx.simulate(converted(ann, x_seq[0]), x_seq=x_seq).outputs
+    with torch.no_grad():
+        expected = torch.stack([ann(x_seq[:t].mean(0)) for t in range(1, 13)])
+        per_frame = torch.stack([ann(x) for x in x_seq]).mean(0)
+    torch.testing.assert_close(outputs, expected, rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(outputs[-1], per_frame, rtol=0.1)
+
+
 def test_a_broken_operator_fails_these_tests():
     """Stock pooling of spikes (method "instant") in GoogLeNet, the rest as it should be."""
     ann, x, calibration = network("googlenet")
@@ -179,6 +191,18 @@ class Branching(nn.Module):
         return self.head(x)
 
 
+class Steered(nn.Module):
+    """Numbers from shapes: a divisor is welcome, an argument of a graded function is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x) / x.shape[1] ** 0.5)
+        return self.head(nn.functional.layer_norm(x, x.shape[1:]))
+
+
 def vision_transformer() -> nn.Module:
     from torchvision.models import VisionTransformer
 
@@ -197,6 +221,7 @@ UNSUPPORTED = {
                                  "features.3.0.attn.shifted_window_attention"], ""),
     "recurrent": (Recurrent, (5, 4), ["lstm"], "self.lstm(x)"),
     "branching": (Branching, (4,), ["Branching"], "if x.sum() > 0"),
+    "steered": (Steered, (4,), ["layer_norm"], "x.shape[1:]"),
 }  # fmt: skip
 
 
@@ -218,6 +243,12 @@ def test_what_is_not_supported_is_said_before_calibration(name):
         cx.convert(ann, Untouched(), example_input=x, progress=False)
     assert list(error.value.problems) == problems
     assert all(path in str(error.value) for path in paths)
+
+
+def test_what_is_kept_analog_must_return_one_tensor():
+    (problem,) = cx.check(Recurrent().eval(), torch.randn(2, 5, 4), skip=("lstm",))
+    assert problem.path == "lstm"
+    assert "several values" in problem.reason
 
 
 CHEAP = ["resnet", "vgg_bn", "squeezenet", "densenet", "googlenet", "mobilenet_v2", "mobilenet_v3", "shufflenet_v2",
