@@ -40,8 +40,7 @@ class Evaluation:
         """Return the first step of ``at`` whose accuracy is at most ``drop`` below the ANN's, None if there is none."""
         if self.ann_accuracy is None:
             raise ValueError("latency() compares with the ANN: pass ann= to evaluate().")
-        # Accuracies are counts over the same samples; half a sample of slack keeps rounding out of the comparison.
-        bound = self.ann_accuracy - drop - 0.5 / self.samples
+        bound = self.ann_accuracy - drop - 1e-9  # exactly `drop` below counts, whatever the last bit says
         return next((t for t, accuracy in zip(self.at, self.accuracy, strict=True) if accuracy >= bound), None)
 
 
