@@ -109,7 +109,7 @@ class Conversion:
 
     @property
     def thresholds(self) -> dict[str, Tensor]:
-        """{site key: threshold in ANN units, [] or [C]} in graph order."""
+        """{site key: threshold of one spike in ANN units, [] or [C]} in graph order."""
         return {site.key: site.threshold for site in self._sites()}
 
     @property

@@ -141,9 +141,13 @@ def _observe(
 def _thresholds(
     model: GraphModule, sites: Sequence[Site], stats: Mapping[str, ActivationStats], recipe: Recipe, T: int | None
 ) -> dict[str, Tensor]:
-    """Return {site: threshold} on the model's device and dtype; sites that see the same current share theirs."""
+    """Return {site: threshold} on the model's device and dtype; sites that see the same current share theirs.
+
+    Normalizers, caps and sharing deal with the largest activation that a site can say; one spike is a fraction of it.
+    """
     plain = [site for site in sites if site.kind is not SiteKind.SIGNED]
-    thresholds = recipe.normalizer.thresholds(model, plain, stats, T)
+    per_step = recipe.neuron.levels
+    thresholds = recipe.normalizer.thresholds(model, plain, stats, None if T is None else T * per_step)
     for site in sites:
         if site.kind is SiteKind.SIGNED:
             if site.key not in stats:
@@ -160,5 +164,7 @@ def _thresholds(
         for key in keys if len(keys) > 1 else ():
             cap = caps[key]
             thresholds[key] = shared if cap is None else shared.clamp(max=cap)
+    for site in plain:
+        thresholds[site.key] = thresholds[site.key] / per_step
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     return {site.key: thresholds[site.key].to(like.device, like.dtype) for site in sites}

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from torch import Tensor
 from conversion_ext.errors import require
 from conversion_ext.types import Family, Reset
 
-__all__ = ["IF", "Heaviside", "Neuron", "SignedEncoder", "SignedIF", "State", "advance"]
+__all__ = ["IF", "BurstIF", "Heaviside", "Neuron", "SignedEncoder", "SignedIF", "State", "advance"]
 
 State = tuple[Tensor, ...]
 """What a neuron remembers, each [N, ...], in the order of ``Neuron.state``: the potential comes first."""
@@ -31,16 +30,32 @@ class Neuron:
     """
 
     v_init: float = 0.5
-    state: ClassVar[tuple[str, ...]] = ("v",)
+
+    @property
+    def state(self) -> tuple[str, ...]:
+        """What it remembers, the potential first."""
+        return ("v",)
 
     @property
     def family(self) -> Family:
         """The values its spikes take."""
         return Family.BINARY
 
+    @property
+    def levels(self) -> int:
+        """The most spikes of one step: T steps tell ``T * levels + 1`` activations apart."""
+        return 1
+
     def step(self, x: Tensor, state: State, heaviside: Heaviside) -> tuple[Tensor, State]:
         """Return spikes and new state for input x, all [N, ...] in the dtype of the state; a pure function."""
         raise TypeError(f"{type(self).__name__} must define step().")
+
+    def _require_fraction(self) -> None:
+        require(
+            isinstance(self.v_init, Real) and 0 <= self.v_init < 1,
+            f"{type(self).__name__}(v_init={self.v_init!r}): the initial potential is a fraction of the threshold "
+            "in [0, 1).",
+        )
 
 
 @dataclass(frozen=True)
@@ -56,10 +71,7 @@ class IF(Neuron):
 
     def __post_init__(self) -> None:
         require(isinstance(self.reset, Reset), f"IF(reset={self.reset!r}): use Reset.SUBTRACT or Reset.ZERO.")
-        require(
-            isinstance(self.v_init, Real) and 0 <= self.v_init < 1,
-            f"IF(v_init={self.v_init!r}): the initial potential is a fraction of the threshold in [0, 1).",
-        )
+        self._require_fraction()
 
     def step(self, x: Tensor, state: State, heaviside: Heaviside) -> tuple[Tensor, State]:
         """Charge, fire, reset."""
@@ -76,13 +88,13 @@ class SignedIF(Neuron):
     Spikes are {-1, 0, 1}, the running count never falls below 0, so the neuron still computes a ReLU.
     """
 
-    state: ClassVar[tuple[str, ...]] = ("v", "spike_count")
-
     def __post_init__(self) -> None:
-        require(
-            isinstance(self.v_init, Real) and 0 <= self.v_init < 1,
-            f"SignedIF(v_init={self.v_init!r}): the initial potential is a fraction of the threshold in [0, 1).",
-        )
+        self._require_fraction()
+
+    @property
+    def state(self) -> tuple[str, ...]:
+        """The potential and the net number of spikes."""
+        return ("v", "spike_count")
 
     @property
     def family(self) -> Family:
@@ -96,6 +108,60 @@ class SignedIF(Neuron):
         s = heaviside(m - 1) - (1 - heaviside(m)) * (count > 0)
         # The count only decides whether a spike may be taken back: no gradient belongs to it.
         return s, (m - s, count + s.detach())
+
+
+@dataclass(frozen=True)
+class BurstIF(Neuron):
+    """IF that sends up to ``max_spikes`` spikes at once: ``m = v + x; s = clamp(floor(m), 0, max_spikes); v = m - s``.
+
+    A constant input z with ``0 <= v_init < 1`` gives ``clamp(floor(T z + v_init), 0, T max_spikes)`` spikes in T
+    steps. ``signed`` takes spikes back, as many as are too many but never more than were sent (N):
+    ``s = clamp(floor(m), -min(N, max_spikes), max_spikes)``; with one spike per step the two are IF and SignedIF.
+    The threshold is that of one spike, ``max_spikes`` times smaller than what a step can say; a spike is one synaptic
+    event, so a burst of k costs k. Gradient: the framework's surrogate at the threshold nearest to m.
+
+    >>> BurstIF(3)
+    BurstIF(v_init=0.5, max_spikes=3, signed=False)
+
+    Reference: Li, Zeng, IJCAI 2022 (burst); the same quantizer as group neurons (Lv et al., ICASSP 2024) and, for
+    ``max_spikes = 2^n - 1``, as multi-threshold neurons (Zhang et al., AAAI 2026).
+    """
+
+    v_init: float = field(default=0.5, kw_only=True)
+    max_spikes: int = 15
+    signed: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        self._require_fraction()
+        require(
+            isinstance(self.max_spikes, int) and not isinstance(self.max_spikes, bool) and self.max_spikes >= 1,
+            f"BurstIF(max_spikes={self.max_spikes!r}): the most spikes of one step are an integer >= 1.",
+        )
+        require(isinstance(self.signed, bool), f"BurstIF(signed={self.signed!r}): use True or False.")
+
+    @property
+    def state(self) -> tuple[str, ...]:
+        """The potential, and where spikes can be taken back their net number."""
+        return ("v", "spike_count") if self.signed else ("v",)
+
+    @property
+    def family(self) -> Family:
+        """The values its spikes take."""
+        return Family.MULTI_LEVEL
+
+    @property
+    def levels(self) -> int:
+        """The most spikes of one step."""
+        return self.max_spikes
+
+    def step(self, x: Tensor, state: State, heaviside: Heaviside) -> tuple[Tensor, State]:
+        """Charge, send as many spikes as there are whole thresholds, or take some back, count."""
+        m = state[0] + x
+        # Thresholds lie at lowest, ..., max_spikes; the nearest one decides between the number below it and itself.
+        lowest = 1 - state[1].clamp_max(self.max_spikes) if self.signed else 1
+        nearest = m.detach().round().clamp_max_(self.max_spikes).clamp_min_(lowest)
+        s = nearest - 1 + heaviside(m - nearest)
+        return s, (m - s, *(count + s.detach() for count in state[1:]))
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,8 @@ class Recorder:
             handle.remove()
 
     def _hook(self, site: SpikingSite, _: Any, output: Tensor) -> None:
-        self.pending[site.key] = output / site.view(output.dim()) if site.scaled else output
+        # 3 lambda / lambda need not be 3 in floating point.
+        self.pending[site.key] = (output / site.view(output.dim())).round() if site.scaled else output
 
     def after(self, K: int) -> None:
         """Take up what the sites emitted in a chunk of K steps."""

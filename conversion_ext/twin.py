@@ -63,8 +63,9 @@ def twin(snn: Root, T: int) -> Twin:
     """Return the ANN whose activations are the rates that ``snn``'s neurons reach in T steps of constant current.
 
     For soft-reset IF neurons an activation becomes ``threshold * clamp(floor(T z + v_init), 0, T) / T``, that is
-    ceil(log2(T + 1)) bits. It has no time, hence no unevenness error: what it loses against the ANN is clipping and
-    quantization, what the spiking network loses against it is unevenness. One forward forecasts the accuracy at T.
+    ceil(log2(T + 1)) bits; neurons that send up to k spikes at once reach T k. It has
+    no time, hence no unevenness error: what it loses against the ANN is clipping and quantization, what the spiking
+    network loses against it is unevenness. One forward forecasts the accuracy at T.
     """
     require(
         isinstance(snn, Root), f"snn is a {type(snn).__name__}; pass what conversion_ext.convert returned.", TypeError

@@ -27,7 +27,7 @@ class Family(StrEnum):
 
     BINARY = "binary"  # {0, 1}
     SIGNED = "signed"  # {-1, 0, 1}
-    MULTI_LEVEL = "multi-level"  # {0, 1, ..., k}
+    MULTI_LEVEL = "multi-level"  # {0, 1, ..., k}; from neurons that take spikes back {-k, ..., k}
     GRADED = "graded"  # any real number, changes at every step
     ANALOG = "analog"  # any real number: sums, averages or scaled spikes, or the image itself
 

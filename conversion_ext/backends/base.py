@@ -104,8 +104,8 @@ def check_neuron(spec: Neuron, backend: str) -> None:
     """Raise BackendError unless ``spec`` brings the dynamics that a backend turns into a module."""
     require(
         isinstance(spec, Neuron) and type(spec).step is not Neuron.step,
-        f"The backend {backend!r} cannot build the neuron {spec!r}: use IF, SignedIF or SignedEncoder, or a subclass "
-        "of conversion_ext.neurons.Neuron that defines step().",
+        f"The backend {backend!r} cannot build the neuron {spec!r}: use IF, SignedIF, BurstIF or SignedEncoder, or a "
+        "subclass of conversion_ext.neurons.Neuron that defines step().",
         BackendError,
     )
 

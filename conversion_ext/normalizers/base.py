@@ -48,24 +48,25 @@ class Normalizer:
         """Whether the number of time steps must be known."""
         return False
 
-    def threshold(self, stats: ActivationStats, T: int | None) -> Tensor:
+    def threshold(self, stats: ActivationStats, levels: int | None) -> Tensor:
         """Return the threshold of the site whose activations ``stats`` describes; 0 where they tell nothing."""
         raise TypeError(f"{type(self).__name__} must define threshold() or thresholds().")
 
     def thresholds(
-        self, model: GraphModule, sites: Sequence[Site], stats: Mapping[str, ActivationStats], T: int | None
+        self, model: GraphModule, sites: Sequence[Site], stats: Mapping[str, ActivationStats], levels: int | None
     ) -> dict[str, Tensor]:
         """Return {site key: threshold} in the order of ``sites``: positive, finite, within each site's cap.
 
         A channel without a positive activation takes the largest threshold of its site, a site without any takes
-        1, and one warning names them. Raises CalibrationError for a site without statistics.
+        1, and one warning names them. ``levels`` is how many activations above 0 a run can tell apart, T times
+        the spikes of a step; None where T is not known. Raises CalibrationError for a site without statistics.
         """
         found: dict[str, Tensor] = {}
         for site in sites:
             require(site.key in stats, f"{site.key} has no statistics; observe it first.", CalibrationError)
             seen = stats[site.key]
             # Where a percentile of mostly silent activations is 0, their maximum still tells the scale.
-            found[site.key] = usable(self.threshold(seen, T), seen.maximum, site.cap)
+            found[site.key] = usable(self.threshold(seen, levels), seen.maximum, site.cap)
         warn_dead({site.key: stats[site.key].dead for site in sites}, "Not active on the calibration data")
         return found
 

@@ -24,7 +24,7 @@ class Maximum(Normalizer):
     Reference: Diehl et al., IJCNN 2015 (data-based normalization, its activation term).
     """
 
-    def threshold(self, stats: ActivationStats, T: int | None) -> Tensor:
+    def threshold(self, stats: ActivationStats, levels: int | None) -> Tensor:
         """Return the largest activation, [] or [C]."""
         return stats.maximum
 

@@ -23,11 +23,11 @@ CANDIDATES = 2.0 ** torch.arange(-6, 1, 0.01, dtype=torch.float64)
 
 @dataclass(frozen=True, kw_only=True)
 class MeanSquaredError(Normalizer):
-    """``lambda`` minimizes ``E[(a - q(a))^2]``, ``q(a) = lambda/T clamp(floor(T a / lambda + offset), 0, T)``.
+    """``lambda`` minimizes ``E[(a - q(a))^2]``, ``q(a) = lambda/n clamp(floor(n a / lambda + offset), 0, n)``.
 
     ``offset = 1/2`` rounds, as neurons with ``v_init = 1/2`` do for constant current; 0 floors (``v_init = 0``, and
-    Li et al.). The expectation is over the recorded distribution, the search over candidates 0.7 % apart; T is
-    that of :func:`conversion_ext.convert`. Thresholds grow with T, towards the maximum.
+    Li et al.). The expectation is over the recorded distribution, the search over candidates 0.7 % apart; n is
+    T of :func:`conversion_ext.convert` times the spikes of a step. Thresholds grow with n, towards the maximum.
 
     Reference: Li, Deng, Dong, Gong, Gu, ICML 2021 (a grid of 95 candidates, flooring, on batches).
     """
@@ -46,13 +46,13 @@ class MeanSquaredError(Normalizer):
         """Whether the number of time steps must be known."""
         return True
 
-    def threshold(self, stats: ActivationStats, T: int | None) -> Tensor:
+    def threshold(self, stats: ActivationStats, levels: int | None) -> Tensor:
         """Return the best candidate, [] or [C]; 0 where no activation was positive."""
-        assert T is not None
+        assert levels is not None
         values, counts, scale = stats.bins()
         candidates = CANDIDATES.to(values.device)
-        levels = candidates / T
-        rounded = torch.floor(values[:, None] / levels + self.offset).clamp_(0, T) * levels
+        step = candidates / levels
+        rounded = torch.floor(values[:, None] / step + self.offset).clamp_(0, levels) * step
         error = counts.double() @ (values[:, None] - rounded).square_()  # one product for all channels and candidates
         best = torch.where(stats.dead.reshape(-1), 0.0, candidates[error.argmin(1)] * scale)
         return best.reshape(stats.maximum.shape)

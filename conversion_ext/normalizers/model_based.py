@@ -84,7 +84,7 @@ class ModelBased(Normalizer):
         return False
 
     def thresholds(
-        self, model: GraphModule, sites: Sequence[Site], stats: Mapping[str, ActivationStats], T: int | None
+        self, model: GraphModule, sites: Sequence[Site], stats: Mapping[str, ActivationStats], levels: int | None
     ) -> dict[str, Tensor]:
         """Return {site key: threshold} in the order of ``sites``; ``stats`` are not used."""
         by_target = {site.target: site for site in sites}

@@ -43,7 +43,7 @@ class Percentile(Normalizer):
             f"Percentile(p={self.p!r}): p must be a number in (0, 100]; 100 is the maximum.",
         )
 
-    def threshold(self, stats: ActivationStats, T: int | None) -> Tensor:
+    def threshold(self, stats: ActivationStats, levels: int | None) -> Tensor:
         """Return the percentile, [] or [C]; 0 where too few activations are positive."""
         return stats.quantile(self.p, self.positive_only)
 

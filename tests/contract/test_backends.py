@@ -16,10 +16,13 @@ from torch import Tensor, nn
 from conversion_ext.backends import available, get_backend
 from conversion_ext.backends.base import Backend
 from conversion_ext.errors import BackendError, StateError
-from conversion_ext.neurons import IF, Heaviside, Neuron, SignedEncoder, SignedIF, State
+from conversion_ext.neurons import IF, BurstIF, Heaviside, Neuron, SignedEncoder, SignedIF, State
 from conversion_ext.types import Reset
 
-SPECS = {"soft": IF(), "hard": IF(reset=Reset.ZERO), "signed": SignedIF(), "encoder": SignedEncoder()}
+SPECS = {
+    "soft": IF(), "hard": IF(reset=Reset.ZERO), "signed": SignedIF(), "encoder": SignedEncoder(),
+    "burst": BurstIF(2), "signed burst": BurstIF(2, signed=True),
+}  # fmt: skip
 MODES = ("s", "m")
 
 
@@ -43,6 +46,9 @@ def oracle(spec: Neuron, x_seq: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, 
             s = (m >= half).astype(v.dtype) - (m <= -half).astype(v.dtype)
         elif isinstance(spec, SignedIF):
             s = (m >= one).astype(v.dtype) - ((m < 0) & (count > 0)).astype(v.dtype)
+        elif isinstance(spec, BurstIF):
+            least = np.minimum(count, spec.max_spikes) if spec.signed else np.zeros_like(v)
+            s = np.clip(np.floor(m), -least, spec.max_spikes).astype(v.dtype)
         else:
             s = (m >= one).astype(v.dtype)
         v = np.where(s > 0, 0, m) if getattr(spec, "reset", None) is Reset.ZERO else m - s
@@ -85,11 +91,11 @@ def test_spikes_equal_the_oracle_bit_for_bit(
 
 
 def test_a_constant_input_gives_the_count_of_the_law(backend: Backend) -> None:
-    z = torch.arange(-32, 97, dtype=torch.float64) / 64
-    for kind in (IF(), SignedIF()):
+    z = torch.arange(-32, 225, dtype=torch.float64) / 64
+    for kind in (IF(), SignedIF(), BurstIF(3), BurstIF(3, signed=True)):
         for v_init in (0.0, 0.5, 0.984375):
             spikes = backend.run(backend.neuron(kind), z.expand(50, 1, -1), v_init)
-            assert torch.equal(spikes.sum(0)[0], (50 * z + v_init).floor().clamp(0, 50))
+            assert torch.equal(spikes.sum(0)[0], (50 * z + v_init).floor().clamp(0, 50 * kind.levels))
 
 
 def test_writes_to_no_tensor_of_the_caller(backend: Backend, spec: Neuron) -> None:
@@ -173,6 +179,8 @@ def test_the_gradient_of_one_step_is_the_surrogate(backend: Backend, spec: Neuro
     backend.run(backend.neuron(spec).train(), x[None], 0.25).sum().backward()
     m = x.detach() + 0.25
     edges = (0.5, -0.5) if isinstance(spec, SignedEncoder) else (1.0,)
+    if isinstance(spec, BurstIF):
+        edges = (torch.where(m < 1.5, 1.0, 2.0),)  # the nearest one alone
     expected = sum(1 / (1 + (torch.pi * (m - edge)) ** 2) for edge in edges)
     torch.testing.assert_close(x.grad, expected, rtol=1e-6, atol=0)
 
@@ -211,7 +219,10 @@ def test_any_memory_layout_gives_the_same_spikes(backend: Backend, spec: Neuron)
 
 
 def test_a_neuron_called_directly_takes_one_step_from_its_own_initial_potential(backend: Backend) -> None:
-    for kind in (IF(v_init=0.75), IF(v_init=0.75, reset=Reset.ZERO), SignedIF(v_init=0.75), SignedEncoder(v_init=0.25)):
+    for kind in (
+        IF(v_init=0.75), IF(v_init=0.75, reset=Reset.ZERO), SignedIF(v_init=0.75), SignedEncoder(v_init=0.25),
+        BurstIF(2, v_init=0.75),
+    ):  # fmt: skip
         x_seq = currents("dyadic", 20, 4, 3).float()
         neuron, expected = backend.neuron(kind), backend.run(backend.neuron(kind), x_seq, kind.v_init)
         for _ in range(2):
@@ -249,7 +260,9 @@ class Stepless(Neuron):
 class LeakyHalf(Neuron):
     """A neuron of a plug-in, which keeps half its potential at each step and counts its spikes."""
 
-    state = ("v", "sent")
+    @property
+    def state(self) -> tuple[str, ...]:
+        return ("v", "sent")
 
     def step(self, x: Tensor, state: State, heaviside: Heaviside) -> tuple[Tensor, State]:
         m = state[0] / 2 + x

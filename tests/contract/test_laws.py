@@ -21,14 +21,16 @@ pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration da
 
 PER_CHANNEL = cx.Recipe(cx.Percentile(99.0, granularity=cx.PerChannel()))
 PER_LAYER = cx.Recipe(cx.Maximum())
+BURST = replace(PER_CHANNEL, neuron=cx.neurons.BurstIF(4), family="multi-level")
+SIGNED_BURST = replace(BURST, neuron=cx.neurons.BurstIF(3, signed=True))
 
 
 @dataclass(frozen=True, kw_only=True)
 class PowerOfTwo(cx.Percentile):
     """Percentile thresholds rounded up to powers of two, with which scaling is exact in binary arithmetic."""
 
-    def threshold(self, stats, T):  # noqa: D102
-        return 2.0 ** super().threshold(stats, T).double().log2().ceil()
+    def threshold(self, stats, levels):  # noqa: D102
+        return 2.0 ** super().threshold(stats, levels).double().log2().ceil()
 
 
 def network(name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, Tensor]:
@@ -43,7 +45,9 @@ def converted(ann: nn.Module, x: Tensor, recipe: cx.Recipe = PER_CHANNEL, **opti
 
 
 @pytest.mark.parametrize("fold", [True, False], ids=["folded", "unfolded"])
-@pytest.mark.parametrize("recipe", [PER_CHANNEL, PER_LAYER], ids=["channel", "layer"])
+@pytest.mark.parametrize(
+    "recipe", [PER_CHANNEL, PER_LAYER, BURST, SIGNED_BURST], ids=["channel", "layer", "burst", "signed burst"]
+)
 @pytest.mark.parametrize("name", zoo.SMALL)
 def test_every_site_conserves_and_the_whole_is_the_ann_of_its_rates(name, recipe, fold):
     ann, x = network(name)
@@ -52,10 +56,11 @@ def test_every_site_conserves_and_the_whole_is_the_ann_of_its_rates(name, recipe
     laws.assert_is_ann_of_rates(ann, snn, (x[:3],), T=16)
 
 
+@pytest.mark.parametrize("recipe", [PER_CHANNEL, BURST], ids=["binary", "burst"])
 @pytest.mark.parametrize("name", zoo.SMALL)
-def test_folded_equals_unfolded_bit_for_bit_with_power_of_two_thresholds(name):
+def test_folded_equals_unfolded_bit_for_bit_with_power_of_two_thresholds(name, recipe):
     ann, x = network(name, torch.float32)
-    recipe = cx.Recipe(PowerOfTwo(99.0, granularity=cx.PerChannel()))
+    recipe = replace(recipe, normalizer=PowerOfTwo(99.0, granularity=cx.PerChannel()))
     folded, unfolded = (laws.spikes(converted(ann, x, recipe, fold=f), x[:3], 12) for f in (True, False))
     assert folded.keys() == unfolded.keys()
     for key in folded:
@@ -63,24 +68,27 @@ def test_folded_equals_unfolded_bit_for_bit_with_power_of_two_thresholds(name):
     assert sum(s.sum() for s in folded.values()) > 100  # the law is about spikes, so there must be some
 
 
+@pytest.mark.parametrize("recipe", [PER_CHANNEL, BURST], ids=["binary", "burst"])
 @pytest.mark.parametrize("name", zoo.SMALL)
-def test_folded_differs_from_unfolded_at_ties_only(name):
+def test_folded_differs_from_unfolded_at_ties_only(name, recipe):
     ann, x = network(name)
-    folded, unfolded = (converted(ann, x, fold=f) for f in (True, False))
+    folded, unfolded = (converted(ann, x, recipe, fold=f) for f in (True, False))
     laws.first_difference_is_a_tie(folded, unfolded, x[:2], 12)
 
 
+@pytest.mark.parametrize("recipe", [PER_CHANNEL, BURST, SIGNED_BURST], ids=["binary", "burst", "signed burst"])
 @pytest.mark.parametrize("name", zoo.SMALL)
-def test_the_table_says_what_hooks_see(name):
+def test_the_table_says_what_hooks_see(name, recipe):
     ann, x = network(name)
-    laws.assert_table_is_what_weights_see(converted(ann, x), x[:3], T=12)
+    laws.assert_table_is_what_weights_see(converted(ann, x, recipe), x[:3], T=12)
 
 
 @pytest.mark.parametrize("backend", [b for b in available() if b != "reference"])
+@pytest.mark.parametrize("recipe", [PER_CHANNEL, SIGNED_BURST], ids=["binary", "signed burst"])
 @pytest.mark.parametrize("name", zoo.SMALL)
-def test_frameworks_agree_spike_for_spike(name, backend):
+def test_frameworks_agree_spike_for_spike(name, recipe, backend):
     ann, x = network(name, torch.float32)
-    ours, theirs = (laws.spikes(converted(ann, x, backend=b), x[:3], 8) for b in ("reference", backend))
+    ours, theirs = (laws.spikes(converted(ann, x, recipe, backend=b), x[:3], 8) for b in ("reference", backend))
     for key in ours:
         assert torch.equal(ours[key], theirs[key]), key
 
@@ -168,10 +176,25 @@ def test_the_count_law_at_the_first_site():
     ann = nn.Sequential(nn.Linear(4, 50, dtype=torch.float64), nn.ReLU(), nn.Linear(50, 2, dtype=torch.float64))
     x = torch.randn(20, 4, dtype=torch.float64)
     for v_init in (0.0, 0.25, 0.5):
-        snn = converted(ann, x, cx.Recipe(cx.Percentile(90.0), cx.IF(v_init=v_init)))
-        z = ann[0](x).detach() / next(iter(snn.conversion.thresholds.values()))
-        rate = cx.simulate(snn, x, 13).firing_rate["1"]
-        assert torch.equal((rate * 13).round(), torch.floor(13 * z + v_init).clamp(0, 13))
+        for neuron in (cx.IF(v_init=v_init), cx.neurons.BurstIF(4, v_init=v_init)):
+            snn = converted(ann, x, cx.Recipe(cx.Percentile(90.0), neuron, family=neuron.family))
+            z = ann[0](x).detach() / next(iter(snn.conversion.thresholds.values()))
+            rate = cx.simulate(snn, x, 13).firing_rate["1"]
+            assert torch.equal((rate * 13).round(), torch.floor(13 * z + v_init).clamp(0, 13 * neuron.levels))
+
+
+@pytest.mark.parametrize("normalizer", [cx.Percentile(99.0), cx.MeanSquaredError()], ids=["percentile", "least error"])
+def test_spikes_of_a_burst_share_the_range_and_normalizers_know_all_levels(normalizer):
+    """A step says as much as one spike of IF would, in max_spikes levels; a clipped ReLU is clipped as before."""
+    ann, x = network("chain")
+    whole = converted(ann, x, cx.Recipe(normalizer), T=20).conversion.thresholds
+    snn = converted(ann, x, cx.Recipe(normalizer, cx.neurons.BurstIF(4), family="multi-level"), T=5)
+    for key, threshold in snn.conversion.thresholds.items():
+        assert torch.equal(4 * threshold, whole[key])
+    assert snn.conversion.family == "multi-level"
+    assert {row.emits for row in snn.conversion.table() if row.kind == "BurstIF"} == {"multi-level"}
+    scaled = converted(ann, 3 * x, cx.Recipe(cx.Maximum(), cx.neurons.BurstIF(4), family="multi-level"))
+    assert 4 * scaled.conversion.thresholds["5"] == 6
 
 
 def test_a_broken_pool_breaks_the_law():

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from conversion_ext.neurons import IF, Neuron, SignedEncoder, SignedIF, State, advance
+from conversion_ext.neurons import IF, BurstIF, Neuron, SignedEncoder, SignedIF, State, advance
 from conversion_ext.types import Family, Reset
 
-SPECS = (IF(), IF(v_init=0.0), IF(reset=Reset.ZERO), SignedIF(), SignedEncoder(), SignedEncoder(v_init=-0.25))
+SPECS = (
+    IF(), IF(v_init=0.0), IF(reset=Reset.ZERO), SignedIF(), SignedEncoder(), SignedEncoder(v_init=-0.25),
+    BurstIF(2), BurstIF(2, signed=True, v_init=0.25),
+)  # fmt: skip
 
 
 def heaviside(z: Tensor) -> Tensor:
@@ -36,7 +40,7 @@ def test_is_a_frozen_value(spec: Neuron) -> None:
         spec.v_init = 0.1  # pyright: ignore[reportAttributeAccessIssue]
 
 
-@pytest.mark.parametrize("kind", [IF, SignedIF])
+@pytest.mark.parametrize("kind", [IF, SignedIF, BurstIF])
 @pytest.mark.parametrize("v_init", [1, -0.1, float("nan"), "half"])
 def test_refuses_an_initial_potential_outside_the_threshold(kind: type[Neuron], v_init: float) -> None:
     with pytest.raises(ValueError, match=r"v_init=.*\[0, 1\)"):
@@ -56,10 +60,10 @@ def test_refuses_a_reset_that_is_no_reset() -> None:
 
 @pytest.mark.parametrize("spec", SPECS, ids=repr)
 def test_spikes_take_only_the_values_of_the_family(spec: Neuron) -> None:
-    x_seq = dyadic(64, 500, -2, 2)
+    x_seq = dyadic(64, 500, -3, 3)
     spikes, _ = advance(spec, x_seq, start(spec, x_seq), heaviside)
-    expected = [0.0, 1.0] if spec.family is Family.BINARY else [-1.0, 0.0, 1.0]
-    assert spikes.unique().tolist() == expected
+    signed = spec.family is Family.SIGNED or getattr(spec, "signed", False)
+    assert spikes.unique().tolist() == list(range(-spec.levels if signed else 0, spec.levels + 1))
 
 
 @pytest.mark.parametrize("spec", [s for s in SPECS if getattr(s, "reset", None) is not Reset.ZERO], ids=repr)
@@ -80,22 +84,53 @@ def test_hard_reset_starts_anew_after_each_spike() -> None:
             charge = 0.0 if s else charge
 
 
-@pytest.mark.parametrize("spec", [IF(), IF(v_init=0.0), IF(v_init=0.9375), SignedIF(), SignedIF(v_init=0.0)], ids=repr)
+LAW = (
+    IF(), IF(v_init=0.0), IF(v_init=0.9375), SignedIF(), SignedIF(v_init=0.0),
+    BurstIF(), BurstIF(1), BurstIF(3, v_init=0.0), BurstIF(3, signed=True), BurstIF(15, signed=True, v_init=0.9375),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("spec", LAW, ids=repr)
 def test_a_constant_input_gives_the_count_of_the_law(spec: Neuron) -> None:
     T = 48
-    z = torch.arange(-32, 97, dtype=torch.float64) / 64  # from -1/2 to 3/2: below, within and above what can be said
+    z = torch.arange(-32, 64 * spec.levels + 33, dtype=torch.float64) / 64  # below, within and above what can be said
     x_seq = z.expand(T, -1)
     spikes, _ = advance(spec, x_seq, start(spec, x_seq), heaviside)
-    assert torch.equal(spikes.sum(0), (T * z + spec.v_init).floor().clamp(0, T))
+    assert torch.equal(spikes.sum(0), (T * z + spec.v_init).floor().clamp(0, T * spec.levels))
 
 
-def test_signed_if_never_takes_back_what_it_did_not_send() -> None:
-    x_seq = dyadic(200, 500, -1.5, 1.5)
-    spikes, (_, count) = advance(SignedIF(), x_seq, start(SignedIF(), x_seq), heaviside)
+@pytest.mark.parametrize("spec", [SignedIF(), BurstIF(3, signed=True)], ids=repr)
+def test_signed_neurons_never_take_back_what_they_did_not_send(spec: Neuron) -> None:
+    x_seq = dyadic(200, 500, -1.5 * spec.levels, 1.5 * spec.levels)
+    spikes, (_, count) = advance(spec, x_seq, start(spec, x_seq), heaviside)
     running = spikes.cumsum(0)
     assert running.min() == 0
-    assert (spikes == -1).any()
+    assert (spikes == -spec.levels).any()
     assert torch.equal(count, running[-1])
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("max_spikes", [1, 2, 15])
+def test_a_burst_is_the_floor_of_the_potential(max_spikes: int, signed: bool) -> None:
+    """The definition with floor and clamp, at every step, on inputs with ties; one spike at most is IF or SignedIF."""
+    spec = BurstIF(max_spikes, signed=signed)
+    x_seq = dyadic(100, 400, -max_spikes, 1.2 * max_spikes)
+    spikes, _ = advance(spec, x_seq, start(spec, x_seq), heaviside)
+    v, count = torch.full((400,), 0.5), torch.zeros(400)
+    for x, s in zip(x_seq, spikes, strict=True):
+        m = v + x
+        least = -count.clamp(max=max_spikes) if signed else torch.zeros(400)
+        assert torch.equal(s, m.floor().clamp(max=max_spikes).maximum(least))
+        v, count = m - s, count + s
+    if max_spikes == 1:
+        same = SignedIF() if signed else IF()
+        assert torch.equal(spikes, advance(same, x_seq, start(same, x_seq), heaviside)[0])
+
+
+@pytest.mark.parametrize("options", [{"max_spikes": 0}, {"max_spikes": 2.0}, {"max_spikes": True}, {"signed": 1}])
+def test_burst_refuses_what_is_no_number_of_spikes(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"BurstIF.{next(iter(options))}="):
+        BurstIF(**options)
 
 
 def test_signed_if_forgets_an_overshoot_that_if_keeps() -> None:

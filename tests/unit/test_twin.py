@@ -15,17 +15,19 @@ pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration da
 
 
 @pytest.mark.parametrize("fold", [True, False])
+@pytest.mark.parametrize("neuron", [cx.IF(), cx.neurons.BurstIF(3), cx.neurons.BurstIF(3, signed=True)], ids=repr)
 @pytest.mark.parametrize("T", [1, 3, 8])
-def test_the_twin_rounds_activations(T, fold):
+def test_the_twin_rounds_activations(T, neuron, fold):
     """Against the network written out by hand, with the closed form of the count law in the place of each ReLU."""
     ann = make_live(zoo.Inception(), *zoo.IMAGE).double()
     x = live_inputs(ann, *zoo.IMAGE)
-    snn = cx.convert(ann, x, recipe=cx.Recipe(cx.Percentile(95.0)), backend="reference", progress=False, fold=fold)
+    recipe = cx.Recipe(cx.Percentile(95.0), neuron, family=neuron.family)
+    snn = cx.convert(ann, x, recipe=recipe, backend="reference", progress=False, fold=fold)
     thresholds = iter(snn.conversion.thresholds.values())
 
     def rounded(z):
         scale = next(thresholds).reshape(1, -1, 1, 1)
-        return scale * torch.clamp(torch.floor(T * z / scale + 0.5), 0, T) / T
+        return scale * torch.clamp(torch.floor(T * z / scale + 0.5), 0, T * neuron.levels) / T
 
     y = rounded(ann.stem(x))
     pooled = nn.functional.max_pool2d(y, 3, stride=1, padding=1)
