@@ -132,7 +132,8 @@ class Conversion:
                 continue  # a size or a parameter
             sees = [families[n] for n in inputs]
             if node.op == "placeholder" or not sees:
-                families[node] = Family.ANALOG
+                input_family = self.recipe.encoder.family if node.op == "placeholder" else Family.ANALOG
+                families[node] = input_family
                 continue
             call = Call(self._body, node, inputs, [], None, lambda _: None)
             families[node] = operator.family_out(call, sees)

@@ -22,7 +22,7 @@ from conversion_ext.fold import fold as fold_units
 from conversion_ext.nn.root import Root, reset
 from conversion_ext.observe import ActivationStats, Observer
 from conversion_ext.recipe import Recipe
-from conversion_ext.relay import insert_relays
+from conversion_ext.relay import insert_output_neurons, insert_relays
 from conversion_ext.tuners.base import Task
 from conversion_ext.types import Site, SiteKind
 
@@ -72,10 +72,12 @@ def convert(
     check_inputs(inputs, ann, "The example input" if data is None else "The first calibration batch")
 
     model = prepare(ann, inputs, skip, leaf, graded)
-    notes = [f"A relay was added: {key}." for key in insert_relays(model)] if relay else []
+    outputs = insert_output_neurons(model) if recipe.readout.spiking else []
+    notes = [f"A relay was added: {key}." for key in insert_relays(model)] if relay or recipe.relay else []
     sites = find_sites(model)
     stats, samples = _observe(model, sites, recipe, data, forward, progress)
     thresholds = _thresholds(model, sites, stats, recipe, T)
+    thresholds |= {key: thresholds[key].amax() for key in outputs}  # one for all classes, or counts would not compare
     captured = copy.deepcopy(model) if recipe.tuners else model
     assemble(model, sites, thresholds, recipe, framework)
     for tuner in recipe.tuners:

@@ -11,10 +11,10 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from conversion_ext.nn.root import Root
-from conversion_ext.nn.stateful import state_dtype
+from conversion_ext.readouts import Readout
 from conversion_ext.types import Steps
 
-__all__ = ["Engine"]
+__all__ = ["Decoder", "Engine"]
 
 # Rows per call up to which folding time into the batch pays on a CPU; beyond, activations leave the cache.
 ROWS = 32
@@ -46,25 +46,34 @@ class Engine:
             first += K
 
 
-class Accumulator:
-    """Running sums of nested outputs in float32 or wider, step by step: a cumulative sum would round differently."""
+class Decoder:
+    """A readout at work on nested outputs, step by step: a cumulative sum would round differently."""
 
-    def __init__(self) -> None:
-        self.totals: list[Tensor] | None = None
+    def __init__(self, readout: Readout) -> None:
+        self.readout = readout
+        self.t = 0
+        self.memories: list[tuple[Tensor, ...]] = []
+        self.dtypes: list[torch.dtype] = []
         self.spec: Any = None
 
-    def steps(self, output: Any, K: int) -> list[list[Tensor]]:
-        """Return the tensors of ``output`` [K*N, ...] step by step."""
+    def steps(self, output: Any, K: int) -> Iterator[int]:
+        """Take up ``output`` [K*N, ...] step by step; yield t after each."""
         leaves, self.spec = tree_flatten(output)
         parts = [leaf.unflatten(0, (K, -1)) for leaf in leaves]
-        return [[part[t] for part in parts] for t in range(K)]
+        for k in range(K):
+            if self.t == 0:
+                self.memories = [self.readout.begin(part[0]) for part in parts]
+                self.dtypes = [part.dtype for part in parts]
+            self.t += 1
+            self.memories = [
+                self.readout.step(memory, part[k], self.t) for memory, part in zip(self.memories, parts, strict=True)
+            ]
+            yield self.t
 
-    def add(self, leaves: list[Tensor]) -> None:
-        """Add one step."""
-        if self.totals is None:
-            self.totals = [torch.zeros_like(leaf, dtype=state_dtype(leaf.dtype)) for leaf in leaves]
-        for total, leaf in zip(self.totals, leaves, strict=True):
-            total.add_(leaf)
+    def decode(self) -> list[Tensor]:
+        """Return the tensors of the output after the steps so far."""
+        pairs = zip(self.memories, self.dtypes, strict=True)
+        return [self.readout.decode(memory, self.t).to(dtype) for memory, dtype in pairs]
 
     def nest(self, leaves: list[Tensor]) -> Any:
         """Put leaves back into the structure of the output."""

@@ -52,12 +52,14 @@ def evaluate(
     ann: nn.Module | None = None,
     at: Iterable[int] | None = None,
     time_chunk: int | None = None,
+    generator: torch.Generator | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """Return the accuracy of ``snn`` over a labelled ``loader`` after the steps ``at`` (default: 1 ... T).
 
     ``loader``: a re-iterable of (input [N, ...], target [N]) batches, or one such pair. The class is the largest
-    decoded output. With ``ann`` the network it was made from is evaluated on the same samples.
+    decoded output. With ``ann`` the network it was made from is evaluated on the same samples. ``generator`` makes
+    the noise of a random encoder, by default that of seed 0, for all batches in a row.
     """
     require(
         isinstance(snn, Root), f"snn is a {type(snn).__name__}; pass what conversion_ext.convert returned.", TypeError
@@ -65,6 +67,7 @@ def evaluate(
     require(isinstance(T, int) and T >= 1, f"T={T!r}: the number of time steps is an integer >= 1.")
     steps = times(at, T)
     engine = Engine(snn)
+    noise = generator or torch.Generator().manual_seed(0)  # one for all batches, or each would see the same noise
     correct, same = torch.zeros(len(steps), dtype=torch.long), torch.zeros(len(steps), dtype=torch.long)
     ann_correct, samples = 0, 0
     spikes: dict[str, float] = {}
@@ -76,7 +79,7 @@ def evaluate(
             inputs = x if isinstance(x, tuple) else (x,)
             check_inputs(inputs, snn, f"Batch {batch}")
             with torch.no_grad(), Recorder(snn) as recorder:
-                outputs = run(engine, inputs, T, steps, None, time_chunk, False, True, recorder.after)
+                outputs = run(engine, inputs, T, steps, None, time_chunk, False, True, recorder.after, noise)
             decided = _classes(outputs, target)
             correct += (decided == target.cpu()).sum(1)
             for key, rate in recorder.rates(T).items():

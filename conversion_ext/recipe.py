@@ -22,7 +22,8 @@ class Recipe:
     """Every choice of a conversion; ``dataclasses.replace`` varies one of them.
 
     ``family`` says what the neurons of ReLU sites emit, so that binary and signed methods are never mixed up;
-    ``signed_encoder`` makes spikes of values of either sign (LeakyReLU, PReLU, relays).
+    ``signed_encoder`` makes spikes of values of either sign (LeakyReLU, PReLU, relays). ``relay`` asks for relays
+    as ``convert(relay=True)`` does. A ``readout`` that is ``spiking`` gets neurons behind the last layer.
 
     >>> Recipe(normalizer=Percentile(99.9), neuron=IF(v_init=0.0)).max_pool
     'count'
@@ -37,6 +38,7 @@ class Recipe:
     readout: Readout = field(default_factory=MeanOutput)
     family: Family = Family.BINARY
     signed_encoder: SignedEncoder = field(default_factory=SignedEncoder)
+    relay: bool = False
 
     def __post_init__(self) -> None:
         for name, kind in (("normalizer", Normalizer), ("neuron", Neuron), ("encoder", Encoder), ("readout", Readout)):
@@ -59,4 +61,9 @@ class Recipe:
             self.neuron.family == self.family,
             f"Recipe(family={self.family.value!r}): {type(self.neuron).__name__} emits {self.neuron.family.value} "
             "spikes; make the two agree.",
+        )
+        require(
+            not (self.readout.spiking and self.family is Family.MULTI_LEVEL),
+            f"Recipe(readout={self.readout!r}) counts single spikes, and {self.neuron!r} sends several at once; read "
+            "MeanOutput().",
         )

@@ -1,4 +1,4 @@
-"""Spiking relays: neurons added where a synapse would otherwise see analog values."""
+"""Neurons that the ANN does not have: relays where a synapse would see analog values, and output neurons."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from conversion_ext.operators.base import Activation, Call, Operator, operator_o
 from conversion_ext.operators.synapse import Synapse
 from conversion_ext.types import Family, SiteKind
 
-__all__ = ["insert_relays"]
+__all__ = ["insert_output_neurons", "insert_relays", "output_keys"]
 
 SPIKES = (Family.BINARY, Family.SIGNED, Family.MULTI_LEVEL)
 EMITS = {SiteKind.RELU: Family.BINARY, SiteKind.SIGNED: Family.SIGNED, SiteKind.GRADED: Family.GRADED}
@@ -46,6 +46,35 @@ def insert_relays(model: GraphModule) -> list[str]:
         families[relay], positive[relay] = EMITS[SiteKind.RELU if positive[node] else SiteKind.SIGNED], positive[node]
     graph.refresh(model)
     return keys
+
+
+def insert_output_neurons(model: GraphModule) -> list[str]:
+    """Put a ReLU, hence a neuron, behind every output that is no activation yet; return the keys of the output sites.
+
+    Their spikes are what a readout counts; an output below 0 stays silent.
+    """
+    output = next(node for node in model.graph.nodes if node.op == "output")
+    for node in list(output.all_input_nodes):
+        if not _is_relu(model, node):
+            key = f"{graph.key_of(node)}.output"
+            neuron = graph.insert_after(model, node, nn.ReLU(), key)
+            neuron.meta["key"] = key
+            for user in list(neuron.users):
+                if user is not output:
+                    user.replace_input_with(neuron, node)
+    graph.refresh(model)
+    return output_keys(model)
+
+
+def output_keys(model: GraphModule) -> list[str]:
+    """Return the keys of the ReLUs whose value is an output."""
+    output = next(node for node in model.graph.nodes if node.op == "output")
+    return [graph.key_of(node) for node in output.all_input_nodes if _is_relu(model, node)]
+
+
+def _is_relu(model: GraphModule, node: Node) -> bool:
+    meaning = operator_of(model, node)
+    return isinstance(meaning, Activation) and meaning.kind is SiteKind.RELU
 
 
 def _value(

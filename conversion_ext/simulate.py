@@ -11,12 +11,14 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from conversion_ext.batches import check_inputs
-from conversion_ext.engine import Accumulator, Engine
+from conversion_ext.encoders.base import encoded
+from conversion_ext.engine import Decoder, Engine
 from conversion_ext.errors import require
 from conversion_ext.nn.root import Root, reset
 from conversion_ext.nn.site import SpikingSite
 from conversion_ext.nn.stateful import state_dtype
 from conversion_ext.readouts import Readout
+from conversion_ext.recipe import Recipe
 from conversion_ext.types import Family
 
 __all__ = ["RECORDS", "Recorder", "Simulation", "run", "simulate", "times"]
@@ -63,12 +65,14 @@ def simulate(
     record: Sequence[str] = (),
     time_chunk: int | None = None,
     reset: bool = True,
+    generator: torch.Generator | None = None,
 ) -> Simulation:
     """Run ``snn`` for T steps and return its decoded output after the steps ``at`` (default: all).
 
     ``x`` [N, ...] (a tuple for several inputs) goes through the recipe's encoder; ``x_seq`` [T, N, ...] is taken as
     it is. ``readout`` overrides the recipe's. ``record`` names quantities kept per site and step: "spikes",
-    "potential" (after the reset, in units of the threshold). ``time_chunk`` steps run per call, chosen
+    "potential" (after the reset, in units of the threshold). ``generator`` makes the noise of a random encoder, by
+    default that of seed 0. ``time_chunk`` steps run per call, chosen
     automatically; memory grows with it and with ``at``, not with T. ``reset=False`` goes on from the present state.
     """
     inputs, T = _inputs(snn, x, x_seq, T)
@@ -80,7 +84,9 @@ def simulate(
         time_chunk = 1  # a neuron shows its potential after a call, so every step must be one
     engine = Engine(snn)
     with torch.no_grad(), Recorder(snn, record) as recorder:
-        outputs = run(engine, inputs, T, steps, readout, time_chunk, x_seq is not None, reset, recorder.after)
+        outputs = run(
+            engine, inputs, T, steps, readout, time_chunk, x_seq is not None, reset, recorder.after, generator
+        )
     return Simulation(outputs, steps, recorder.rates(T), T, T, recorder.recorded())
 
 
@@ -94,34 +100,37 @@ def run(
     sequence: bool,
     fresh: bool,
     after: Any = None,
+    generator: torch.Generator | None = None,
 ) -> Any:
     """Run the engine on one batch and return the outputs decoded after the steps ``at``."""
     snn = engine.snn
     recipe = snn.conversion.recipe
-    decoder: Readout = readout or recipe.readout
+    _check_readout(recipe, readout)
+    decoder = Decoder(readout or recipe.readout)
     if fresh:
         reset(snn)
     N = next(v.shape[1 if sequence else 0] for v in inputs if isinstance(v, Tensor))
     chunk = engine.chunk(N, T, time_chunk)
     if sequence:
         chunks = engine.sequence(lambda t, K: tuple(v[t : t + K] for v in inputs), T, chunk)
-    else:
+    elif recipe.encoder.constant:
         chunks = engine.constant(inputs, T, chunk)
-    total, kept, t = Accumulator(), list[list[Tensor]](), 0
+    else:
+        chunks = engine.sequence(encoded(recipe.encoder, inputs, T, generator), T, chunk)
+    kept: list[list[Tensor]] = []
     for K, output in chunks:
-        for leaves in total.steps(output, K):
-            t += 1
-            total.add(leaves if decoder.counts(t) else [torch.zeros_like(leaf) for leaf in leaves])
-            if t in at:
-                kept.append(
-                    [
-                        decoder.decode(sum_, t).to(leaf.dtype)
-                        for sum_, leaf in zip(total.totals or [], leaves, strict=True)
-                    ]
-                )
+        kept += [decoder.decode() for t in decoder.steps(output, K) if t in at]
         if after is not None:
             after(K)
-    return total.nest([torch.stack(series) for series in zip(*kept, strict=True)])
+    return decoder.nest([torch.stack(series) for series in zip(*kept, strict=True)])
+
+
+def _check_readout(recipe: Recipe, readout: Readout | None) -> None:
+    require(
+        readout is None or readout.spiking <= recipe.readout.spiking,
+        f"readout={readout!r} reads spikes, but this network has no output neurons; convert with a recipe that has "
+        "this readout.",
+    )
 
 
 def _inputs(snn: Root, x: Any, x_seq: Any, T: int | None) -> tuple[tuple[Any, ...], int]:

@@ -1,0 +1,71 @@
+"""The contract of an encoder, and how the time loop reads from one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from conversion_ext.types import Family
+
+__all__ = ["Encoder", "encoded"]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Base of all encoders: ``encode`` turns frames into the steps that a network sees, one at a time.
+
+    A frame and a step are [N, ...]; an image is the same frame at every step. Steps are made when they are asked
+    for, so memory does not grow with T, and how many are run per call does not change them. Noise comes from the
+    generator given, never from torch's global one. Called with frames [T, N, ...] an encoder returns all steps at
+    once, which is what ``simulate(x_seq=...)`` takes:
+
+    >>> from conversion_ext.encoders import Delta
+    >>> Delta(threshold=0.5)(torch.tensor([0.0, 1.0, 1.2]).view(3, 1, 1)).flatten().tolist()
+    [0.0, 1.0, 0.0]
+    """
+
+    @property
+    def constant(self) -> bool:
+        """Whether every step is the frame itself, so that nothing need be encoded."""
+        return False
+
+    @property
+    def family(self) -> Family:
+        """The values that a step takes."""
+        return Family.ANALOG
+
+    def encode(self, frames: Iterable[Tensor], T: int, generator: torch.Generator) -> Iterator[Tensor]:
+        """Yield one step [N, ...] per frame [N, ...], of which there are T."""
+        raise TypeError(f"{type(self).__name__} must define encode().")
+
+    def __call__(self, frames: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return the steps [T, N, ...] of ``frames`` [T, N, ...]; the noise is that of seed 0 without a generator."""
+        return torch.stack(list(self.encode(frames, len(frames), generator or torch.Generator().manual_seed(0))))
+
+
+def encoded(
+    encoder: Encoder, inputs: Sequence[Any], T: int, generator: torch.Generator | None
+) -> Callable[[int, int], tuple[Any, ...]]:
+    """Return a reader ``(first step, number of steps K) -> inputs [K, N, ...]``, to be called in order.
+
+    Inputs that are not floating-point tensors are no currents and are handed on as they are.
+    """
+    noise = generator or torch.Generator().manual_seed(0)
+    streams = [
+        encoder.encode(repeat(x, T), T, noise) if isinstance(x, Tensor) and x.is_floating_point() else None
+        for x in inputs
+    ]
+
+    def read(first: int, K: int) -> tuple[Any, ...]:
+        # Step by step through all inputs, or the noise of each would depend on K.
+        pairs = list(zip(inputs, streams, strict=True))
+        steps = [[x if stream is None else next(stream) for x, stream in pairs] for _ in range(K)]
+        columns = zip(*steps, strict=True)
+        return tuple(torch.stack(column) if isinstance(column[0], Tensor) else column[0] for column in columns)
+
+    return read
