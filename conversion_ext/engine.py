@@ -14,7 +14,10 @@ from conversion_ext.nn.root import Root
 from conversion_ext.readouts import Readout
 from conversion_ext.types import Steps
 
-__all__ = ["Decoder", "Engine"]
+__all__ = ["Decoder", "Engine", "Reader"]
+
+Reader = Callable[[int, int], tuple[Any, ...]]
+"""``(first step, number of steps K) -> inputs [K, N, ...]``, to be called in order."""
 
 # Rows per call up to which folding time into the batch pays on a CPU; beyond, activations leave the cache.
 ROWS = 32
@@ -28,21 +31,21 @@ class Engine:
         self.prologue, self.main = split(snn.body)
 
     def chunk(self, N: int, T: int, time_chunk: int | None) -> int:
-        """Return how many steps to run per call."""
+        """Return how many steps (or blocks) to run per call."""
         return min(T, time_chunk or max(1, ROWS // max(N, 1)))
 
-    def constant(self, inputs: tuple[Any, ...], T: int, chunk: int) -> Iterator[tuple[int, Any]]:
-        """Yield (steps, output [steps*N, ...]) under constant current, the prologue run once."""
+    def constant(self, inputs: tuple[Any, ...], T: int, chunk: int, block: int = 1) -> Iterator[tuple[int, Any]]:
+        """Yield (T', output [T'*N, ...]) of ``T`` steps (or blocks) under constant current, the prologue run once."""
         static = self.prologue(*inputs)
         for K in _lengths(T, chunk):
-            yield K, self.main(*static, Steps(K, constant=True))
+            yield K, self.main(*static, Steps(K, constant=True, block=block))
 
-    def sequence(self, x_seq: Callable[[int, int], tuple[Any, ...]], T: int, chunk: int) -> Iterator[tuple[int, Any]]:
-        """Yield (steps, output [steps*N, ...]) for inputs ``x_seq(first step, steps)``, each [steps, N, ...]."""
+    def sequence(self, read: Reader, T: int, chunk: int, block: int = 1) -> Iterator[tuple[int, Any]]:
+        """Yield (T', output [T'*N, ...]) for inputs ``read(first, T')``, each [T', N, ...]."""
         first = 0
         for K in _lengths(T, chunk):
-            folded = tuple(v.flatten(0, 1) if isinstance(v, Tensor) else v for v in x_seq(first, K))
-            yield K, self.snn.run(folded, Steps(K))
+            folded = tuple(v.flatten(0, 1) if isinstance(v, Tensor) else v for v in read(first, K))
+            yield K, self.snn.run(folded, Steps(K, block=block))
             first += K
 
 
@@ -56,11 +59,11 @@ class Decoder:
         self.dtypes: list[torch.dtype] = []
         self.spec: Any = None
 
-    def steps(self, output: Any, K: int) -> Iterator[int]:
-        """Take up ``output`` [K*N, ...] step by step; yield t after each."""
+    def steps(self, output: Any, K: int, block: int = 1) -> Iterator[int]:
+        """Take up ``output`` [K*N, ...] step by step, each ``block`` times; yield t after each."""
         leaves, self.spec = tree_flatten(output)
         parts = [leaf.unflatten(0, (K, -1)) for leaf in leaves]
-        for k in range(K):
+        for k in (k for k in range(K) for _ in range(block)):
             if self.t == 0:
                 self.memories = [self.readout.begin(part[0]) for part in parts]
                 self.dtypes = [part.dtype for part in parts]

@@ -14,7 +14,7 @@ from conversion_ext.batches import check_inputs, labelled
 from conversion_ext.engine import Engine
 from conversion_ext.errors import CalibrationError, require
 from conversion_ext.nn.root import Root
-from conversion_ext.simulate import Recorder, run, times
+from conversion_ext.simulate import Recorder, latency, run, times
 
 __all__ = ["Evaluation", "evaluate"]
 
@@ -25,7 +25,8 @@ class Evaluation:
 
     ``accuracy`` [len(at)]: correct; ``agreement`` [len(at)]: same class as the ANN, None without ``ann``;
     ``ann_accuracy``: None without ``ann``; ``firing_rate``: {site: mean spikes per neuron and step};
-    ``total_steps``: neuron steps run per sample; ``samples``: how many were seen.
+    ``total_steps``: neuron steps run per sample; ``latency_steps``: steps from input to the last decision, end to
+    end; ``samples``: how many were seen.
     """
 
     at: tuple[int, ...]
@@ -34,6 +35,7 @@ class Evaluation:
     ann_accuracy: float | None
     firing_rate: dict[str, float]
     total_steps: int
+    latency_steps: int
     samples: int
 
     def latency(self, drop: float = 0.01) -> int | None:
@@ -53,19 +55,21 @@ def evaluate(
     at: Iterable[int] | None = None,
     time_chunk: int | None = None,
     generator: torch.Generator | None = None,
+    block: int = 1,
     progress: bool = True,
 ) -> Evaluation:
     """Return the accuracy of ``snn`` over a labelled ``loader`` after the steps ``at`` (default: 1 ... T).
 
     ``loader``: a re-iterable of (input [N, ...], target [N]) batches, or one such pair. The class is the largest
     decoded output. With ``ann`` the network it was made from is evaluated on the same samples. ``generator`` makes
-    the noise of a random encoder, by default that of seed 0, for all batches in a row.
+    the noise of a random encoder, by default that of seed 0, for all batches in a row. ``time_chunk`` and ``block``:
+    see :func:`simulate`.
     """
     require(
         isinstance(snn, Root), f"snn is a {type(snn).__name__}; pass what conversion_ext.convert returned.", TypeError
     )
     require(isinstance(T, int) and T >= 1, f"T={T!r}: the number of time steps is an integer >= 1.")
-    steps = times(at, T)
+    steps = times(at, T, block)
     engine = Engine(snn)
     noise = generator or torch.Generator().manual_seed(0)  # one for all batches, or each would see the same noise
     correct, same = torch.zeros(len(steps), dtype=torch.long), torch.zeros(len(steps), dtype=torch.long)
@@ -79,7 +83,7 @@ def evaluate(
             inputs = x if isinstance(x, tuple) else (x,)
             check_inputs(inputs, snn, f"Batch {batch}")
             with torch.no_grad(), Recorder(snn) as recorder:
-                outputs = run(engine, inputs, T, steps, None, time_chunk, False, True, recorder.after, noise)
+                outputs = run(engine, inputs, T, steps, None, time_chunk, False, True, noise, block)
             decided = _classes(outputs, target)
             correct += (decided == target.cpu()).sum(1)
             for key, rate in recorder.rates(T).items():
@@ -101,6 +105,7 @@ def evaluate(
         None if ann is None else ann_correct / samples,
         {key: total / samples for key, total in spikes.items()},
         T,
+        latency(snn, T, block),
         samples,
     )
 

@@ -12,16 +12,17 @@ from torch.utils._pytree import tree_map
 
 from conversion_ext.batches import check_inputs
 from conversion_ext.encoders.base import encoded
-from conversion_ext.engine import Decoder, Engine
+from conversion_ext.engine import Decoder, Engine, Reader
 from conversion_ext.errors import require
 from conversion_ext.nn.root import Root, reset
-from conversion_ext.nn.site import SpikingSite
+from conversion_ext.nn.site import SpikingSite, depths
 from conversion_ext.nn.stateful import state_dtype
+from conversion_ext.nn.stepping import Stepping
 from conversion_ext.readouts import Readout
 from conversion_ext.recipe import Recipe
 from conversion_ext.types import Family
 
-__all__ = ["RECORDS", "Recorder", "Simulation", "run", "simulate", "times"]
+__all__ = ["RECORDS", "Recorder", "Simulation", "latency", "run", "simulate", "times"]
 
 RECORDS = ("spikes", "potential")
 
@@ -64,6 +65,7 @@ def simulate(
     at: Iterable[int] | None = None,
     record: Sequence[str] = (),
     time_chunk: int | None = None,
+    block: int = 1,
     reset: bool = True,
     generator: torch.Generator | None = None,
 ) -> Simulation:
@@ -74,20 +76,24 @@ def simulate(
     "potential" (after the reset, in units of the threshold). ``generator`` makes the noise of a random encoder, by
     default that of seed 0. ``time_chunk`` steps run per call, chosen
     automatically; memory grows with it and with ``at``, not with T. ``reset=False`` goes on from the present state.
+
+    ``block`` K: every site waits for K steps of its input and takes their mean as its current for K steps, so weight
+    layers run T/K times and spike trains of other sites cannot be uneven within a block; outputs exist at block
+    ends. K = T gives the :func:`twin`. A site starts K-1 steps after the one before it.
     """
     inputs, T = _inputs(snn, x, x_seq, T)
-    steps = times(at, T)
+    steps = times(at, T, block)
     unknown = [name for name in record if name not in RECORDS]
     require(not unknown, f"record={list(record)}: {unknown} cannot be recorded; there are {', '.join(RECORDS)}.")
     require(time_chunk is None or time_chunk >= 1, f"time_chunk={time_chunk}: give a number of steps >= 1, or None.")
     if "potential" in record:
-        time_chunk = 1  # a neuron shows its potential after a call, so every step must be one
+        time_chunk = block  # a neuron shows its potential after a call, so every step must be one
     engine = Engine(snn)
     with torch.no_grad(), Recorder(snn, record) as recorder:
-        outputs = run(
-            engine, inputs, T, steps, readout, time_chunk, x_seq is not None, reset, recorder.after, generator
-        )
-    return Simulation(outputs, steps, recorder.rates(T), T, T, recorder.recorded())
+        outputs = run(engine, inputs, T, steps, readout, time_chunk, x_seq is not None, reset, generator, block)
+    return Simulation(
+        outputs, steps, recorder.rates(T), T, latency(snn, T, block, x_seq is not None), recorder.recorded()
+    )
 
 
 def run(
@@ -99,37 +105,42 @@ def run(
     time_chunk: int | None,
     sequence: bool,
     fresh: bool,
-    after: Any = None,
     generator: torch.Generator | None = None,
+    block: int = 1,
 ) -> Any:
     """Run the engine on one batch and return the outputs decoded after the steps ``at``."""
     snn = engine.snn
     recipe = snn.conversion.recipe
-    _check_readout(recipe, readout)
+    _check_readout(recipe, readout, block)
     decoder = Decoder(readout or recipe.readout)
     if fresh:
         reset(snn)
     N = next(v.shape[1 if sequence else 0] for v in inputs if isinstance(v, Tensor))
-    chunk = engine.chunk(N, T, time_chunk)
+    blocks = T // block
+    chunk = engine.chunk(N, blocks, time_chunk and max(1, time_chunk // block))
     if sequence:
-        chunks = engine.sequence(lambda t, K: tuple(v[t : t + K] for v in inputs), T, chunk)
+        chunks = engine.sequence(_means(lambda t, K: tuple(v[t : t + K] for v in inputs), block), blocks, chunk, block)
     elif recipe.encoder.constant:
-        chunks = engine.constant(inputs, T, chunk)
+        chunks = engine.constant(inputs, blocks, chunk, block)
     else:
-        chunks = engine.sequence(encoded(recipe.encoder, inputs, T, generator), T, chunk)
+        read = _means(encoded(recipe.encoder, inputs, T, generator), block)
+        chunks = engine.sequence(read, blocks, chunk, block)
     kept: list[list[Tensor]] = []
     for K, output in chunks:
-        kept += [decoder.decode() for t in decoder.steps(output, K) if t in at]
-        if after is not None:
-            after(K)
+        kept += [decoder.decode() for t in decoder.steps(output, K, block) if t in at]
     return decoder.nest([torch.stack(series) for series in zip(*kept, strict=True)])
 
 
-def _check_readout(recipe: Recipe, readout: Readout | None) -> None:
+def _check_readout(recipe: Recipe, readout: Readout | None, block: int) -> None:
     require(
         readout is None or readout.spiking <= recipe.readout.spiking,
         f"readout={readout!r} reads spikes, but this network has no output neurons; convert with a recipe that has "
         "this readout.",
+    )
+    require(
+        block == 1 or not (readout or recipe.readout).spiking,
+        f"readout={readout or recipe.readout!r} reads single spikes, of which block={block} leaves means; use block=1 "
+        "or a readout of currents such as MeanOutput().",
     )
 
 
@@ -150,14 +161,42 @@ def _inputs(snn: Root, x: Any, x_seq: Any, T: int | None) -> tuple[tuple[Any, ..
     return inputs, T  # type: ignore[return-value]
 
 
-def times(at: Iterable[int] | None, T: int) -> tuple[int, ...]:
-    """Return the steps at which outputs are wanted, in order."""
-    steps = tuple(range(1, T + 1)) if at is None else tuple(sorted({int(t) for t in at}))
+def _means(read: Reader, block: int) -> Reader:
+    """Return a reader of the means of blocks, given one of single steps."""
+
+    def mean(x_seq: Any) -> Any:
+        floating = not isinstance(x_seq, Tensor) or x_seq.is_floating_point()
+        require(floating, f"block={block} takes means over time, of which an input of integers has none; use block=1.")
+        return x_seq.unflatten(0, (-1, block)).mean(1) if isinstance(x_seq, Tensor) else x_seq
+
+    return read if block == 1 else lambda first, K: tuple(mean(v) for v in read(first * block, K * block))
+
+
+def times(at: Iterable[int] | None, T: int, block: int = 1) -> tuple[int, ...]:
+    """Return the steps at which outputs are wanted, in order; by default all, or all ends of blocks."""
     require(
-        bool(steps) and steps[0] >= 1 and steps[-1] <= T,
-        f"at={list(steps)}: name steps from 1 to T={T} at which the output is wanted.",
+        isinstance(block, int) and block >= 1 and T % block == 0,
+        f"block={block!r}: a block is a number of steps that divides T={T}; give a divisor, 1 for single steps.",
+    )
+    steps = tuple(range(block, T + 1, block)) if at is None else tuple(sorted({int(t) for t in at}))
+    require(
+        bool(steps) and steps[0] >= 1 and steps[-1] <= T and all(t % block == 0 for t in steps),
+        f"at={list(steps)}: name steps from 1 to T={T} at which the output is wanted"
+        + (f", multiples of block={block}." if block > 1 else "."),
     )
     return steps
+
+
+def latency(snn: Root, T: int, block: int, sequence: bool = False) -> int:
+    """Return the steps from the first input to the decision after ``T`` steps.
+
+    A spike reaches the next site within its step, so without blocks that is T. With blocks of K a site takes its
+    first step together with the last one of its predecessor's block, K-1 steps after it; on a chain of D sites the
+    last one ends (D-1)(K-1) steps late. A sequence of frames is waited for too, a constant current is not.
+    """
+    longest = max(depths(snn.body).values(), default=0)
+    waited = sequence or not snn.conversion.recipe.encoder.constant
+    return T + (block - 1) * max(0, longest if waited else longest - 1)
 
 
 class Recorder:
@@ -168,38 +207,30 @@ class Recorder:
         self.record = record
         self.counts: dict[str, Tensor] = {}
         self.kept: dict[str, dict[str, list[Tensor]]] = {name: {key: [] for key in self.sites} for name in record}
-        self.pending: dict[str, Tensor] = {}
         self.handles: list[Any] = []
 
     def __enter__(self) -> Recorder:
-        self.handles = [site.register_forward_hook(self._hook) for site in self.sites.values()]
+        self.handles = [site.stepping.register_forward_hook(self._hook) for site in self.sites.values()]
         return self
 
     def __exit__(self, *_: object) -> None:
         for handle in self.handles:
             handle.remove()
 
-    def _hook(self, site: SpikingSite, _: Any, output: Tensor) -> None:
-        # 3 lambda / lambda need not be 3 in floating point.
-        self.pending[site.key] = (output / site.view(output.dim())).round() if site.scaled else output
-
-    def after(self, K: int) -> None:
-        """Take up what the sites emitted in a chunk of K steps."""
-        for key, folded in self.pending.items():
-            site = self.sites[key]
-            counted = folded if site.spec.family is Family.BINARY else folded.abs()
-            counted = counted.unflatten(0, (K, -1)).sum(0) if K > 1 else counted
-            if key in self.counts:
-                self.counts[key] += counted
-            else:
-                self.counts[key] = counted.to(state_dtype(counted.dtype), copy=True)
-            if "spikes" in self.record:
-                self.kept["spikes"][key].append(folded.unflatten(0, (K, -1)))
-            if "potential" in self.record:
-                potential = site.backend.membrane_potential(site.neuron)
-                assert potential is not None
-                self.kept["potential"][key].append(potential.clone().unsqueeze(0))
-        self.pending.clear()
+    def _hook(self, _: Stepping, args: tuple[Any, ...], spikes: Tensor) -> None:
+        """Take up the spikes [T, N, ...] that a site emitted in a call."""
+        site: SpikingSite = args[0]
+        counted = spikes if site.spec.family is Family.BINARY else spikes.abs()
+        counted = counted.sum(0, dtype=state_dtype(counted.dtype))
+        if site.key in self.counts:
+            self.counts[site.key] += counted
+        else:
+            self.counts[site.key] = counted
+        if "spikes" in self.record:
+            self.kept["spikes"][site.key].append(spikes)
+        if "potential" in self.record:
+            assert site.potential is not None
+            self.kept["potential"][site.key].append(site.potential.clone().unsqueeze(0))
 
     def rates(self, T: int) -> dict[str, Tensor]:
         """Return {site: spikes per step}."""

@@ -11,32 +11,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from conversion_ext.backends.base import initial_potential
 from conversion_ext.batches import check_inputs, labelled
 from conversion_ext.errors import CalibrationError, require
-from conversion_ext.neurons import advance
 from conversion_ext.nn.root import Root, reset
-from conversion_ext.nn.site import SpikingSite
 from conversion_ext.types import Steps
 
 __all__ = ["Forecast", "Twin", "forecast", "twin"]
-
-
-class Rate(nn.Module):
-    """Replace a site's activation by the rate that its neuron reaches in T steps of constant current."""
-
-    def __init__(self, site: SpikingSite, T: int) -> None:
-        super().__init__()
-        self.site = site
-        self.T = T
-
-    def forward(self, x: Tensor, _: Steps) -> Tensor:
-        """Return rates for currents [N, ...], times lambda where the site is unfolded."""
-        z = self.site.current(x)
-        v = initial_potential(self.site.v_init, z)
-        state = (v, *(torch.zeros_like(v) for _ in self.site.spec.state[1:]))
-        spikes, _state = advance(self.site.spec, z.expand(self.T, *z.shape), state, lambda m: (m >= 0).to(m.dtype))
-        return self.site.emitted(spikes.mean(0))
 
 
 class Twin(nn.Module):
@@ -45,18 +25,13 @@ class Twin(nn.Module):
     def __init__(self, snn: Root, T: int) -> None:
         super().__init__()
         self.T = T
-        self.body = copy.deepcopy(snn).body
-        for node in self.body.graph.nodes:
-            module = self.body.get_submodule(str(node.target)) if node.op == "call_module" else None
-            if isinstance(module, SpikingSite):
-                owner, _, name = str(node.target).rpartition(".")
-                setattr(self.body.get_submodule(owner), name, Rate(module, T))
+        self.snn = copy.deepcopy(snn)
 
     def forward(self, *inputs: Any) -> Any:
         """Return the output [N, ...] in ANN units."""
-        # One step after a reset: pools are plain pools then, and differential operators plain functions.
-        reset(self)
-        return self.body(*inputs, Steps(1))
+        # One block after a reset: pools are plain pools then, and differential operators plain functions.
+        reset(self.snn)
+        return self.snn.run(inputs, Steps(1, constant=True, block=self.T))
 
 
 def twin(snn: Root, T: int) -> Twin:

@@ -83,8 +83,10 @@ class Steps(NamedTuple):
     """The time axis of one call of a network body.
 
     ``T`` steps are folded into the batch, [T*N, ...]; ``constant`` says that inputs do not depend on time
-    and arrive once, [N, ...].
+    and arrive once, [N, ...]. With ``block`` K > 1 each of them stands for K steps of every neuron: what is folded
+    are means over K steps, and neurons take such a mean as their current for K steps.
     """
 
     T: int
     constant: bool = False
+    block: int = 1

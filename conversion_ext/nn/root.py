@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 from conversion_ext.conversion import Conversion, Record
 from conversion_ext.errors import require
 from conversion_ext.nn.site import SpikingSite
-from conversion_ext.nn.stateful import Stateful
+from conversion_ext.nn.stateful import Memory
 from conversion_ext.types import Steps
 
 __all__ = ["Root", "fold_time", "reset", "unfold_time"]
@@ -57,7 +57,7 @@ class Root(nn.Module):
         return unfold_time(self.run(tuple(fold_time(value) for value in inputs), Steps(T)), T)
 
     def run(self, inputs: tuple[Any, ...], steps: Steps) -> Any:
-        """Advance by ``steps.T`` steps, time folded into the batch: inputs and outputs are [T*N, ...]."""
+        """Advance by ``steps.T`` steps or blocks, folded into the batch: inputs and outputs are [T*N, ...]."""
         return self.body(*inputs, steps)
 
     def sites(self) -> dict[str, SpikingSite]:
@@ -119,6 +119,6 @@ def reset(snn: nn.Module) -> None:
     """
     for module in snn.modules():
         if isinstance(module, SpikingSite):
-            module.backend.reset(module.neuron)
-        elif isinstance(module, Stateful):
+            module.restart()
+        elif isinstance(module, Memory):
             module.reset()

@@ -6,12 +6,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule, Node
 
+from conversion_ext import graph
 from conversion_ext.backends.base import Backend, get_backend
 from conversion_ext.neurons import Neuron
+from conversion_ext.nn.stateful import accumulate, state_dtype
+from conversion_ext.nn.stepping import Stepping
 from conversion_ext.types import Granularity, PerChannel, Steps
 
-__all__ = ["ExpandTime", "Function", "SpikingSite"]
+__all__ = ["ExpandTime", "Function", "SpikingSite", "depths"]
 
 
 class SpikingSite(nn.Module):
@@ -20,6 +24,8 @@ class SpikingSite(nn.Module):
     While ``scaled`` is False (folded), the weights around the site hold lambda and the neuron's spikes leave as they
     are. ``threshold`` is lambda in ANN units, [] or [C]; ``v_init`` the initial potential in units of lambda.
     Input and output are [T*N, ...]; with ``static_input`` the input of a constant-current run is [N, ...].
+    ``stepping`` drives the neurons; it sees single steps also where ``Steps`` come in blocks of K, and then the
+    mean of the K steps of spikes leaves the site.
     """
 
     threshold: Tensor
@@ -43,6 +49,7 @@ class SpikingSite(nn.Module):
         self.scaled = True
         self.static_input = static_input
         self.neuron = backend.neuron(spec)
+        self.stepping = Stepping()
         self.register_buffer("threshold", threshold)
         self.register_buffer("bias", torch.zeros((), dtype=threshold.dtype, device=threshold.device))
         self.register_buffer("v_init", torch.tensor(spec.v_init, dtype=threshold.dtype, device=threshold.device))
@@ -77,7 +84,32 @@ class SpikingSite(nn.Module):
             z_seq = z.unsqueeze(0).expand(steps.T, *z.shape)
         else:
             z_seq = z.unflatten(0, (steps.T, -1))
-        return self.emitted(self.backend.run(self.neuron, z_seq, self.v_init).flatten(0, 1))
+        if steps.block == 1:
+            s_seq = self.stepping(self, z_seq)
+        else:
+            s_seq = torch.stack([self._mean_spikes(z, steps.block) for z in z_seq])
+        return self.emitted(s_seq.flatten(0, 1))
+
+    def _mean_spikes(self, z: Tensor, K: int) -> Tensor:
+        """Return the mean [N, ...] of the spikes of K steps under the current z [N, ...]."""
+        # One step at a time: K of them at once would take K times the memory.
+        total = torch.zeros_like(z, dtype=state_dtype(z.dtype))
+        for _ in range(K):
+            total = accumulate(total, self.stepping(self, z.unsqueeze(0)).squeeze(0))
+        return (total / K).to(z.dtype)
+
+    @property
+    def potential(self) -> Tensor | None:
+        """The membrane potential [N, ...] after the last step, in units of the threshold; None before the first."""
+        return self.backend.membrane_potential(self.neuron)
+
+    def run(self, z_seq: Tensor, v_init: Tensor | None = None) -> Tensor:
+        """Return spikes [T, N, ...] for currents z_seq; without state, neurons start from ``v_init`` or the site's."""
+        return self.backend.run(self.neuron, z_seq, self.v_init if v_init is None else v_init)
+
+    def restart(self) -> None:
+        """Forget the state of the neurons."""
+        self.backend.reset(self.neuron)
 
     def emitted(self, spikes: Tensor) -> Tensor:
         """Return what leaves the site for its neurons' spikes (or rates)."""
@@ -88,6 +120,19 @@ class SpikingSite(nn.Module):
         low, high = self.threshold.min().item(), self.threshold.max().item()
         scale = f"{low:.4g}" if low == high else f"{low:.4g}..{high:.4g}"
         return f"key={self.key!r}, {self.spec}, threshold={scale}, scaled={self.scaled}"
+
+
+def depths(body: GraphModule) -> dict[str, int]:
+    """Return {site key: sites on the longest chain from an input to the site, itself counted} in graph order."""
+    found: dict[str, int] = {}
+    chains: dict[Node, int] = {}
+    for node in body.graph.nodes:
+        chains[node] = max((chains[source] for source in node.all_input_nodes), default=0)
+        site = graph.module_of(body, node)
+        if isinstance(site, SpikingSite):
+            chains[node] += 1
+            found[site.key] = chains[node]
+    return found
 
 
 class ExpandTime(nn.Module):

@@ -56,6 +56,7 @@ class SpikingSoftmax(Stateful):
         super().__init__(step_mode)
         self.dim = dim
         self.method = method
+        self.means = method == "membrane"  # drawing once per block would be another distribution
         self.rate = rate
         self.seed = 0 if method == "membrane" else _seed(generator)
 

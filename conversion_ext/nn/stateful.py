@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from conversion_ext.errors import StateError, require
 from conversion_ext.types import Family, Steps
 
-__all__ = ["Signature", "Stateful", "accumulate", "check_signature", "running_sums", "state_dtype"]
+__all__ = ["Memory", "Signature", "Stateful", "accumulate", "check_signature", "running_sums", "state_dtype"]
 
 
 class Signature(NamedTuple):
@@ -58,7 +58,39 @@ def running_sums(total: Tensor | None, x_seq: Tensor, dtype: torch.dtype) -> Ten
     return torch.stack(sums)
 
 
-class Stateful(nn.Module):
+class Memory(nn.Module):
+    """Base of modules that remember: ``t`` steps seen since the last reset, and the attributes ``state_names``.
+
+    After a reset these are None. They are absent from ``state_dict`` and dropped by copies and by ``.to(...)``.
+    """
+
+    state_names: ClassVar[tuple[str, ...]] = ()
+    t: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reset()
+
+    def _unused(self) -> dict[str, Any]:
+        """Return what a module remembers before its first step."""
+        return {"t": 0, **dict.fromkeys(self.state_names)}
+
+    def reset(self) -> None:
+        """Forget all steps seen so far."""
+        for name, value in self._unused().items():
+            setattr(self, name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tensors made under autograd cannot be deep-copied, and a copy is a new network: it starts at step 0.
+        return {**self.__dict__, **self._unused()}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        # A state cast to a narrower dtype would be wrong silently, so .to(...) starts a new simulation.
+        self.reset()
+        return super()._apply(fn, recurse)
+
+
+class Stateful(Memory):
     """Base of stateful modules for hand-written and converted networks.
 
     Called as ``module(x)``, ``x`` is one step [N, ...] (``step_mode="s"``) or a sequence [T, N, ...] (``"m"``).
@@ -66,21 +98,21 @@ class Stateful(nn.Module):
     [T*N, ...], whatever the step mode. Inputs marked in ``static_inputs`` arrive once, [N, ...], when
     ``steps.constant``, and hold for all T steps. Several inputs are given as ``module(x1, x2, ..., steps)``.
 
-    A subclass implements ``multi_step`` and names its state attributes, which are None after a reset.
-    State is float32 or wider, absent from ``state_dict``, and dropped by copies and by ``.to(...)``.
+    A subclass implements ``multi_step`` and names its state attributes; see ``Memory``. State is float32 or wider.
+    Where ``means`` is False, the module needs every step and refuses ``Steps`` that stand for blocks.
 
     Raises:
         StateError: an input changed its shape, dtype or device since the last ``reset()``.
     """
 
-    state_names: ClassVar[tuple[str, ...]] = ()
     inputs: int = 1
+    means: bool = True
+    _seen: tuple[Signature | None, ...]
 
     def __init__(self, step_mode: str = "s") -> None:
         super().__init__()
         self.step_mode = step_mode
         self.static_inputs: tuple[bool, ...] = ()
-        self.reset()
 
     @property
     def step_mode(self) -> str:
@@ -105,18 +137,18 @@ class Stateful(nn.Module):
         """Advance the state over inputs [T, N, ...], ``self.t`` steps after the reset; return outputs [T, N, ...]."""
         raise NotImplementedError
 
-    def reset(self) -> None:
-        """Forget all steps seen so far."""
-        self.t = 0
-        self._seen: tuple[Signature | None, ...] = (None,) * self.inputs
-        for name in self.state_names:
-            setattr(self, name, None)
+    def _unused(self) -> dict[str, Any]:
+        return {**super()._unused(), "_seen": (None,) * self.inputs}
 
     def forward(self, *args: Tensor | Steps) -> Tensor:
         """Return the outputs of the steps given, in the layout in which they were given."""
         steps = args[-1] if args and isinstance(args[-1], Steps) else None
-        x_seqs = self._sequences(args if steps is None else args[:-1], steps)
         name = type(self).__name__
+        require(
+            steps is None or steps.block == 1 or self.means,
+            f"{name} needs every time step and cannot work on the means of blocks; use block=1.",
+        )
+        x_seqs = self._sequences(args if steps is None else args[:-1], steps)
         seen = tuple(check_signature(name, old, x_seq) for old, x_seq in zip(self._seen, x_seqs, strict=True))
         y_seq = self.multi_step(*x_seqs)
         self._seen = seen
@@ -148,16 +180,6 @@ class Stateful(nn.Module):
         one = len(lengths) == 1 and 0 not in lengths
         require(one, f"{name} was given sequences of {sorted(lengths)} steps; give [T, N, ...] of one T >= 1.")
         return x_seqs
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Tensors made under autograd cannot be deep-copied, and a copy is a new network: it starts at step 0.
-        unused = {"t": 0, "_seen": (None,) * self.inputs, **dict.fromkeys(self.state_names)}
-        return {**self.__dict__, **unused}
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Stateful:
-        # A state cast to a narrower dtype would be wrong silently, so .to(...) starts a new simulation.
-        self.reset()
-        return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:
         """Return the step mode, for ``print``."""
