@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from conversion_ext.backends.base import check_neuron, check_state, citizen, initial_potential, register_backend
-from conversion_ext.neurons import IF, Neuron, State, advance
+from conversion_ext.neurons import IF, LIF, Neuron, State, advance
 from conversion_ext.types import Reset
 
 __all__ = ["SnnTorchBackend", "SnnTorchNeuron"]
@@ -33,8 +33,9 @@ class SnnTorchNeuron(nn.Module):
     mem: Tensor
 
     def __init__(self, spec: Neuron) -> None:
-        mechanism = "zero" if isinstance(spec, IF) and spec.reset is Reset.ZERO else "subtract"
-        super().__init__(beta=1.0, threshold=1.0, spike_grad=arctan, init_hidden=True, reset_mechanism=mechanism)
+        mechanism = "zero" if isinstance(spec, IF | LIF) and spec.reset is Reset.ZERO else "subtract"
+        beta = 1 - 1 / spec.tau if isinstance(spec, LIF) else 1.0
+        super().__init__(beta=beta, threshold=1.0, spike_grad=arctan, init_hidden=True, reset_mechanism=mechanism)
         importlib.import_module("snntorch").SpikingNeuron.instances.remove(self)
         self.spec = spec
         for name in spec.state[1:]:

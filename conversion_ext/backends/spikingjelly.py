@@ -1,4 +1,4 @@
-"""SpikingJelly 2.0 and 0.0.0.0.14: its stock IFNode, and nodes of its kind for the neurons it does not have."""
+"""SpikingJelly 2.0 and 0.0.0.0.14: its stock IFNode and LIFNode, and nodes of its kind for all else."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from conversion_ext.backends.base import (
     register_backend,
     state_dtype,
 )
-from conversion_ext.neurons import IF, Neuron, State, advance
+from conversion_ext.neurons import IF, LIF, Neuron, State, advance
 from conversion_ext.types import Reset
 
 __all__ = ["SpikingJellyBackend", "SpikingJellyNode", "SpikingJellyRoot", "adopt", "choose_backend"]
@@ -123,13 +123,16 @@ class SpikingJellyBackend:
     name = "spikingjelly"
 
     def neuron(self, spec: Neuron) -> nn.Module:
-        """Return a stock ``IFNode`` for IF, else a ``SpikingJellyNode``; both are ``MemoryModule``s."""
+        """Return a stock ``IFNode`` or ``LIFNode``, else a ``SpikingJellyNode``: ``MemoryModule``s all."""
         check_neuron(spec, self.name)
-        if type(spec) is not IF:
+        if not (type(spec) is IF or type(spec) is LIF):
             return citizen(BASE, "MemoryModule", SpikingJellyNode)(spec)
         v_reset = 0.0 if spec.reset is Reset.ZERO else None
-        surrogate_function = _framework("surrogate").ATan()
-        node = _framework("neuron").IFNode(v_threshold=1.0, v_reset=v_reset, surrogate_function=surrogate_function)
+        options = {"v_threshold": 1.0, "v_reset": v_reset, "surrogate_function": _framework("surrogate").ATan()}
+        if isinstance(spec, LIF):
+            node = _framework("neuron").LIFNode(tau=float(spec.tau), decay_input=spec.decay_input, **options)
+        else:
+            node = _framework("neuron").IFNode(**options)
         node.set_reset_value("v", float(spec.v_init))  # for a node called directly, not through `run`
         node.reset()
         return node

@@ -1,61 +1,17 @@
-"""Neuron models as values with their dynamics; a backend makes one a module of its framework (threshold always 1)."""
+"""Integrate and fire: binary, signed and multi-level spikes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from numbers import Real
 
-import torch
 from torch import Tensor
 
 from conversion_ext.errors import require
+from conversion_ext.neurons.base import Heaviside, Neuron, State
 from conversion_ext.types import Family, Reset
 
-__all__ = ["IF", "BurstIF", "Heaviside", "Neuron", "SignedEncoder", "SignedIF", "State", "advance"]
-
-State = tuple[Tensor, ...]
-"""What a neuron remembers, each [N, ...], in the order of ``Neuron.state``: the potential comes first."""
-
-Heaviside = Callable[[Tensor], Tensor]
-"""``z -> [z >= 0]`` in the dtype of z, with the surrogate gradient of a framework."""
-
-
-@dataclass(frozen=True)
-class Neuron:
-    """Base of all neuron values. ``v_init`` is the potential before the first step, in units of the threshold.
-
-    A subclass that defines ``step`` (and names in ``state`` what it remembers beside the potential; such
-    variables start from 0) works in every backend.
-    """
-
-    v_init: float = 0.5
-
-    @property
-    def state(self) -> tuple[str, ...]:
-        """What it remembers, the potential first."""
-        return ("v",)
-
-    @property
-    def family(self) -> Family:
-        """The values its spikes take."""
-        return Family.BINARY
-
-    @property
-    def levels(self) -> int:
-        """The most spikes of one step: T steps tell ``T * levels + 1`` activations apart."""
-        return 1
-
-    def step(self, x: Tensor, state: State, heaviside: Heaviside) -> tuple[Tensor, State]:
-        """Return spikes and new state for input x, all [N, ...] in the dtype of the state; a pure function."""
-        raise TypeError(f"{type(self).__name__} must define step().")
-
-    def _require_fraction(self) -> None:
-        require(
-            isinstance(self.v_init, Real) and 0 <= self.v_init < 1,
-            f"{type(self).__name__}(v_init={self.v_init!r}): the initial potential is a fraction of the threshold "
-            "in [0, 1).",
-        )
+__all__ = ["IF", "BurstIF", "SignedEncoder", "SignedIF"]
 
 
 @dataclass(frozen=True)
@@ -197,32 +153,3 @@ class SignedEncoder(Neuron):
         m = state[0] + x
         s = heaviside(m - 0.5) - heaviside(-m - 0.5)
         return s, (m - s,)
-
-
-def advance(spec: Neuron, x_seq: Tensor, state: State, heaviside: Heaviside) -> tuple[Tensor, State]:
-    """Advance ``spec`` over x_seq [T, N, ...]; return spikes in the dtype of x_seq and the new state.
-
-    Changes neither ``x_seq`` nor ``state``.
-    """
-    differentiable = torch.is_grad_enabled() and (x_seq.requires_grad or state[0].requires_grad)
-    if type(spec) is IF and not differentiable:
-        return _advance_in_place(spec, x_seq, state[0])
-    spikes: list[Tensor] = []
-    for x in x_seq:
-        s, state = spec.step(x.to(state[0].dtype), state, heaviside)
-        spikes.append(s.to(x.dtype))
-    return torch.stack(spikes), state
-
-
-def _advance_in_place(spec: IF, x_seq: Tensor, v: Tensor) -> tuple[Tensor, State]:
-    """Advance an IF neuron without autograd, in three passes over memory per step."""
-    spikes = torch.empty_like(x_seq)
-    for t, (x, s) in enumerate(zip(x_seq, spikes, strict=True)):
-        # The first step makes a tensor of our own: the caller's v is then never written to.
-        v = v.add_(x) if t else v + x
-        torch.ge(v, 1, out=s)
-        if spec.reset is Reset.SUBTRACT:
-            v.sub_(s)
-        else:
-            v.addcmul_(v, s, value=-1)  # v - v = 0 where it fired, exactly
-    return spikes, (v,)

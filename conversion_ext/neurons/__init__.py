@@ -1,0 +1,23 @@
+"""Neuron models as values with their dynamics; a backend makes one a module of its framework (threshold always 1)."""
+
+from __future__ import annotations
+
+from conversion_ext.neurons.advance import advance
+from conversion_ext.neurons.base import Heaviside, Neuron, State
+from conversion_ext.neurons.filtered import Filtered
+from conversion_ext.neurons.integrate_and_fire import IF, BurstIF, SignedEncoder, SignedIF
+from conversion_ext.neurons.leaky import LIF, RefractoryLIF
+
+__all__ = [
+    "IF",
+    "LIF",
+    "BurstIF",
+    "Filtered",
+    "Heaviside",
+    "Neuron",
+    "RefractoryLIF",
+    "SignedEncoder",
+    "SignedIF",
+    "State",
+    "advance",
+]
