@@ -20,7 +20,7 @@ from conversion_ext.conversion import Record, installed_versions
 from conversion_ext.errors import CalibrationError, require
 from conversion_ext.fold import fold as fold_units
 from conversion_ext.nn.root import Root, reset
-from conversion_ext.observe import ActivationStats, Observer
+from conversion_ext.observe import Observer
 from conversion_ext.recipe import Recipe
 from conversion_ext.relay import insert_output_neurons, insert_relays
 from conversion_ext.tuners.base import Task
@@ -123,25 +123,27 @@ def _example(data: Any, example_input: Any, forward: Forward | None) -> tuple[An
 
 def _observe(
     model: GraphModule, sites: Sequence[Site], recipe: Recipe, data: Any, forward: Forward | None, progress: bool
-) -> tuple[Mapping[str, ActivationStats], int]:
-    """Run the calibration data once and return {site: statistics} and the number of samples."""
+) -> tuple[Mapping[str, Any], int]:
+    """Run the calibration data and return {site: statistics} and the number of samples."""
     signed = any(site.kind is not SiteKind.RELU for site in sites)
     if data is None or not (recipe.normalizer.needs_calibration or signed):
         return {}, 0
     samples = 0
-    with torch.inference_mode(), Observer(model, sites, recipe.normalizer.granularity) as observer:
-        for index, batch in enumerate(tqdm(data, desc="calibration", disable=not progress)):
-            inputs = call_inputs(batch, forward)
-            check_inputs(inputs, model, f"Calibration batch {index}")
-            model(*inputs)
-            samples += len(inputs[0])
+    normalizer = recipe.normalizer
+    with torch.inference_mode(), Observer(model, sites, normalizer.granularity, normalizer.statistics) as observer:
+        for run in range(normalizer.runs):
+            for index, batch in enumerate(tqdm(data, desc="calibration", disable=not progress)):
+                inputs = call_inputs(batch, forward)
+                check_inputs(inputs, model, f"Calibration batch {index}")
+                model(*inputs)
+                samples += len(inputs[0]) if run == 0 else 0
     if samples == 0:
         raise CalibrationError("The calibration data holds no batch; pass at least one.")
     return observer.stats, samples
 
 
 def _thresholds(
-    model: GraphModule, sites: Sequence[Site], stats: Mapping[str, ActivationStats], recipe: Recipe, T: int | None
+    model: GraphModule, sites: Sequence[Site], stats: Mapping[str, Any], recipe: Recipe, T: int | None
 ) -> dict[str, Tensor]:
     """Return {site: threshold} on the model's device and dtype; sites that see the same current share theirs.
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from math import prod
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +12,18 @@ from torch.fx import GraphModule
 from torch.utils.hooks import RemovableHandle
 
 from conversion_ext.errors import CalibrationError, require
-from conversion_ext.statistics import Bins, Histogram
+from conversion_ext.statistics import Bins, Histogram, arranged, check_channels
 from conversion_ext.types import Granularity, PerChannel, PerLayer, Site, SiteKind
 
-__all__ = ["ActivationStats", "Bins", "Observer"]
+__all__ = ["ActivationStats", "Bins", "Observer", "Statistics"]
+
+
+class Statistics(Protocol):
+    """What is known of a site; it takes up every call of the site's activation."""
+
+    def see(self, x: Tensor, a: Tensor) -> Tensor | None:
+        """Take up input ``x`` and output ``a``, both [N, ...]; return what goes on in the place of a, None for a."""
+        ...
 
 
 class ActivationStats:
@@ -37,6 +44,10 @@ class ActivationStats:
         self._histogram: Histogram | None = None
         self._maximum = self._minimum = torch.empty(0, dtype=torch.float64)
 
+    def see(self, x: Tensor, a: Tensor) -> None:
+        """Take up one call of an activation: its output."""
+        self.update(a)
+
     # A tensor made in inference mode could later neither be updated nor become a parameter.
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -45,7 +56,9 @@ class ActivationStats:
 
         Raises CalibrationError for NaN or infinite activations and for a shape that does not fit.
         """
-        x = self._arranged(x)
+        require(x.is_floating_point(), f"{self.key} gives {x.dtype}; activations are floating-point.", CalibrationError)
+        x = arranged(x.abs() if self.absolute else x, self.granularity, self.key)
+        x = x if self._histogram is None else x.to(self._maximum.device)
         if x.numel() == 0:
             return
         smallest, largest = x.amin((0, 2)), x.amax((0, 2))
@@ -59,36 +72,10 @@ class ActivationStats:
         if self._histogram is None:
             self._histogram = Histogram(len(largest), x.device)
             self._maximum, self._minimum = largest.double(), smallest.double()
-        require(
-            len(largest) == self._histogram.channels,
-            f"{self.key} had {self._histogram.channels} channels, a later batch {len(largest)}; calibrate on batches "
-            "of one shape, or use PerLayer().",
-            CalibrationError,
-        )
+        check_channels(self.key, self._histogram.channels, len(largest))
         self._histogram.add(x, largest)
         self._maximum = torch.maximum(self._maximum, largest.double())
         self._minimum = torch.minimum(self._minimum, smallest.double())
-
-    def _arranged(self, x: Tensor) -> Tensor:
-        """Return what ``x`` records as [A, C, B], without a copy for any dense memory format."""
-        require(x.is_floating_point(), f"{self.key} gives {x.dtype}; activations are floating-point.", CalibrationError)
-        x = x.detach()
-        if self._histogram is not None:
-            x = x.to(self._maximum.device)
-        if self.absolute:
-            x = x.abs()
-        order = sorted(range(x.dim()), key=x.stride, reverse=True)
-        if isinstance(self.granularity, PerLayer):
-            return x.permute(order).reshape(1, 1, -1)
-        dim = self.granularity.dim
-        require(
-            -x.dim() < dim < x.dim(),
-            f"{self.granularity} does not name a channel of {self.key}, whose activations are {list(x.shape)}; "
-            f"dim must be within 1 and {x.dim() - 1}, or use PerLayer().",
-            CalibrationError,
-        )
-        at, x = order.index(dim % x.dim()), x.permute(order)
-        return x.reshape(prod(x.shape[:at]), x.shape[at], prod(x.shape[at + 1 :]))
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -204,18 +191,29 @@ class Observer:
     >>> observer.stats["act"].maximum.item()
     3.0
 
-    ReLU sites record their output, all others its absolute value. No hook outlives the block, whatever ends it.
+    ReLU sites record their output, all others its absolute value; ``own`` may give a ReLU site statistics of another
+    kind. No hook outlives the block, whatever ends it.
     """
 
-    def __init__(self, model: GraphModule, sites: Sequence[Site], granularity: Granularity) -> None:
-        self.stats = {
-            site.key: ActivationStats(site.key, granularity, absolute=site.kind is not SiteKind.RELU) for site in sites
-        }
+    def __init__(
+        self,
+        model: GraphModule,
+        sites: Sequence[Site],
+        granularity: Granularity,
+        own: Callable[[Site], Statistics | None] = lambda site: None,
+    ) -> None:
+        self.stats: dict[str, Any] = {}
+        for site in sites:
+            absolute = site.kind is not SiteKind.RELU
+            special = None if absolute else own(site)
+            self.stats[site.key] = special or ActivationStats(site.key, granularity, absolute=absolute)
         self._modules = {site.key: model.get_submodule(site.target) for site in sites}
         self._hooks: list[RemovableHandle] = []
 
     def __enter__(self) -> Observer:
-        self._hooks = [self._modules[key].register_forward_hook(hook_of(stats)) for key, stats in self.stats.items()]
+        self._hooks = [
+            self._modules[key].register_forward_hook(hook_of(key, stats)) for key, stats in self.stats.items()
+        ]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -224,15 +222,15 @@ class Observer:
         self._hooks = []
 
 
-def hook_of(stats: ActivationStats) -> Callable[[nn.Module, Any, Any], None]:
-    """Return a forward hook that adds a module's output to ``stats``."""
+def hook_of(key: str, stats: Statistics) -> Callable[[nn.Module, Any, Any], Tensor | None]:
+    """Return a forward hook that shows the site ``key`` to its ``stats``."""
 
-    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+    def hook(module: nn.Module, inputs: Any, output: Any) -> Tensor | None:
         require(
             isinstance(output, Tensor),
-            f"{stats.key} ({type(module).__name__}) returns a {type(output).__name__}; a site returns one tensor.",
+            f"{key} ({type(module).__name__}) returns a {type(output).__name__}; a site returns one tensor.",
             CalibrationError,
         )
-        stats.update(output)
+        return stats.see(inputs[0], output)
 
     return hook

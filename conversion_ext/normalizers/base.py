@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,9 +16,9 @@ from conversion_ext.registry import Registry
 from conversion_ext.types import Granularity, PerChannel, PerLayer, Site
 
 if TYPE_CHECKING:
-    from conversion_ext.observe import ActivationStats
+    from conversion_ext.observe import ActivationStats, Statistics
 
-__all__ = ["Normalizer", "normalizers", "register_normalizer", "usable", "warn_dead"]
+__all__ = ["Normalizer", "normalizers", "of_site", "positive", "register_normalizer", "usable", "warn_dead"]
 
 SMALLEST = torch.finfo(torch.float32).tiny  # a smaller threshold has no finite inverse in float32
 
@@ -48,12 +48,21 @@ class Normalizer:
         """Whether the number of time steps must be known."""
         return False
 
+    @property
+    def runs(self) -> int:
+        """How many times the calibration data is run."""
+        return 1
+
+    def statistics(self, site: Site) -> Statistics | None:
+        """Return what collects at ``site`` all that ``thresholds`` needs; None for the distribution of activations."""
+        return None
+
     def threshold(self, stats: ActivationStats, levels: int | None) -> Tensor:
         """Return the threshold of the site whose activations ``stats`` describes; 0 where they tell nothing."""
         raise TypeError(f"{type(self).__name__} must define threshold() or thresholds().")
 
     def thresholds(
-        self, model: GraphModule, sites: Sequence[Site], stats: Mapping[str, ActivationStats], levels: int | None
+        self, model: GraphModule, sites: Sequence[Site], stats: Mapping[str, Any], levels: int | None
     ) -> dict[str, Tensor]:
         """Return {site key: threshold} in the order of ``sites``: positive, finite, within each site's cap.
 
@@ -63,12 +72,23 @@ class Normalizer:
         """
         found: dict[str, Tensor] = {}
         for site in sites:
-            require(site.key in stats, f"{site.key} has no statistics; observe it first.", CalibrationError)
-            seen = stats[site.key]
+            seen = of_site(stats, site)
             # Where a percentile of mostly silent activations is 0, their maximum still tells the scale.
             found[site.key] = usable(self.threshold(seen, levels), seen.maximum, site.cap)
         warn_dead({site.key: stats[site.key].dead for site in sites}, "Not active on the calibration data")
         return found
+
+
+def of_site(stats: Mapping[str, Any], site: Site) -> Any:
+    """Return the statistics of ``site``; raise CalibrationError where there are none."""
+    require(site.key in stats, f"{site.key} has no statistics; observe it first.", CalibrationError)
+    return stats[site.key]
+
+
+def positive(raw: Mapping[str, Tensor], sites: Sequence[Site], what: str) -> dict[str, Tensor]:
+    """Return ``raw`` thresholds within each site's cap, usable ones where they are 0; warn of these with ``what``."""
+    warn_dead({site.key: raw[site.key] < SMALLEST for site in sites}, what)
+    return {site.key: usable(raw[site.key], raw[site.key], site.cap) for site in sites}
 
 
 def usable(threshold: Tensor, second: Tensor, cap: float | None) -> Tensor:

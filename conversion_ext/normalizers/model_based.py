@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Node
 
 from conversion_ext import graph
 from conversion_ext.errors import Problem, UnsupportedError, require
-from conversion_ext.normalizers.base import SMALLEST, Normalizer, register_normalizer, usable, warn_dead
+from conversion_ext.normalizers.base import Normalizer, positive, register_normalizer
 from conversion_ext.types import PerChannel, PerLayer, Site, SiteKind
 
 if TYPE_CHECKING:
@@ -97,8 +97,7 @@ class ModelBased(Normalizer):
                 bounds[at[node].key], known[node] = self._at_site(node, at[node], known[node.all_input_nodes[0]])
             elif node in needed:
                 known[node] = self._bound(model, node, known)
-        warn_dead({site.key: bounds[site.key] < SMALLEST for site in sites}, "Never active with these weights")
-        return {site.key: usable(bounds[site.key], bounds[site.key], site.cap) for site in sites}
+        return positive(bounds, sites, "Never active with these weights")
 
     def _at_site(self, node: Node, site: Site, x: Interval) -> tuple[Tensor, Interval]:
         """Return the largest activation, [] or [C], and the bounds behind the site."""

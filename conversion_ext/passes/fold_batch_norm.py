@@ -29,11 +29,18 @@ class FoldBatchNorm:
     """
 
     def run(self, model: GraphModule) -> None:
-        """Fold into the preceding layer where there is one, else into the following one."""
+        """Fold into the preceding layer where there is one, else into the following one.
+
+        ``meta["normal"]`` of the node that computes a normalized value tells its mean and standard deviation [C].
+        """
+        for norm, module in layers(model, *_NORMS):
+            norm.meta["normal"] = _normal(module)
         while plans := _plans(model):
             for norm, target, fold in plans:
                 gain, shift = _affine(layer_of(model, norm, *_NORMS))
                 fold(module_of(model, target), gain, shift)
+                if fold is _fold_back:
+                    target.meta["normal"] = norm.meta["normal"]
                 norm.replace_all_uses_with(norm.args[0])  # pyright: ignore[reportArgumentType] (its input, a node)
                 model.graph.erase_node(norm)
         refresh(model)
@@ -112,6 +119,13 @@ def _affine(norm: Any) -> tuple[Tensor, Tensor]:
     if norm.bias is not None:
         shift = shift + norm.bias.detach().double()
     return gain, shift
+
+
+def _normal(norm: Any) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of what a BatchNorm puts out, in float64."""
+    zeros = torch.zeros(norm.num_features, dtype=torch.float64)
+    mean = zeros if norm.bias is None else norm.bias.detach().double()
+    return mean, zeros + 1 if norm.weight is None else norm.weight.detach().double().abs()
 
 
 def _fold_back(layer: Any, gain: Tensor, shift: Tensor) -> None:

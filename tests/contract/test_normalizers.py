@@ -8,6 +8,7 @@ import operator
 import pkgutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from torch.fx import GraphModule, symbolic_trace
 
 from conversion_ext import normalizers as package
 from conversion_ext.errors import CalibrationError, UnsupportedError
-from conversion_ext.normalizers import Maximum, ModelBased, Normalizer, Percentile, normalizers
+from conversion_ext.normalizers import Maximum, ModelBased, Normalizer, Percentile, ThresholdBalancing, normalizers
 from conversion_ext.observe import ActivationStats
 from conversion_ext.types import Granularity, PerChannel, PerLayer, Site, SiteKind
 
@@ -40,10 +41,16 @@ def network(gain: float = 1.0) -> GraphModule:
     return symbolic_trace(model)
 
 
-def activations(model: GraphModule, x: Tensor) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+Seen = Mapping[str, tuple[Tensor, Tensor]]
+"""{site key: (input, output)} of the activations."""
+
+
+def activations(model: GraphModule, x: Tensor) -> Seen:
+    found: dict[str, tuple[Tensor, Tensor]] = {}
     hooks = [
-        model.get_submodule(site.target).register_forward_hook(lambda _, __, y, key=site.key: found.update({key: y}))
+        model.get_submodule(site.target).register_forward_hook(
+            lambda _, z, a, key=site.key: found.update({key: (z[0], a)})
+        )
         for site in SITES
     ]
     with torch.no_grad():
@@ -53,13 +60,13 @@ def activations(model: GraphModule, x: Tensor) -> dict[str, Tensor]:
     return found
 
 
-def statistics(
-    seen: Mapping[str, Tensor], granularity: Granularity, order: Sequence[int], size: int
-) -> dict[str, ActivationStats]:
-    stats = {key: ActivationStats(key, granularity) for key in seen}
-    for key, values in seen.items():
-        for batch in values[list(order)].split(size):
-            stats[key].update(batch)
+def statistics(value: Normalizer, seen: Seen, order: Sequence[int], size: int) -> dict[str, Any]:
+    stats: dict[str, Any] = {}
+    for site in SITES:
+        stats[site.key] = value.statistics(site) or ActivationStats(site.key, value.granularity)
+        z, a = seen[site.key]
+        for part in torch.tensor(order).split(size):
+            stats[site.key].see(z[part], a[part])
     return stats
 
 
@@ -100,7 +107,7 @@ def test_refuses_a_granularity_that_is_none(kind: type[Normalizer]) -> None:
         kind(granularity="channel")  # type: ignore[arg-type]
 
 
-def found(value: Normalizer, model: GraphModule, stats: Mapping[str, ActivationStats]) -> dict[str, Tensor]:
+def found(value: Normalizer, model: GraphModule, stats: Mapping[str, Any]) -> dict[str, Tensor]:
     thresholds = value.thresholds(model, SITES, stats if value.needs_calibration else {}, T)
     assert list(thresholds) == [site.key for site in SITES]
     for key, channels in (("conv.relu", 6), ("linear.relu", 8)):
@@ -112,12 +119,14 @@ def found(value: Normalizer, model: GraphModule, stats: Mapping[str, ActivationS
 
 
 def test_order_and_batch_size_change_no_bit(kind: type[Normalizer], granularity: Granularity) -> None:
+    if kind is ThresholdBalancing:
+        pytest.skip("its outcome is that of a descent batch by batch, as it says")
     model, value = network(), kind(granularity=granularity)
     seen = activations(model, torch.rand(40, 2, 6, 6))
-    reference = found(value, model, statistics(seen, granularity, range(40), 40))
+    reference = found(value, model, statistics(value, seen, range(40), 40))
     for size in (1, 7, 16):
         order = torch.randperm(40).tolist()
-        other = found(value, model, statistics(seen, granularity, order, size))
+        other = found(value, model, statistics(value, seen, order, size))
         assert all(torch.equal(reference[key], other[key]) for key in reference)
 
 
@@ -126,7 +135,7 @@ def test_four_times_the_activations_give_four_times_the_thresholds(
 ) -> None:
     value, x = kind(granularity=granularity), torch.rand(40, 2, 6, 6)
     plain, scaled = (
-        found(value, model, statistics(activations(model, x), granularity, range(40), 8))
+        found(value, model, statistics(value, activations(model, x), range(40), 8))
         for model in (network(), network(4.0))
     )
     for key in plain:
@@ -135,7 +144,7 @@ def test_four_times_the_activations_give_four_times_the_thresholds(
 
 def test_thresholds_never_exceed_the_cap(kind: type[Normalizer], granularity: Granularity) -> None:
     model, value = network(), kind(granularity=granularity)
-    stats = statistics(activations(model, torch.rand(40, 2, 6, 6)), granularity, range(40), 8)
+    stats = statistics(value, activations(model, torch.rand(40, 2, 6, 6)), range(40), 8)
     free = found(value, model, stats)["conv.relu"]
     cap = float(free.mean()) * 0.9
     capped = [dataclasses.replace(SITES[0], cap=cap), SITES[1]]
@@ -153,7 +162,7 @@ def silenced(channels: Sequence[int]) -> GraphModule:
 
 def test_a_dead_channel_takes_the_largest_threshold_of_its_site(kind: type[Normalizer]) -> None:
     model, value = silenced([1, 4]), kind(granularity=PerChannel())
-    stats = statistics(activations(model, torch.rand(40, 2, 6, 6)), PerChannel(), range(40), 8)
+    stats = statistics(value, activations(model, torch.rand(40, 2, 6, 6)), range(40), 8)
     with pytest.warns(UserWarning, match=r"conv\.relu \(2 of 6 channels\)"):
         thresholds = found(value, model, stats)["conv.relu"]
     live = [channel for channel in range(6) if channel not in (1, 4)]
@@ -162,7 +171,7 @@ def test_a_dead_channel_takes_the_largest_threshold_of_its_site(kind: type[Norma
 
 def test_a_dead_site_gets_one(kind: type[Normalizer], granularity: Granularity) -> None:
     model, value = silenced(range(6)), kind(granularity=granularity)
-    stats = statistics(activations(model, torch.rand(40, 2, 6, 6)), granularity, range(40), 8)
+    stats = statistics(value, activations(model, torch.rand(40, 2, 6, 6)), range(40), 8)
     with pytest.warns(UserWarning, match=r"conv\.relu.*linear\.relu"):
         thresholds = found(value, model, stats)
     assert all((threshold == 1).all() for threshold in thresholds.values())
@@ -170,7 +179,7 @@ def test_a_dead_site_gets_one(kind: type[Normalizer], granularity: Granularity) 
 
 def test_live_sites_warn_of_nothing_and_missing_ones_are_named(kind: type[Normalizer]) -> None:
     model, value = network(), kind(granularity=PerLayer())
-    stats = statistics(activations(model, torch.rand(40, 2, 6, 6)), PerLayer(), range(40), 8)
+    stats = statistics(value, activations(model, torch.rand(40, 2, 6, 6)), range(40), 8)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         value.thresholds(model, SITES, stats, T)
@@ -182,8 +191,9 @@ def test_live_sites_warn_of_nothing_and_missing_ones_are_named(kind: type[Normal
 def test_maximum_is_the_largest_activation(granularity: Granularity) -> None:
     model = network()
     seen = activations(model, torch.rand(40, 2, 6, 6))
-    thresholds = found(Maximum(granularity=granularity), model, statistics(seen, granularity, range(40), 8))
-    for key, values in seen.items():
+    value = Maximum(granularity=granularity)
+    thresholds = found(value, model, statistics(value, seen, range(40), 8))
+    for key, (_, values) in seen.items():
         dims = tuple(d for d in range(values.dim()) if d != 1)
         expected = values.max() if isinstance(granularity, PerLayer) else values.amax(dims)
         assert torch.equal(thresholds[key], expected.double())
@@ -192,13 +202,13 @@ def test_maximum_is_the_largest_activation(granularity: Granularity) -> None:
 def test_percentile_is_that_of_numpy_grows_with_p_and_stays_below_the_maximum(granularity: Granularity) -> None:
     model = network()
     seen = activations(model, torch.rand(40, 2, 6, 6))
-    stats = statistics(seen, granularity, range(40), 8)
+    stats = statistics(Maximum(granularity=granularity), seen, range(40), 8)
     largest = found(Maximum(granularity=granularity), model, stats)
     for positive_only in (False, True):
         last = {key: torch.zeros_like(value) for key, value in largest.items()}
         for p in (95, 97.5, 99, 99.9, 99.99, 100):
             thresholds = found(Percentile(p, granularity=granularity, positive_only=positive_only), model, stats)
-            for key, values in seen.items():
+            for key, (_, values) in seen.items():
                 assert (last[key] <= thresholds[key]).all()
                 assert (thresholds[key] <= largest[key]).all()
                 rows = values.movedim(1, 0).flatten(1).double().numpy()

@@ -404,3 +404,20 @@ def test_observer_leaves_no_hook_behind_when_something_fails() -> None:
     with pytest.raises(AttributeError):
         Observer(model, [*SITES, Site("missing", "nowhere")], PerLayer())
     assert hooks(model) == 0
+
+
+@pytest.mark.parametrize("name", [n for n in DATA if n not in ("huge", "channels 60 decades apart")])
+def test_moments_are_those_of_numpy_in_any_order(name: str) -> None:
+    x = DATA[name]()
+    x = x.reshape(x.shape[0], x.shape[1], -1)
+    found: list[tuple[Tensor, Tensor]] = []
+    for size in (len(x), 3):
+        moments = statistics.Moments(x.shape[1])
+        for part in x[torch.randperm(len(x))].split(size):
+            moments.add(part)
+        found.append(moments.mean_and_std())
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    values = x.double().movedim(1, 0).flatten(1).numpy()
+    scale = np.abs(values).max(1)
+    np.testing.assert_allclose(found[0][0].numpy(), values.mean(1), atol=2e-5 * scale.max())
+    np.testing.assert_allclose(found[0][1].numpy(), values.std(1), atol=2e-5 * scale.max(), rtol=1e-4)
