@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from conversion_ext.delay import estimate_start
 from conversion_ext.errors import require
 from conversion_ext.nn.stateful import accumulate, state_dtype
 
-__all__ = ["FirstSpike", "MeanOutput", "MembranePotential", "Population", "Readout", "SpikeCount"]
+__all__ = ["FirstSpike", "MeanOutput", "MembranePotential", "Population", "Readout", "SpikeCount", "estimate_start"]
 
 Memory = tuple[Tensor, ...]
 """What a readout remembers, each [N, ...] in float32 or wider."""
@@ -47,7 +48,8 @@ class MeanOutput(Readout):
     """Average the readout current over steps start+1 ... t: ``y(t) = sum / (t - start)``.
 
     Without a neuron behind the last layer this is the ANN's output with activations replaced by rates, in ANN
-    units. Before ``start`` the output is 0. ``start > 0`` discards the transient of a deep network.
+    units. Before ``start`` the output is 0. ``start > 0`` discards the transient of a deep network;
+    ``cx.readouts.estimate_start`` proposes how much of it.
     """
 
     start: int = 0

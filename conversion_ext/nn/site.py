@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -122,15 +123,18 @@ class SpikingSite(nn.Module):
         return f"key={self.key!r}, {self.spec}, threshold={scale}, scaled={self.scaled}"
 
 
-def depths(body: GraphModule) -> dict[str, int]:
-    """Return {site key: sites on the longest chain from an input to the site, itself counted} in graph order."""
-    found: dict[str, int] = {}
-    chains: dict[Node, int] = {}
+def depths(body: GraphModule, weight: Callable[[SpikingSite], Any] = lambda site: 1) -> dict[str, Any]:
+    """Return {site key: sites on the longest chain from an input to the site, itself counted} in graph order.
+
+    ``weight`` may count a site as more or less than one.
+    """
+    found: dict[str, Any] = {}
+    chains: dict[Node, Any] = {}
     for node in body.graph.nodes:
         chains[node] = max((chains[source] for source in node.all_input_nodes), default=0)
         site = graph.module_of(body, node)
         if isinstance(site, SpikingSite):
-            chains[node] += 1
+            chains[node] += weight(site)
             found[site.key] = chains[node]
     return found
 
