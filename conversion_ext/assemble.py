@@ -72,7 +72,7 @@ class _Builder:
         site = self.sites.get(graph.key_of(node))
         varies = any(n in self.varying for n in node.all_input_nodes)
         if isinstance(meaning, Activation) and site is not None and site.kind in (SiteKind.RELU, SiteKind.RELAY):
-            self.place(node, site, self.recipe.neuron, node.args[0])
+            self.place(node, site, self.recipe.neuron_of(site), node.args[0])
         elif isinstance(meaning, Activation) and site is not None:
             relays = isinstance(graph.module_of(self.model, node), SignedRelay)
             source = node.args[0] if relays else self.differential(node)

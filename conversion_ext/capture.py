@@ -22,6 +22,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from conversion_ext.errors import Problem, UnsupportedError, require
 from conversion_ext.graph import is_number, is_stock, module_of
+from conversion_ext.nn.trained import Trained
 
 __all__ = ["capture"]
 
@@ -187,7 +188,7 @@ class _Tracer(Tracer):
         self.failure: tuple[Exception, str] | None = None
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return m in self._whole or isinstance(m, self._types) or is_stock(m)
+        return m in self._whole or isinstance(m, (*self._types, Trained)) or is_stock(m)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         try:

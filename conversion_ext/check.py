@@ -128,7 +128,8 @@ def find_sites(model: GraphModule) -> list[Site]:
     for node in model.graph.nodes:
         meaning = operator_of(model, node)
         if isinstance(meaning, Activation) and meaning.kind is not SiteKind.GRADED:
-            sites.append(Site(graph.key_of(node), str(node.target), meaning.kind, meaning.cap))
+            trained = meaning.threshold, meaning.neuron
+            sites.append(Site(graph.key_of(node), str(node.target), meaning.kind, meaning.cap, *trained))
     return sites
 
 

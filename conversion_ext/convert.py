@@ -125,8 +125,9 @@ def _observe(
     model: GraphModule, sites: Sequence[Site], recipe: Recipe, data: Any, forward: Forward | None, progress: bool
 ) -> tuple[Mapping[str, Any], int]:
     """Run the calibration data and return {site: statistics} and the number of samples."""
+    sites = [site for site in sites if site.threshold is None]
     signed = any(site.kind is not SiteKind.RELU for site in sites)
-    if data is None or not (recipe.normalizer.needs_calibration or signed):
+    if data is None or not sites or not (recipe.normalizer.needs_calibration or signed):
         return {}, 0
     samples = 0
     normalizer = recipe.normalizer
@@ -149,9 +150,10 @@ def _thresholds(
 
     Normalizers, caps and sharing deal with the largest activation that a site can say; one spike is a fraction of it.
     """
-    plain = [site for site in sites if site.kind is not SiteKind.SIGNED]
-    per_step = recipe.neuron.levels
-    thresholds = recipe.normalizer.thresholds(model, plain, stats, None if T is None else T * per_step)
+    trained = {site.key: torch.tensor(site.threshold) for site in sites if site.threshold is not None}
+    plain = [site for site in sites if site.kind is not SiteKind.SIGNED and site.key not in trained]
+    levels = None if T is None else T * recipe.neuron.levels
+    thresholds = recipe.normalizer.thresholds(model, plain, stats, levels) | trained
     for site in sites:
         if site.kind is SiteKind.SIGNED:
             if site.key not in stats:
@@ -160,7 +162,7 @@ def _thresholds(
             thresholds[site.key] = torch.where(largest > 0, recipe.signed_encoder.headroom * largest, 1.0)
     by_source: dict[Any, list[str]] = {}
     for node in model.graph.nodes:
-        if graph.key_of(node) in thresholds:
+        if graph.key_of(node) in thresholds.keys() - trained.keys():
             by_source.setdefault(node.args[0], []).append(graph.key_of(node))
     caps = {site.key: site.cap for site in sites}
     for keys in by_source.values():
@@ -168,7 +170,8 @@ def _thresholds(
         for key in keys if len(keys) > 1 else ():
             cap = caps[key]
             thresholds[key] = shared if cap is None else shared.clamp(max=cap)
-    for site in plain:
-        thresholds[site.key] = thresholds[site.key] / per_step
+    for site in sites:
+        if site.kind is not SiteKind.SIGNED:
+            thresholds[site.key] = thresholds[site.key] / recipe.neuron_of(site).levels
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     return {site.key: thresholds[site.key].to(like.device, like.dtype) for site in sites}

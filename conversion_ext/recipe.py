@@ -12,7 +12,7 @@ from conversion_ext.nn.softmax import METHODS as SOFTMAX_METHODS
 from conversion_ext.normalizers import Normalizer, Percentile
 from conversion_ext.readouts import MeanOutput, Readout
 from conversion_ext.tuners.base import Tuner
-from conversion_ext.types import Family
+from conversion_ext.types import Family, Site
 
 __all__ = ["Recipe"]
 
@@ -67,3 +67,7 @@ class Recipe:
             f"Recipe(readout={self.readout!r}) counts single spikes, and {self.neuron!r} sends several at once; read "
             "MeanOutput().",
         )
+
+    def neuron_of(self, site: Site) -> Neuron:
+        """Return the neuron for a ReLU site: the recipe's, or the one that its activation was trained for."""
+        return self.neuron if site.neuron is None else self.neuron.hosting(site.neuron)

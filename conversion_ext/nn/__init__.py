@@ -3,16 +3,22 @@
 from conversion_ext.nn.channel_scale import ChannelScale
 from conversion_ext.nn.differential import Differential
 from conversion_ext.nn.max_pool import SpikingMaxPool, SpikingMaxPool1d, SpikingMaxPool2d, SpikingMaxPool3d
+from conversion_ext.nn.qcfs import QCFS
+from conversion_ext.nn.soft_lif import SoftLIF
 from conversion_ext.nn.softmax import SpikingSoftmax
 from conversion_ext.nn.stateful import Stateful
+from conversion_ext.nn.trained import Trained
 
 __all__ = [
+    "QCFS",
     "ChannelScale",
     "Differential",
+    "SoftLIF",
     "SpikingMaxPool",
     "SpikingMaxPool1d",
     "SpikingMaxPool2d",
     "SpikingMaxPool3d",
     "SpikingSoftmax",
     "Stateful",
+    "Trained",
 ]

@@ -7,6 +7,7 @@ from conversion_ext.normalizers.mean_squared_error import MeanSquaredError
 from conversion_ext.normalizers.model_based import ModelBased
 from conversion_ext.normalizers.percentile import Percentile
 from conversion_ext.normalizers.threshold_balancing import ThresholdBalancing
+from conversion_ext.normalizers.trained import Trained
 from conversion_ext.registry import import_siblings
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Normalizer",
     "Percentile",
     "ThresholdBalancing",
+    "Trained",
     "normalizers",
     "register_normalizer",
 ]

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from conversion_ext import graph
 from conversion_ext.errors import Problem
+from conversion_ext.nn.trained import Trained
 from conversion_ext.operators.base import Activation, Operator, register_operator
 from conversion_ext.types import SiteKind
 
@@ -33,6 +34,12 @@ def hardtanh(node: Node, module: Any) -> Operator:
     if module.min_val == 0 and module.max_val > 0:
         return Activation(SiteKind.RELU, cap=float(module.max_val))
     return Activation(SiteKind.GRADED)
+
+
+@register_operator(Trained)
+def trained(node: Node, module: Any) -> Operator:
+    """Activations trained for spikes, QCFS and SoftLIF: neurons with the threshold that they learned."""
+    return Activation(SiteKind.RELU, threshold=float(module.site_threshold), neuron=module.site_neuron)
 
 
 @register_operator(nn.LeakyReLU, nn.PReLU, SignedRelay)

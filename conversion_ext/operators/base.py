@@ -17,6 +17,7 @@ from torch.fx import GraphModule, Node
 
 from conversion_ext import graph
 from conversion_ext.errors import Problem
+from conversion_ext.neurons import Neuron
 from conversion_ext.types import Family, SiteKind
 
 __all__ = ["Activation", "Operator", "Rule", "compress", "ones", "operator_of", "operators", "register_operator"]
@@ -69,11 +70,14 @@ class Operator:
 class Activation(Operator):
     """A place where a site is made: ``kind`` says how it spikes, ``cap`` where a clipped ReLU ends.
 
+    An activation that was trained for spikes gives its ``threshold`` and perhaps its ``neuron``; None: the recipe's.
     One that still stands in a converted graph is applied to a value that does not depend on time, in unit 1.
     """
 
     kind: SiteKind = SiteKind.RELU
     cap: float | None = None
+    threshold: float | None = None
+    neuron: Neuron | None = None
 
     def unit_out(self, call: Call, units: Sequence[Units], demanded: Units) -> Tensor:
         return ones(call.out_shape)

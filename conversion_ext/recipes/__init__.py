@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from conversion_ext.recipe import Recipe
 from conversion_ext.registry import Registry, import_siblings
+from conversion_ext.retrain import average_pooling, replace_relu
 
-__all__ = ["get", "items", "names", "register_recipe"]
+__all__ = ["average_pooling", "get", "items", "names", "register_recipe", "replace_relu"]
 
 _recipes: Registry[Recipe] = Registry("recipe")
 get = _recipes.get
