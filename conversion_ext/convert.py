@@ -23,7 +23,7 @@ from conversion_ext.nn.root import Root, reset
 from conversion_ext.observe import Observer
 from conversion_ext.recipe import Recipe
 from conversion_ext.relay import insert_output_neurons, insert_relays
-from conversion_ext.tuners.base import Task
+from conversion_ext.tuners.base import Task, set_stepping
 from conversion_ext.types import Site, SiteKind
 
 __all__ = ["convert"]
@@ -65,9 +65,10 @@ def convert(
     framework = get_backend(backend)
     root = framework.root()
     normalizer = recipe.normalizer
-    asks = [part for part in (normalizer, *recipe.tuners) if part is not normalizer or normalizer.needs_T]
+    calibrated = [tuner for tuner in recipe.tuners if tuner.needs_calibration]
+    asks = [*([normalizer] if normalizer.needs_T else []), *calibrated]
     require(T is not None or not asks, f"{asks} need the number of time steps: pass T=.")
-    data = _calibration(calibration, normalizer.needs_calibration or bool(recipe.tuners), example_input)
+    data = _calibration(calibration, normalizer.needs_calibration or bool(calibrated), example_input)
     inputs = _example(data, example_input, forward)
     check_inputs(inputs, ann, "The example input" if data is None else "The first calibration batch")
 
@@ -78,13 +79,14 @@ def convert(
     stats, samples = _observe(model, sites, recipe, data, forward, progress)
     thresholds = _thresholds(model, sites, stats, recipe, T)
     thresholds |= {key: thresholds[key].amax() for key in outputs}  # one for all classes, or counts would not compare
-    captured = copy.deepcopy(model) if recipe.tuners else model
+    captured = copy.deepcopy(model) if calibrated else model
     assemble(model, sites, thresholds, recipe, framework)
-    for tuner in recipe.tuners:
+    for tuner in calibrated:
         assert T is not None
         assert data is not None
         tuner.tune(Task(captured, model, data, lambda batch: call_inputs(batch, forward), T, progress))
     notes += fold_units(model, inputs) if fold else []
+    set_stepping(model, recipe.tuners)
     record = Record(
         name, T, framework.name, fold, samples, tuple(site.key for site in sites), tuple(notes),
         installed_versions("conversion-ext", "torch", "spikingjelly", "snntorch"), recipe,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from conversion_ext.nn.root import Root
 from conversion_ext.readouts import Readout
+from conversion_ext.schedule import Schedule
 from conversion_ext.types import Steps
 
 __all__ = ["Decoder", "Engine", "Reader"]
@@ -30,20 +31,22 @@ class Engine:
         self.snn = snn
         self.prologue, self.main = split(snn.body)
 
-    def chunk(self, N: int, T: int, time_chunk: int | None) -> int:
-        """Return how many steps (or blocks) to run per call."""
-        return min(T, time_chunk or max(1, ROWS // max(N, 1)))
+    def chunks(self, N: int, plan: Schedule, time_chunk: int | None) -> Iterator[int]:
+        """Yield how many steps (or blocks) to run in each call; no call goes beyond the end of the warm-up."""
+        chunk = max(plan.together, time_chunk // plan.block if time_chunk else ROWS // max(N, 1))
+        for steps in (plan.warm_up, plan.T // plan.block):
+            yield from (min(chunk, steps - first) for first in range(0, steps, chunk))
 
-    def constant(self, inputs: tuple[Any, ...], T: int, chunk: int, block: int = 1) -> Iterator[tuple[int, Any]]:
-        """Yield (T', output [T'*N, ...]) of ``T`` steps (or blocks) under constant current, the prologue run once."""
+    def constant(self, inputs: tuple[Any, ...], chunks: Iterable[int], block: int = 1) -> Iterator[tuple[int, Any]]:
+        """Yield (K, output [K*N, ...]) of ``chunks`` of K steps under constant current, the prologue run once."""
         static = self.prologue(*inputs)
-        for K in _lengths(T, chunk):
+        for K in chunks:
             yield K, self.main(*static, Steps(K, constant=True, block=block))
 
-    def sequence(self, read: Reader, T: int, chunk: int, block: int = 1) -> Iterator[tuple[int, Any]]:
-        """Yield (T', output [T'*N, ...]) for inputs ``read(first, T')``, each [T', N, ...]."""
+    def sequence(self, read: Reader, chunks: Iterable[int], block: int = 1) -> Iterator[tuple[int, Any]]:
+        """Yield (K, output [K*N, ...]) for inputs ``read(first, K)``, each [K, N, ...]."""
         first = 0
-        for K in _lengths(T, chunk):
+        for K in chunks:
             folded = tuple(v.flatten(0, 1) if isinstance(v, Tensor) else v for v in read(first, K))
             yield K, self.snn.run(folded, Steps(K, block=block))
             first += K
@@ -81,11 +84,6 @@ class Decoder:
     def nest(self, leaves: list[Tensor]) -> Any:
         """Put leaves back into the structure of the output."""
         return tree_unflatten(leaves, self.spec)
-
-
-def _lengths(T: int, chunk: int) -> Iterator[int]:
-    for first in range(0, T, chunk):
-        yield min(chunk, T - first)
 
 
 def split(body: GraphModule) -> tuple[GraphModule, GraphModule]:

@@ -13,8 +13,9 @@ from tqdm import tqdm
 from conversion_ext.batches import check_inputs, labelled
 from conversion_ext.engine import Engine
 from conversion_ext.errors import CalibrationError, require
-from conversion_ext.nn.root import Root
-from conversion_ext.simulate import Recorder, latency, run, times
+from conversion_ext.nn.root import Root, reset
+from conversion_ext.schedule import schedule
+from conversion_ext.simulate import Recorder, run, times
 
 __all__ = ["Evaluation", "evaluate"]
 
@@ -68,7 +69,8 @@ def evaluate(
     require(
         isinstance(snn, Root), f"snn is a {type(snn).__name__}; pass what conversion_ext.convert returned.", TypeError
     )
-    require(isinstance(T, int) and T >= 1, f"T={T!r}: the number of time steps is an integer >= 1.")
+    reset(snn)
+    plan = schedule(snn, T, block)
     steps = times(at, T, block)
     engine = Engine(snn)
     noise = generator or torch.Generator().manual_seed(0)  # one for all batches, or each would see the same noise
@@ -82,8 +84,9 @@ def evaluate(
         for batch, (x, target) in enumerate(tqdm(labelled(loader), desc="evaluation", disable=not progress)):
             inputs = x if isinstance(x, tuple) else (x,)
             check_inputs(inputs, snn, f"Batch {batch}")
+            reset(snn)
             with torch.no_grad(), Recorder(snn) as recorder:
-                outputs = run(engine, inputs, T, steps, None, time_chunk, False, True, noise, block)
+                outputs = run(engine, inputs, plan, steps, recorder, time_chunk=time_chunk, generator=noise)
             decided = _classes(outputs, target)
             correct += (decided == target.cpu()).sum(1)
             for key, rate in recorder.rates(T).items():
@@ -104,8 +107,8 @@ def evaluate(
         None if ann is None else same.double() / samples,
         None if ann is None else ann_correct / samples,
         {key: total / samples for key, total in spikes.items()},
-        T,
-        latency(snn, T, block),
+        plan.total_steps,
+        plan.latency_steps,
         samples,
     )
 

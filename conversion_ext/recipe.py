@@ -56,6 +56,10 @@ class Recipe:
             f"Recipe(tuners={self.tuners!r}): give a tuple of tuners such as (BiasCorrection(),).",
             TypeError,
         )
+        for tuner in self.tuners:
+            tuner.check(self.neuron)
+        pacing = [tuner for tuner in self.tuners if type(tuner).stepping is not Tuner.stepping]
+        require(len(pacing) <= 1, f"Recipe(tuners=...): {pacing} each decide how sites are stepped; choose one.")
         object.__setattr__(self, "family", Family(self.family))
         require(
             self.neuron.family == self.family,

@@ -14,15 +14,17 @@ from conversion_ext.batches import check_inputs
 from conversion_ext.encoders.base import encoded
 from conversion_ext.engine import Decoder, Engine, Reader
 from conversion_ext.errors import require
-from conversion_ext.nn.root import Root, reset
-from conversion_ext.nn.site import SpikingSite, depths
+from conversion_ext.nn.root import Root
+from conversion_ext.nn.root import reset as forget
+from conversion_ext.nn.site import SpikingSite
 from conversion_ext.nn.stateful import state_dtype
 from conversion_ext.nn.stepping import Stepping
 from conversion_ext.readouts import Readout
 from conversion_ext.recipe import Recipe
+from conversion_ext.schedule import Schedule, schedule
 from conversion_ext.types import Family
 
-__all__ = ["RECORDS", "Recorder", "Simulation", "latency", "run", "simulate", "times"]
+__all__ = ["RECORDS", "Recorder", "Simulation", "run", "simulate", "times"]
 
 RECORDS = ("spikes", "potential")
 
@@ -32,14 +34,17 @@ class Simulation:
     """What came of a run of T steps over N samples.
 
     ``outputs``: decoded output after each step of ``at``, [len(at), N, ...] (tuples and dicts keep their structure);
-    ``firing_rate``: {site: [N, ...]} spikes per step, signed ones counted by magnitude; ``recorded``:
-    {quantity: {site: [T, N, ...]}}; ``total_steps``: neuron steps run per sample; ``latency_steps``: steps from
-    input to decision, end to end; ``spikes_per_sample``: [N] over all sites.
+    ``firing_rate``: {site: [N, ...]} spikes per step, signed ones counted by magnitude; ``spikes_per_sample``: [N]
+    over all sites. A tuner that acts while simulating may need steps before the T that count: they are in
+    ``spikes_per_sample`` and in ``total_steps``, the steps that a neuron makes, not in ``firing_rate``.
+    ``latency_steps``: from the first input to the decision, end to end, so that what waits for its predecessor adds
+    up over depth (see ``schedule``). ``recorded``: {quantity: {site: [T, N, ...]}}, a warm-up included.
     """
 
     outputs: Any
     at: tuple[int, ...]
     firing_rate: dict[str, Tensor]
+    spikes_per_sample: Tensor
     total_steps: int
     latency_steps: int
     recorded: dict[str, dict[str, Tensor]] = field(default_factory=dict)
@@ -48,11 +53,6 @@ class Simulation:
     def output(self) -> Any:
         """The decoded output after the last step of ``at``."""
         return tree_map(lambda v: v[-1], self.outputs)
-
-    @property
-    def spikes_per_sample(self) -> Tensor:
-        """Spikes per sample over all sites and steps, [N]."""
-        return sum(rate.flatten(1).sum(1) for rate in self.firing_rate.values()) * self.total_steps  # type: ignore[return-value]
 
 
 def simulate(
@@ -81,52 +81,56 @@ def simulate(
     layers run T/K times and spike trains of other sites cannot be uneven within a block; outputs exist at block
     ends. K = T gives the :func:`twin`. A site starts K-1 steps after the one before it.
     """
-    inputs, T = _inputs(snn, x, x_seq, T)
-    steps = times(at, T, block)
+    inputs = _inputs(snn, x, x_seq)
+    if reset:
+        forget(snn)
+    length = None if x_seq is None else next(len(v) for v in inputs if isinstance(v, Tensor))
+    plan = schedule(snn, T, block, length)
+    steps = times(at, plan.T, block)
     unknown = [name for name in record if name not in RECORDS]
     require(not unknown, f"record={list(record)}: {unknown} cannot be recorded; there are {', '.join(RECORDS)}.")
     require(time_chunk is None or time_chunk >= 1, f"time_chunk={time_chunk}: give a number of steps >= 1, or None.")
     if "potential" in record:
         time_chunk = block  # a neuron shows its potential after a call, so every step must be one
-    engine = Engine(snn)
+        require(plan.together == 1, "record=('potential',) needs single steps, which OffsetSpike does not take.")
     with torch.no_grad(), Recorder(snn, record) as recorder:
-        outputs = run(engine, inputs, T, steps, readout, time_chunk, x_seq is not None, reset, generator, block)
-    return Simulation(
-        outputs, steps, recorder.rates(T), T, latency(snn, T, block, x_seq is not None), recorder.recorded()
-    )
+        outputs = run(Engine(snn), inputs, plan, steps, recorder, readout, time_chunk, x_seq is not None, generator)
+    rates, spikes = recorder.rates(plan.T), recorder.spikes_per_sample()
+    return Simulation(outputs, steps, rates, spikes, plan.total_steps, plan.latency_steps, recorder.recorded())
 
 
 def run(
     engine: Engine,
     inputs: tuple[Any, ...],
-    T: int,
+    plan: Schedule,
     at: Sequence[int],
-    readout: Readout | None,
-    time_chunk: int | None,
-    sequence: bool,
-    fresh: bool,
+    recorder: Recorder,
+    readout: Readout | None = None,
+    time_chunk: int | None = None,
+    sequence: bool = False,
     generator: torch.Generator | None = None,
-    block: int = 1,
 ) -> Any:
     """Run the engine on one batch and return the outputs decoded after the steps ``at``."""
-    snn = engine.snn
-    recipe = snn.conversion.recipe
+    recipe, block, warm_up = engine.snn.conversion.recipe, plan.block, plan.warm_up
     _check_readout(recipe, readout, block)
     decoder = Decoder(readout or recipe.readout)
-    if fresh:
-        reset(snn)
     N = next(v.shape[1 if sequence else 0] for v in inputs if isinstance(v, Tensor))
-    blocks = T // block
-    chunk = engine.chunk(N, blocks, time_chunk and max(1, time_chunk // block))
+    chunks = engine.chunks(N, plan, time_chunk)
     if sequence:
-        chunks = engine.sequence(_means(lambda t, K: tuple(v[t : t + K] for v in inputs), block), blocks, chunk, block)
+        outputs = engine.sequence(_means(lambda t, K: tuple(v[t : t + K] for v in inputs), block), chunks, block)
     elif recipe.encoder.constant:
-        chunks = engine.constant(inputs, blocks, chunk, block)
+        outputs = engine.constant(inputs, chunks, block)
     else:
-        read = _means(encoded(recipe.encoder, inputs, T, generator), block)
-        chunks = engine.sequence(read, blocks, chunk, block)
+        read = encoded(recipe.encoder, inputs, plan.warm_up + plan.T, generator)
+        outputs = engine.sequence(_means(read, block), chunks, block)
     kept: list[list[Tensor]] = []
-    for K, output in chunks:
+    for K, output in outputs:
+        if warm_up:
+            warm_up -= K
+            if not warm_up:
+                engine.snn.end_warm_up()
+                recorder.begin()
+            continue
         kept += [decoder.decode() for t in decoder.steps(output, K, block) if t in at]
     return decoder.nest([torch.stack(series) for series in zip(*kept, strict=True)])
 
@@ -144,8 +148,8 @@ def _check_readout(recipe: Recipe, readout: Readout | None, block: int) -> None:
     )
 
 
-def _inputs(snn: Root, x: Any, x_seq: Any, T: int | None) -> tuple[tuple[Any, ...], int]:
-    """Check the input and the number of steps before anything runs."""
+def _inputs(snn: Root, x: Any, x_seq: Any) -> tuple[Any, ...]:
+    """Check the input before anything runs."""
     require(
         isinstance(snn, Root), f"snn is a {type(snn).__name__}; pass what conversion_ext.convert returned.", TypeError
     )
@@ -153,12 +157,7 @@ def _inputs(snn: Root, x: Any, x_seq: Any, T: int | None) -> tuple[tuple[Any, ..
     value = x if x_seq is None else x_seq
     inputs = value if isinstance(value, tuple) else (value,)
     check_inputs(inputs, snn, "x" if x_seq is None else "x_seq")
-    if x_seq is not None:
-        length = next(v.shape[0] for v in inputs if isinstance(v, Tensor))
-        require(T is None or T <= length, f"T={T}, but x_seq holds {length} steps; give T <= {length}.")
-        T = T or length
-    require(isinstance(T, int) and T >= 1, f"T={T!r}: the number of time steps is an integer >= 1.")
-    return inputs, T  # type: ignore[return-value]
+    return inputs
 
 
 def _means(read: Reader, block: int) -> Reader:
@@ -174,10 +173,6 @@ def _means(read: Reader, block: int) -> Reader:
 
 def times(at: Iterable[int] | None, T: int, block: int = 1) -> tuple[int, ...]:
     """Return the steps at which outputs are wanted, in order; by default all, or all ends of blocks."""
-    require(
-        isinstance(block, int) and block >= 1 and T % block == 0,
-        f"block={block!r}: a block is a number of steps that divides T={T}; give a divisor, 1 for single steps.",
-    )
     steps = tuple(range(block, T + 1, block)) if at is None else tuple(sorted({int(t) for t in at}))
     require(
         bool(steps) and steps[0] >= 1 and steps[-1] <= T and all(t % block == 0 for t in steps),
@@ -187,18 +182,6 @@ def times(at: Iterable[int] | None, T: int, block: int = 1) -> tuple[int, ...]:
     return steps
 
 
-def latency(snn: Root, T: int, block: int, sequence: bool = False) -> int:
-    """Return the steps from the first input to the decision after ``T`` steps.
-
-    A spike reaches the next site within its step, so without blocks that is T. With blocks of K a site takes its
-    first step together with the last one of its predecessor's block, K-1 steps after it; on a chain of D sites the
-    last one ends (D-1)(K-1) steps late. A sequence of frames is waited for too, a constant current is not.
-    """
-    longest = max(depths(snn.body).values(), default=0)
-    waited = sequence or not snn.conversion.recipe.encoder.constant
-    return T + (block - 1) * max(0, longest if waited else longest - 1)
-
-
 class Recorder:
     """While open, counts the spikes of every site and keeps what was asked for; no hook outlives it."""
 
@@ -206,6 +189,7 @@ class Recorder:
         self.sites = snn.sites()
         self.record = record
         self.counts: dict[str, Tensor] = {}
+        self.before = torch.zeros(())  # spikes per sample before `begin`
         self.kept: dict[str, dict[str, list[Tensor]]] = {name: {key: [] for key in self.sites} for name in record}
         self.handles: list[Any] = []
 
@@ -229,8 +213,16 @@ class Recorder:
         if "spikes" in self.record:
             self.kept["spikes"][site.key].append(spikes)
         if "potential" in self.record:
-            assert site.potential is not None
-            self.kept["potential"][site.key].append(site.potential.clone().unsqueeze(0))
+            potential = site.start(spikes[0]) if site.potential is None else site.potential.clone()
+            self.kept["potential"][site.key].append(potential.unsqueeze(0))
+
+    def begin(self) -> None:
+        """Count anew, after a warm-up."""
+        self.before, self.counts = self.spikes_per_sample(), {}
+
+    def spikes_per_sample(self) -> Tensor:
+        """Return the spikes of all sites, those before ``begin`` included, [N]."""
+        return sum((count.flatten(1).sum(1) for count in self.counts.values()), self.before)
 
     def rates(self, T: int) -> dict[str, Tensor]:
         """Return {site: spikes per step}."""

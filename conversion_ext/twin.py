@@ -14,6 +14,7 @@ from tqdm import tqdm
 from conversion_ext.batches import check_inputs, labelled
 from conversion_ext.errors import CalibrationError, require
 from conversion_ext.nn.root import Root, reset
+from conversion_ext.nn.stepping import Stepping
 from conversion_ext.types import Steps
 
 __all__ = ["Forecast", "Twin", "forecast", "twin"]
@@ -26,6 +27,8 @@ class Twin(nn.Module):
         super().__init__()
         self.T = T
         self.snn = copy.deepcopy(snn)
+        for site in self.snn.sites().values():
+            site.stepping = Stepping()  # even trains need no correction
 
     def forward(self, *inputs: Any) -> Any:
         """Return the output [N, ...] in ANN units."""

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 from conversion_ext.conversion import Conversion, Record
 from conversion_ext.errors import require
 from conversion_ext.nn.site import SpikingSite
-from conversion_ext.nn.stateful import Memory
+from conversion_ext.nn.stateful import Memory, Stateful
 from conversion_ext.types import Steps
 
 __all__ = ["Root", "fold_time", "reset", "unfold_time"]
@@ -65,6 +65,15 @@ class Root(nn.Module):
         modules = dict(self.body.named_modules())
         called = (modules[str(n.target)] for n in self.body.graph.nodes if n.op == "call_module")
         return {module.key: module for module in called if isinstance(module, SpikingSite)}
+
+    def end_warm_up(self) -> None:
+        """Let sites take from the warm-up what they need (see ``Stepping``), and start everything anew."""
+        for site in self.sites().values():
+            site.stepping.end_warm_up(site)
+            site.restart()
+        for module in self.modules():
+            if isinstance(module, Stateful):
+                module.reset()
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return the conversion's record as plain data, so that a state dict keeps it."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from conversion_ext import graph
-from conversion_ext.backends.base import Backend, get_backend
+from conversion_ext.backends.base import Backend, get_backend, initial_potential
 from conversion_ext.neurons import Neuron
 from conversion_ext.nn.stateful import accumulate, state_dtype
 from conversion_ext.nn.stepping import Stepping
@@ -103,6 +103,10 @@ class SpikingSite(nn.Module):
     def potential(self) -> Tensor | None:
         """The membrane potential [N, ...] after the last step, in units of the threshold; None before the first."""
         return self.backend.membrane_potential(self.neuron)
+
+    def start(self, z: Tensor) -> Tensor:
+        """Return the potential [N, ...] from which the neurons start under currents z [N, ...]."""
+        return initial_potential(self.v_init, z)
 
     def run(self, z_seq: Tensor, v_init: Tensor | None = None) -> Tensor:
         """Return spikes [T, N, ...] for currents z_seq; without state, neurons start from ``v_init`` or the site's."""

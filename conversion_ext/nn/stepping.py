@@ -1,4 +1,4 @@
-"""How the neurons of a site are stepped: one small module per site, exchanged by methods that act while simulating."""
+"""How the neurons of a site are stepped: one small module per site, exchanged by tuners that act while simulating."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ class Neurons(Protocol):
         """The membrane potential [N, ...] after the last step, in units of the threshold; None before the first."""
         ...
 
+    def start(self, z: Tensor) -> Tensor:
+        """Return the potential [N, ...] from which the neurons start under currents z [N, ...]."""
+        ...
+
     def run(self, z_seq: Tensor, v_init: Tensor | None = None) -> Tensor:
         """Return spikes [T, N, ...] for currents z_seq; without state, neurons start from ``v_init`` or the site's."""
         ...
@@ -31,8 +35,23 @@ class Neurons(Protocol):
 class Stepping(Memory):
     """Turn the currents of a site into what its neurons emit, [T, N, ...] to [T, N, ...]; here by running them.
 
-    Whoever wants to see the spikes of a site hooks this module, whose output they are, step by step.
+    A subclass defines ``steps`` and says what it costs: ``warm_up``, steps still to come that the whole network runs
+    before those that count; ``wait``, steps by which a site lags behind its input, for its successors wait;
+    ``together``, how many steps the first call must hold. Whoever wants to see the spikes of a site hooks this
+    module, whose output they are, step by step.
     """
+
+    wait: int = 0
+
+    @property
+    def warm_up(self) -> int:
+        """The steps of the warm-up still to come."""
+        return 0
+
+    @property
+    def together(self) -> int:
+        """The steps that the next call must hold."""
+        return 1
 
     def forward(self, neurons: Neurons, z_seq: Tensor) -> Tensor:
         """Return what ``neurons`` emit for currents z_seq [T, N, ...]."""
@@ -43,3 +62,6 @@ class Stepping(Memory):
     def steps(self, neurons: Neurons, z_seq: Tensor) -> Tensor:
         """Return the spikes for z_seq [T, N, ...], ``self.t`` steps after the reset."""
         return neurons.run(z_seq)
+
+    def end_warm_up(self, neurons: Neurons) -> None:
+        """Take from the warm-up what the steps that count need; the neurons start anew after this."""

@@ -5,7 +5,19 @@ from __future__ import annotations
 from conversion_ext.registry import import_siblings
 from conversion_ext.tuners.base import Task, Tuner, register_tuner, tuners
 from conversion_ext.tuners.bias_correction import BiasCorrection
+from conversion_ext.tuners.offset_spike import OffsetSpike
+from conversion_ext.tuners.residual_potential import ResidualPotential
+from conversion_ext.tuners.voltage_clamp import VoltageClamp
 
-__all__ = ["BiasCorrection", "Task", "Tuner", "register_tuner", "tuners"]
+__all__ = [
+    "BiasCorrection",
+    "OffsetSpike",
+    "ResidualPotential",
+    "Task",
+    "Tuner",
+    "VoltageClamp",
+    "register_tuner",
+    "tuners",
+]
 
 import_siblings(__name__, list(__path__))

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch.fx import GraphModule
 
+from conversion_ext import graph
+from conversion_ext.neurons import IF, Neuron
+from conversion_ext.nn.site import SpikingSite, depths
+from conversion_ext.nn.stepping import Stepping
 from conversion_ext.registry import Registry
+from conversion_ext.types import Reset
 
-__all__ = ["Task", "Tuner", "register_tuner", "tuners"]
+__all__ = ["Task", "Tuner", "integrates_and_fires", "register_tuner", "set_stepping", "tuners"]
 
 
 @dataclass(frozen=True)
@@ -35,9 +40,37 @@ class Tuner:
     A tuner changes only what its docstring declares, and never makes its objective worse on the calibration data.
     """
 
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether it works on calibration data, and then for a number of steps T."""
+        return True
+
+    def check(self, neuron: Neuron) -> None:
+        """Raise unless it can work with the neurons of a recipe."""
+
     def tune(self, task: Task) -> None:
         """Change ``task.body`` in place."""
         raise TypeError(f"{type(self).__name__} must define tune().")
+
+    def stepping(self, site: SpikingSite, depth: int) -> Stepping:
+        """Return how the neurons of ``site`` are stepped while simulating; by default as they are.
+
+        ``depth`` counts the sites on the longest chain from an input, the site itself included.
+        """
+        return site.stepping
+
+
+def integrates_and_fires(neuron: Neuron) -> bool:
+    """Return whether ``neuron`` is IF with soft reset, whose potential and count together are the sum of its input."""
+    return type(neuron) is IF and neuron.reset is Reset.SUBTRACT
+
+
+def set_stepping(body: GraphModule, tuners: Sequence[Tuner]) -> None:
+    """Let the tuners that act while simulating decide how the sites of ``body`` are stepped."""
+    places = depths(body)
+    for _, site in graph.modules_called(body, SpikingSite):
+        for tuner in tuners:
+            site.stepping = tuner.stepping(site, places[site.key])
 
 
 tuners: Registry[type[Tuner]] = Registry("tuner")

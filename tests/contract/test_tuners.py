@@ -15,7 +15,7 @@ from tests import zoo
 from tests.live import live_inputs, make_live
 
 pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
-DECLARED = {"bias_correction": {"bias"}}
+DECLARED = {"bias_correction": {"bias"}, "offset_spike": set(), "residual_potential": set(), "voltage_clamp": set()}
 
 
 def pair(tuner, backend="reference", name="residual", T=4):
@@ -42,6 +42,10 @@ def test_a_tuner_is_a_frozen_value_and_changes_what_it_declares(name):
         if isinstance(a, torch.Tensor) and (a.shape != b.shape or not torch.equal(a, b))
     }
     assert changed == DECLARED[name]
+    # Those that act while simulating change how sites are stepped, and nothing else.
+    stepped = {type(site.stepping).__name__ for site in tuned.sites().values()} - {"Stepping"}
+    assert bool(stepped) != bool(changed)
+    assert tuner.needs_calibration == bool(changed)
     _, _, _, again = pair(tuner)
     assert torch.equal(cx.simulate(tuned, x, 4).outputs, cx.simulate(again, x, 4).outputs)
 
