@@ -9,21 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from tqdm import tqdm
 
 from conversion_ext import graph
 from conversion_ext.assemble import assemble
 from conversion_ext.backends import get_backend
-from conversion_ext.batches import Forward, batches, call_inputs, check_inputs
-from conversion_ext.check import find_sites, prepare, resolve_recipe
+from conversion_ext.batches import Forward, batches, call_inputs
+from conversion_ext.calibration import Calibration, example_of, observe, trace
+from conversion_ext.check import resolve_recipe
 from conversion_ext.conversion import Record, installed_versions
+from conversion_ext.distributed import processes
 from conversion_ext.errors import CalibrationError, require
 from conversion_ext.fold import fold as fold_units
 from conversion_ext.nn.root import Root, reset
-from conversion_ext.observe import Observer
+from conversion_ext.normalizers import Normalizer
 from conversion_ext.recipe import Recipe
-from conversion_ext.relay import insert_output_neurons, insert_relays
-from conversion_ext.tuners.base import Task, set_stepping
+from conversion_ext.tuners.base import Task, Tuner, set_stepping
 from conversion_ext.types import Site, SiteKind
 
 __all__ = ["convert"]
@@ -47,8 +47,9 @@ def convert(
 ) -> Root:
     """Return a spiking network that computes what ``ann`` computes, as modules of ``backend``.
 
-    ``calibration``: a tensor [N, ...] or a re-iterable of batches as a DataLoader yields them; ``recipe``: a name from
-    ``conversion_ext.recipes.names()`` or a :class:`Recipe`; ``T``: the steps to optimise for, None for none in
+    ``calibration``: a tensor [N, ...] or a re-iterable of batches as a DataLoader yields them, or
+    the ``Calibration`` made of them; under torch.distributed every process gives its own part. ``recipe``: a name
+    from ``conversion_ext.recipes.names()`` or a :class:`Recipe`; ``T``: the steps to optimise for, None for none in
     particular. ``fold`` puts thresholds into weights, so spikes are {0, 1}; ``graded=False`` refuses operations
     whose output is not spikes; ``relay`` adds spiking neurons where a weight layer would see sums or averages.
     ``forward(model, batch)`` calls a network of several inputs; modules under the paths
@@ -68,27 +69,23 @@ def convert(
     calibrated = [tuner for tuner in recipe.tuners if tuner.needs_calibration]
     asks = [*([normalizer] if normalizer.needs_T else []), *calibrated]
     require(T is not None or not asks, f"{asks} need the number of time steps: pass T=.")
-    data = _calibration(calibration, normalizer.needs_calibration or bool(calibrated), example_input)
-    inputs = _example(data, example_input, forward)
-    check_inputs(inputs, ann, "The example input" if data is None else "The first calibration batch")
-
-    model = prepare(ann, inputs, skip, leaf, graded)
-    outputs = insert_output_neurons(model) if recipe.readout.spiking else []
-    notes = [f"A relay was added: {key}." for key in insert_relays(model)] if relay or recipe.relay else []
-    sites = find_sites(model)
-    stats, samples = _observe(model, sites, recipe, data, forward, progress)
-    thresholds = _thresholds(model, sites, stats, recipe, T)
-    thresholds |= {key: thresholds[key].amax() for key in outputs}  # one for all classes, or counts would not compare
+    data = _data(calibration, normalizer, calibrated, example_input)
+    traced = trace(ann, example_of(ann, data, example_input, forward), recipe, graded, relay, skip, leaf)
+    model, sites, notes = traced.model, traced.sites, traced.notes
+    seen = observe(traced, normalizer, data, forward, progress)
+    thresholds = _thresholds(model, sites, seen.stats, recipe, T)
+    # One for all output neurons, or their counts would not compare.
+    thresholds |= {key: thresholds[key].amax() for key in traced.outputs}
     captured = copy.deepcopy(model) if calibrated else model
     assemble(model, sites, thresholds, recipe, framework)
     for tuner in calibrated:
         assert T is not None
         assert data is not None
         tuner.tune(Task(captured, model, data, lambda batch: call_inputs(batch, forward), T, progress))
-    notes += fold_units(model, inputs) if fold else []
+    notes += fold_units(model, traced.inputs) if fold else []
     set_stepping(model, recipe.tuners)
     record = Record(
-        name, T, framework.name, fold, samples, tuple(site.key for site in sites), tuple(notes),
+        name, T, framework.name, fold, seen.samples, tuple(site.key for site in sites), tuple(notes),
         installed_versions("conversion-ext", "torch", "spikingjelly", "snntorch"), recipe,
     )  # fmt: skip
     snn = root(model, record).eval()
@@ -96,11 +93,18 @@ def convert(
     return snn  # type: ignore[return-value]
 
 
-def _calibration(calibration: Any, needed: bool, example_input: Any) -> Any:
-    """Return the calibration batches, or None where the recipe uses none."""
+def _data(calibration: Any, normalizer: Normalizer, tuners: Sequence[Tuner], example_input: Any) -> Any:
+    """Return the calibration batches, a Calibration as it is, or None where the recipe uses none."""
+    if isinstance(calibration, Calibration):
+        require(not tuners, f"{tuners} read calibration data, and a Calibration holds statistics; pass batches.")
+        return calibration
+    require(
+        processes() == 1 or not tuners,
+        f"{tuners} read all calibration data in one process; in {processes()} convert without them, or convert in one.",
+    )
     if calibration is None:
         require(
-            not needed,
+            not (normalizer.needs_calibration or tuners),
             "This recipe needs calibration data: pass a tensor of inputs [N, ...] or a DataLoader.",
             CalibrationError,
         )
@@ -111,38 +115,6 @@ def _calibration(calibration: Any, needed: bool, example_input: Any) -> Any:
         )
         return None
     return batches(calibration)
-
-
-def _example(data: Any, example_input: Any, forward: Forward | None) -> tuple[Any, ...]:
-    """Return the inputs of one call of the network."""
-    if example_input is not None:
-        return example_input if isinstance(example_input, tuple) else (example_input,)
-    first = next(iter(data), None)
-    if first is None:
-        raise CalibrationError("The calibration data holds no batch; pass at least one.")
-    return call_inputs(first, forward)
-
-
-def _observe(
-    model: GraphModule, sites: Sequence[Site], recipe: Recipe, data: Any, forward: Forward | None, progress: bool
-) -> tuple[Mapping[str, Any], int]:
-    """Run the calibration data and return {site: statistics} and the number of samples."""
-    sites = [site for site in sites if site.threshold is None]
-    signed = any(site.kind is not SiteKind.RELU for site in sites)
-    if data is None or not sites or not (recipe.normalizer.needs_calibration or signed):
-        return {}, 0
-    samples = 0
-    normalizer = recipe.normalizer
-    with torch.inference_mode(), Observer(model, sites, normalizer.granularity, normalizer.statistics) as observer:
-        for run in range(normalizer.runs):
-            for index, batch in enumerate(tqdm(data, desc="calibration", disable=not progress)):
-                inputs = call_inputs(batch, forward)
-                check_inputs(inputs, model, f"Calibration batch {index}")
-                model(*inputs)
-                samples += len(inputs[0]) if run == 0 else 0
-    if samples == 0:
-        raise CalibrationError("The calibration data holds no batch; pass at least one.")
-    return observer.stats, samples
 
 
 def _thresholds(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from conversion_ext.batches import check_inputs, labelled
+from conversion_ext.distributed import all_or_none, merged, rank
 from conversion_ext.engine import Engine
 from conversion_ext.errors import CalibrationError, require
 from conversion_ext.nn.root import Root, reset
@@ -63,8 +64,9 @@ def evaluate(
 
     ``loader``: a re-iterable of (input [N, ...], target [N]) batches, or one such pair. The class is the largest
     decoded output. With ``ann`` the network it was made from is evaluated on the same samples. ``generator`` makes
-    the noise of a random encoder, by default that of seed 0, for all batches in a row. ``time_chunk`` and ``block``:
-    see :func:`simulate`.
+    the noise of a random encoder, by default that of seed 0 (or the rank), for all batches in a row. ``time_chunk``
+    and ``block``: see :func:`simulate`. Under torch.distributed each process evaluates its own part, and all get the
+    whole result.
     """
     require(
         isinstance(snn, Root), f"snn is a {type(snn).__name__}; pass what conversion_ext.convert returned.", TypeError
@@ -72,45 +74,71 @@ def evaluate(
     reset(snn)
     plan = schedule(snn, T, block)
     steps = times(at, T, block)
-    engine = Engine(snn)
-    noise = generator or torch.Generator().manual_seed(0)  # one for all batches, or each would see the same noise
-    correct, same = torch.zeros(len(steps), dtype=torch.long), torch.zeros(len(steps), dtype=torch.long)
-    ann_correct, samples = 0, 0
-    spikes: dict[str, float] = {}
+    # One for all batches, and one of its own for every process, or each would see the same noise.
+    noise = generator or torch.Generator().manual_seed(rank())
     was_training = ann is not None and ann.training
-    try:
-        if ann is not None:
-            ann.eval()
-        for batch, (x, target) in enumerate(tqdm(labelled(loader), desc="evaluation", disable=not progress)):
+    counts = _Counts(len(steps))
+
+    def count() -> _Counts:
+        engine = Engine(snn)
+        silent = not progress or rank() > 0
+        for batch, (x, target) in enumerate(tqdm(labelled(loader), desc="evaluation", disable=silent)):
             inputs = x if isinstance(x, tuple) else (x,)
             check_inputs(inputs, snn, f"Batch {batch}")
             reset(snn)
             with torch.no_grad(), Recorder(snn) as recorder:
                 outputs = run(engine, inputs, plan, steps, recorder, time_chunk=time_chunk, generator=noise)
-            decided = _classes(outputs, target)
-            correct += (decided == target.cpu()).sum(1)
-            for key, rate in recorder.rates(T).items():
-                spikes[key] = spikes.get(key, 0.0) + float(rate.double().flatten(1).mean(1).sum())
-            samples += len(target)
-            if ann is not None:
-                with torch.no_grad():
-                    expected = ann(*inputs).argmax(1).cpu()
-                ann_correct += int((expected == target.cpu()).sum())
-                same += (decided == expected).sum(1)
+                expected = None if ann is None else ann(*inputs).argmax(1).cpu()
+            counts.add(_classes(outputs, target), target.cpu(), expected, recorder.rates(T))
+        return counts
+
+    try:
+        if ann is not None:
+            ann.eval()
+        counts = merged(all_or_none(count))
     finally:
         if ann is not None:
             ann.train(was_training)
+    samples = counts.samples
     require(samples > 0, "The loader holds no batch; pass at least one (input, target).", CalibrationError)
     return Evaluation(
         steps,
-        correct.double() / samples,
-        None if ann is None else same.double() / samples,
-        None if ann is None else ann_correct / samples,
-        {key: total / samples for key, total in spikes.items()},
+        counts.correct.double() / samples,
+        None if ann is None else counts.same.double() / samples,
+        None if ann is None else counts.ann_correct / samples,
+        {key: counts.spikes[key] / samples for key in snn.sites() if key in counts.spikes},
         plan.total_steps,
         plan.latency_steps,
         samples,
     )
+
+
+class _Counts:
+    """What has been counted over batches, of several processes too."""
+
+    def __init__(self, steps: int) -> None:
+        self.samples = self.ann_correct = 0
+        self.correct, self.same = torch.zeros(2, steps, dtype=torch.long)
+        self.spikes: dict[str, float] = {}
+
+    def add(self, decided: Tensor, target: Tensor, expected: Tensor | None, rates: Mapping[str, Tensor]) -> None:
+        """Count a batch: classes ``decided`` [steps, N], ``target`` [N], those of the ANN, {site: spikes per step}."""
+        self.samples += len(target)
+        self.correct += (decided == target).sum(1)
+        if expected is not None:
+            self.ann_correct += int((expected == target).sum())
+            self.same += (decided == expected).sum(1)
+        for key, rate in rates.items():
+            self.spikes[key] = self.spikes.get(key, 0.0) + float(rate.double().flatten(1).mean(1).sum())
+
+    def merge(self, other: _Counts) -> None:
+        """Add the counts of another process."""
+        self.samples += other.samples
+        self.ann_correct += other.ann_correct
+        self.correct += other.correct
+        self.same += other.same
+        for key, spikes in other.spikes.items():
+            self.spikes[key] = self.spikes.get(key, 0.0) + spikes
 
 
 def _classes(outputs: Any, target: Tensor) -> Tensor:

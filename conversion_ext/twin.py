@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from conversion_ext.batches import check_inputs, labelled
+from conversion_ext.distributed import all_or_none, gathered, rank
 from conversion_ext.errors import CalibrationError, require
 from conversion_ext.nn.root import Root, reset
 from conversion_ext.nn.stepping import Stepping
@@ -69,12 +70,18 @@ def forecast(snn: Root, loader: Any, T: Sequence[int] = (1, 2, 4, 8, 16), *, pro
     """
     twins = [twin(snn, steps) for steps in T]
     require(bool(twins), "T=(): name at least one number of steps.")
-    right, samples = torch.zeros(len(twins), dtype=torch.long), 0
-    for index, (x, target) in enumerate(tqdm(labelled(loader), desc="forecast", disable=not progress)):
-        inputs = x if isinstance(x, tuple) else (x,)
-        check_inputs(inputs, snn, f"Batch {index}")
-        with torch.no_grad():
-            right += torch.stack([(network(*inputs).argmax(1) == target).sum() for network in twins]).cpu()
-        samples += len(target)
-    require(samples > 0, "The loader holds no batch; pass at least one (input, target).", CalibrationError)
-    return Forecast(tuple(T), right.double() / samples, samples)
+
+    def count() -> Tensor:
+        right = torch.zeros(len(twins) + 1, dtype=torch.long)  # and the number of samples
+        silent = not progress or rank() > 0
+        for index, (x, target) in enumerate(tqdm(labelled(loader), desc="forecast", disable=silent)):
+            inputs = x if isinstance(x, tuple) else (x,)
+            check_inputs(inputs, snn, f"Batch {index}")
+            with torch.no_grad():
+                right[:-1] += torch.stack([(network(*inputs).argmax(1) == target).sum() for network in twins]).cpu()
+            right[-1] += len(target)
+        return right
+
+    *right, samples = torch.stack(gathered(all_or_none(count))).sum(0)
+    require(int(samples) > 0, "The loader holds no batch; pass at least one (input, target).", CalibrationError)
+    return Forecast(tuple(T), torch.stack(right).double() / samples, int(samples))

@@ -1,0 +1,119 @@
+"""Calibration and evaluation by several real processes, and by parts in one: the same to the last bit."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import conversion_ext as cx
+from conversion_ext.calibration import Calibration, calibrate
+from tests import processes
+from tests.processes import NETWORKS, NORMALIZERS, PARTS, data
+
+pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
+ROOT = Path(__file__).parents[2]
+
+
+def together(number: int, job: str, folder: Path) -> list[Any]:
+    """Run a job in so many processes; return what each left, None where it died."""
+    outputs = [folder / f"{job}{number}-{rank}.pt" for rank in range(number)]
+    rendezvous = folder / f"{job}{number}"
+    commands = [
+        [sys.executable, "-m", "tests.processes", str(rendezvous), str(rank), str(number), job, str(output)]
+        for rank, output in enumerate(outputs)
+    ]
+    running = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for command in commands]
+    for process in running:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode in (0, 9), errors
+    return [torch.load(output, weights_only=False) if output.exists() else None for output in outputs]
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Any]:
+    torch.manual_seed(0)
+    return processes.results(0, 1)
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_several_processes_find_what_one_finds(number, alone, tmp_path):
+    for found in together(number, "results", tmp_path):
+        for network in NETWORKS:
+            for name in NORMALIZERS:
+                thresholds = alone[f"{network} {name}"]
+                assert found[f"{network} {name} samples"] == 25
+                assert found[f"{network} {name}"].keys() == thresholds.keys()
+                for key, threshold in thresholds.items():
+                    assert torch.equal(found[f"{network} {name}"][key], threshold), f"{network} {name} {key}"
+            ours, theirs = alone[f"{network} evaluation"], found[f"{network} evaluation"]
+            assert ours.samples == theirs.samples == 25
+            for name in ("at", "ann_accuracy", "total_steps", "latency_steps"):
+                assert getattr(ours, name) == getattr(theirs, name)
+            assert torch.equal(ours.accuracy, theirs.accuracy)
+            assert torch.equal(ours.agreement, theirs.agreement)
+            assert list(ours.firing_rate) == list(theirs.firing_rate)
+            assert list(ours.firing_rate.values()) == pytest.approx(list(theirs.firing_rate.values()), rel=1e-12)
+            ours, theirs = alone[f"{network} forecast"], found[f"{network} forecast"]
+            assert ours.samples == theirs.samples == 25
+            assert torch.equal(ours.accuracy, theirs.accuracy)
+
+
+def test_what_goes_wrong_in_one_process_is_said_in_all_that_live(tmp_path):
+    """A request that needs all data in one process; a NaN in one part; a process that dies."""
+    started = time.monotonic()
+    survivor, dead = together(2, "troubles", tmp_path)
+    assert dead is None
+    order, tuners, nan, death = survivor
+    assert "depends on the order of its batches" in order
+    assert "read all calibration data in one process" in tuners
+    assert nan.startswith("ConversionError: Process 1 of 2 failed: Calibration batch 1 holds values that are NaN")
+    assert death.startswith("ConversionError: Process 0 of 2 waited in vain for the others")
+    assert time.monotonic() - started < 60
+
+
+@pytest.mark.parametrize("name", [name for name in NORMALIZERS if name != "gaussian_mse"])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_calibration_is_saved_resumed_and_merged(network, name, alone, tmp_path):
+    """Parts of the data, one of them saved and loaded in between, in an order of their own."""
+    ann, batches = data(network)
+    recipe = cx.Recipe(NORMALIZERS[name])
+    parts = [calibrate(ann, [batches[i] for i in part], recipe=recipe, progress=False) for part in PARTS[2]]
+    torch.save(parts[1].state_dict(), tmp_path / "calibration.pt")
+    whole = Calibration.from_state_dict(torch.load(tmp_path / "calibration.pt", weights_only=True))
+    whole.merge(parts[0])
+    snn = cx.convert(ann, whole, recipe=recipe, T=8, backend="reference", progress=False)
+    assert snn.conversion.samples == 25
+    for key, threshold in alone[f"{network} {name}"].items():
+        assert torch.equal(snn.conversion.thresholds[key], threshold), key
+
+
+def test_statistics_of_another_kind_merge_too_and_are_not_saved(alone):
+    ann, batches = data("residual")
+    recipe = cx.Recipe(NORMALIZERS["gaussian_mse"])
+    whole, rest = (calibrate(ann, [batches[i] for i in part], recipe=recipe, progress=False) for part in PARTS[2])
+    whole.merge(rest)
+    snn = cx.convert(ann, whole, recipe=recipe, T=8, backend="reference", progress=False)
+    for key, threshold in alone["residual gaussian_mse"].items():
+        assert torch.equal(snn.conversion.thresholds[key], threshold), key
+    with pytest.raises(ValueError, match="Currents cannot be saved"):
+        whole.state_dict()
+
+
+def test_a_calibration_that_does_not_fit_is_refused():
+    ann, batches = data("residual")
+    other, _ = data("gated")
+    per_layer = calibrate(ann, batches, recipe=cx.Recipe(cx.Maximum()), progress=False)
+    with pytest.raises(cx.CalibrationError, match="calibrate with the same model and recipe"):
+        cx.convert(ann, per_layer, backend="reference", progress=False)
+    with pytest.raises(cx.CalibrationError, match="calibrate with the same model and recipe"):
+        cx.convert(other, per_layer, recipe=cx.Recipe(cx.Maximum()), backend="reference", progress=False)
+    with pytest.raises(ValueError, match="networks with other sites"):
+        per_layer.merge(calibrate(other, batches, progress=False))
+    with pytest.raises(ValueError, match="pass batches"):
+        cx.convert(ann, per_layer, recipe=cx.Recipe(tuners=(cx.BiasCorrection(),)), T=4, backend="reference")
