@@ -136,7 +136,7 @@ def trace(
     leaf: Sequence[Any],
 ) -> Traced:
     """Return the graph of ``ann`` with all sites that it will have; raise UnsupportedError with every obstacle."""
-    model = prepare(ann, inputs, skip, leaf, graded)
+    model = prepare(ann, inputs, skip, leaf, graded, recipe.demands)
     outputs = insert_output_neurons(model) if recipe.readout.spiking else []
     notes = [f"A relay was added: {key}." for key in insert_relays(model)] if relay or recipe.relay else []
     return Traced(model, find_sites(model), inputs, outputs, notes)

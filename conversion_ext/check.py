@@ -11,6 +11,7 @@ from torch.fx import GraphModule, Node
 
 from conversion_ext import graph, recipes
 from conversion_ext.capture import capture
+from conversion_ext.demands import Demand
 from conversion_ext.errors import Problem, UnsupportedError, require
 from conversion_ext.operators.base import Activation, operator_of
 from conversion_ext.passes import batch_problems, run_passes
@@ -34,17 +35,22 @@ def check(
     Nothing is calibrated and the model is not changed. With an ``example_input`` [N, ...] (or a tuple for several
     inputs) shapes are known, and operations that mix samples of a batch are found as well.
     """
-    resolve_recipe(recipe)
+    demands = resolve_recipe(recipe)[1].demands
     require(isinstance(ann, nn.Module), f"ann must be a torch.nn.Module, got {type(ann).__name__}.", TypeError)
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
     try:
-        return examine(ann, None if example_input is None else inputs, skip, leaf, graded)[1]
+        return examine(ann, None if example_input is None else inputs, skip, leaf, graded, demands)[1]
     except UnsupportedError as error:  # not even captured
         return list(error.problems) or [Problem(type(ann).__name__, str(error), "")]
 
 
 def examine(
-    ann: nn.Module, inputs: tuple[Any, ...] | None, skip: Sequence[str], leaf: Sequence[Any], graded: bool
+    ann: nn.Module,
+    inputs: tuple[Any, ...] | None,
+    skip: Sequence[str],
+    leaf: Sequence[Any],
+    graded: bool,
+    demands: Sequence[Demand] = (),
 ) -> tuple[GraphModule, list[Problem]]:
     """Return the graph of ``ann`` after all exact passes and everything that stands in the way of converting it."""
     model = capture(ann, leaf=leaf, skip=skip, inputs=1 if inputs is None else len(inputs))
@@ -55,7 +61,7 @@ def examine(
         if not error.problems:
             raise
         refused = list(error.problems)  # the graph is complete all the same, so the rest can be listed too
-    found = problems_of(model, inputs, graded)
+    found = problems_of(model, inputs, graded) + [each for demand in demands for each in demand.problems(model)]
     return model, refused + [problem for problem in found if problem.path not in {p.path for p in refused}]
 
 
@@ -65,9 +71,10 @@ def prepare(
     skip: Sequence[str] = (),
     leaf: Sequence[Any] = (),
     graded: bool = True,
+    demands: Sequence[Demand] = (),
 ) -> GraphModule:
     """Return the captured graph of ``ann`` after all exact passes; raise UnsupportedError with every obstacle."""
-    model, problems = examine(ann, inputs, skip, leaf, graded)
+    model, problems = examine(ann, inputs, skip, leaf, graded, demands)
     if problems:
         listed = "\n".join(f"- {problem}" for problem in problems)
         raise UnsupportedError(f"{type(ann).__name__} cannot be converted:\n{listed}", tuple(problems))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from conversion_ext.demands import Demand
 from conversion_ext.encoders import ConstantCurrent, Encoder
 from conversion_ext.errors import require
 from conversion_ext.neurons import IF, Neuron, SignedEncoder
@@ -23,7 +24,8 @@ class Recipe:
 
     ``family`` says what the neurons of ReLU sites emit, so that binary and signed methods are never mixed up;
     ``signed_encoder`` makes spikes of values of either sign (LeakyReLU, PReLU, relays). ``relay`` asks for relays
-    as ``convert(relay=True)`` does. A ``readout`` that is ``spiking`` gets neurons behind the last layer.
+    as ``convert(relay=True)`` does. A ``readout`` that is ``spiking`` gets neurons behind the last layer;
+    ``demands`` are what the method asks of a network, which is refused where it does not meet them.
 
     >>> Recipe(normalizer=Percentile(99.9), neuron=IF(v_init=0.0)).max_pool
     'count'
@@ -39,6 +41,7 @@ class Recipe:
     family: Family = Family.BINARY
     signed_encoder: SignedEncoder = field(default_factory=SignedEncoder)
     relay: bool = False
+    demands: tuple[Demand, ...] = ()
 
     def __post_init__(self) -> None:
         for name, kind in (("normalizer", Normalizer), ("neuron", Neuron), ("encoder", Encoder), ("readout", Readout)):
@@ -54,6 +57,11 @@ class Recipe:
         require(
             isinstance(self.tuners, tuple) and all(isinstance(tuner, Tuner) for tuner in self.tuners),
             f"Recipe(tuners={self.tuners!r}): give a tuple of tuners such as (BiasCorrection(),).",
+            TypeError,
+        )
+        require(
+            isinstance(self.demands, tuple) and all(isinstance(demand, Demand) for demand in self.demands),
+            f"Recipe(demands={self.demands!r}): give a tuple of demands such as (NoBias(),).",
             TypeError,
         )
         for tuner in self.tuners:

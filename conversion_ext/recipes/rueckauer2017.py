@@ -1,4 +1,10 @@
-"""Rueckauer, Lungu, Hu, Pfeiffer, Liu: Conversion of continuous-valued deep networks (Front. Neurosci. 2017)."""
+"""Rueckauer, Lungu, Hu, Pfeiffer, Liu: Conversion of continuous-valued deep networks (Front. Neurosci. 2017).
+
+Biases and the image as constant currents, soft reset, the 99.9th percentile of positive activations per layer, the gate
+of the authors' toolbox for max-pools, the mean current of the last layer (their third softmax: no spikes).
+``dataclasses.replace`` takes the other choices of the paper: ``Maximum()``, ``IF(0.0, Reset.ZERO)``, another gate or
+``softmax``, and ``VoltageClamp()`` with ``MeanOutput(start=...)``.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +14,6 @@ from conversion_ext.recipe import Recipe
 from conversion_ext.recipes import register_recipe
 from conversion_ext.types import PerLayer
 
-# Robust normalization per layer over positive activations, soft reset, analog input, the toolbox's default pool gate.
 register_recipe(
     "rueckauer2017",
     Recipe(Percentile(99.9, granularity=PerLayer(), positive_only=True), IF(v_init=0.0), max_pool="fir"),

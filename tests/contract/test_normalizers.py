@@ -19,6 +19,7 @@ from torch.fx import GraphModule, symbolic_trace
 from conversion_ext import normalizers as package
 from conversion_ext.errors import CalibrationError, UnsupportedError
 from conversion_ext.normalizers import (
+    DataBased,
     Maximum,
     ModelBased,
     Normalizer,
@@ -143,6 +144,8 @@ def test_order_and_batch_size_change_no_bit(kind: type[Normalizer], granularity:
 def test_four_times_the_activations_give_four_times_the_thresholds(
     kind: type[Normalizer], granularity: Granularity
 ) -> None:
+    if kind is DataBased:
+        pytest.skip("weights of later layers, which it takes into account, are not four times larger")
     value, x = kind(granularity=granularity), torch.rand(40, 2, 6, 6)
     plain, scaled = (
         found(value, model, statistics(value, activations(model, x), range(40), 8))

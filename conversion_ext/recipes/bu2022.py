@@ -1,0 +1,14 @@
+"""Bu, Fang, Ding, Dai, Yu, Huang: Optimal ANN-SNN conversion for high-accuracy and ultra-low-latency SNNs (ICLR 2022).
+
+For networks trained with ``cx.nn.QCFS`` (``recipes.replace_relu`` puts it in; average instead of max-pooling with
+``recipes.average_pooling``): thresholds are those learned, potentials start from one half.
+"""
+
+from __future__ import annotations
+
+from conversion_ext.neurons import IF
+from conversion_ext.normalizers import Trained
+from conversion_ext.recipe import Recipe
+from conversion_ext.recipes import register_recipe
+
+register_recipe("bu2022", Recipe(Trained(), IF(v_init=0.5)))
