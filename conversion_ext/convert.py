@@ -23,7 +23,7 @@ from conversion_ext.fold import fold as fold_units
 from conversion_ext.nn.root import Root, reset
 from conversion_ext.normalizers import Normalizer
 from conversion_ext.recipe import Recipe
-from conversion_ext.tuners.base import Task, Tuner, set_stepping
+from conversion_ext.tuners.base import SteppingTuner, Task, Tuner
 from conversion_ext.types import Site, SiteKind
 
 __all__ = ["convert"]
@@ -83,7 +83,9 @@ def convert(
         assert data is not None
         tuner.tune(Task(captured, model, data, lambda batch: call_inputs(batch, forward), T, progress))
     notes += fold_units(model, traced.inputs) if fold else []
-    set_stepping(model, recipe.tuners)
+    for tuner in recipe.tuners:
+        if isinstance(tuner, SteppingTuner):
+            tuner.install(model)
     record = Record(
         name, T, framework.name, fold, seen.samples, tuple(site.key for site in sites), tuple(notes),
         installed_versions("conversion-ext", "torch", "spikingjelly", "snntorch"), recipe,

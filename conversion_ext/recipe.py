@@ -12,7 +12,7 @@ from conversion_ext.nn.max_pool import METHODS as POOL_METHODS
 from conversion_ext.nn.softmax import METHODS as SOFTMAX_METHODS
 from conversion_ext.normalizers import Normalizer, Percentile
 from conversion_ext.readouts import MeanOutput, Readout
-from conversion_ext.tuners.base import Tuner
+from conversion_ext.tuners.base import SteppingTuner, Tuner
 from conversion_ext.types import Family, Site
 
 __all__ = ["Recipe"]
@@ -66,7 +66,7 @@ class Recipe:
         )
         for tuner in self.tuners:
             tuner.check(self.neuron)
-        pacing = [tuner for tuner in self.tuners if type(tuner).stepping is not Tuner.stepping]
+        pacing = [tuner for tuner in self.tuners if isinstance(tuner, SteppingTuner)]
         require(len(pacing) <= 1, f"Recipe(tuners=...): {pacing} each decide how sites are stepped; choose one.")
         object.__setattr__(self, "family", Family(self.family))
         require(

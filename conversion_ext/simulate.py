@@ -34,9 +34,9 @@ class Simulation:
     """What came of a run of T steps over N samples.
 
     ``outputs``: decoded output after each step of ``at``, [len(at), N, ...] (tuples and dicts keep their structure);
-    ``firing_rate``: {site: [N, ...]} spikes per step, signed ones counted by magnitude; ``spikes_per_sample``: [N]
-    over all sites. A tuner that acts while simulating may need steps before the T that count: they are in
-    ``spikes_per_sample`` and in ``total_steps``, the steps that a neuron makes, not in ``firing_rate``.
+    ``firing_rate``: {site: [N, ...]} spikes per step, signed ones counted by magnitude; ``spikes``: {site: [N]} spikes
+    per sample. A tuner that acts while simulating may need steps before the T that count: what is sent in them is in
+    ``spikes``, and they are in ``total_steps``, the steps that a neuron makes, but not in ``firing_rate``.
     ``latency_steps``: from the first input to the decision, end to end, so that what waits for its predecessor adds
     up over depth (see ``schedule``). ``recorded``: {quantity: {site: [T, N, ...]}}, a warm-up included.
     """
@@ -44,7 +44,7 @@ class Simulation:
     outputs: Any
     at: tuple[int, ...]
     firing_rate: dict[str, Tensor]
-    spikes_per_sample: Tensor
+    spikes: dict[str, Tensor]
     total_steps: int
     latency_steps: int
     recorded: dict[str, dict[str, Tensor]] = field(default_factory=dict)
@@ -53,6 +53,11 @@ class Simulation:
     def output(self) -> Any:
         """The decoded output after the last step of ``at``."""
         return tree_map(lambda v: v[-1], self.outputs)
+
+    @property
+    def spikes_per_sample(self) -> Tensor:
+        """Spikes per sample over all sites and steps, [N]."""
+        return sum(self.spikes.values(), torch.zeros(()))
 
 
 def simulate(
@@ -95,8 +100,8 @@ def simulate(
         require(plan.together == 1, "record=('potential',) needs single steps, which OffsetSpike does not take.")
     with torch.no_grad(), Recorder(snn, record) as recorder:
         outputs = run(Engine(snn), inputs, plan, steps, recorder, readout, time_chunk, x_seq is not None, generator)
-    rates, spikes = recorder.rates(plan.T), recorder.spikes_per_sample()
-    return Simulation(outputs, steps, rates, spikes, plan.total_steps, plan.latency_steps, recorder.recorded())
+    rates, spikes, kept = recorder.rates(plan.T), recorder.spikes(), recorder.recorded()
+    return Simulation(outputs, steps, rates, spikes, plan.total_steps, plan.latency_steps, kept)
 
 
 def run(
@@ -189,7 +194,7 @@ class Recorder:
         self.sites = snn.sites()
         self.record = record
         self.counts: dict[str, Tensor] = {}
-        self.before = torch.zeros(())  # spikes per sample before `begin`
+        self.before: dict[str, Tensor] = {}  # spikes per sample before `begin`
         self.kept: dict[str, dict[str, list[Tensor]]] = {name: {key: [] for key in self.sites} for name in record}
         self.handles: list[Any] = []
 
@@ -218,11 +223,11 @@ class Recorder:
 
     def begin(self) -> None:
         """Count anew, after a warm-up."""
-        self.before, self.counts = self.spikes_per_sample(), {}
+        self.before, self.counts = self.spikes(), {}
 
-    def spikes_per_sample(self) -> Tensor:
-        """Return the spikes of all sites, those before ``begin`` included, [N]."""
-        return sum((count.flatten(1).sum(1) for count in self.counts.values()), self.before)
+    def spikes(self) -> dict[str, Tensor]:
+        """Return {site: spikes per sample [N]}, those before ``begin`` included."""
+        return {key: count.flatten(1).sum(1) + self.before.get(key, 0) for key, count in self.counts.items()}
 
     def rates(self, T: int) -> dict[str, Tensor]:
         """Return {site: spikes per step}."""

@@ -142,12 +142,11 @@ def synops(
     layers = tuple(
         _layer(key, module, sees, seen[module], samples) for module, (key, sees) in families.items() if module in seen
     )
-    rates = {key: rate.flatten(1).double() for key, rate in found.firing_rate.items()}
     levels = max(snn.conversion.recipe.neuron.levels, 1)
     return OperationCount(
         layers,
-        {key: rate.shape[1] for key, rate in rates.items()},
-        {key: float(rate.sum()) / samples * found.total_steps for key, rate in rates.items()},
+        {key: rate[0].numel() for key, rate in found.firing_rate.items()},
+        {key: float(spikes.sum(dtype=torch.float64)) / samples for key, spikes in found.spikes.items()},
         found.total_steps,
         math.ceil(math.log2(T * levels + 1)),
         sum(layer.macs for layer in layers) if ann is None else _ann_macs(ann, x),

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from torch.fx import GraphModule
 
 from conversion_ext import graph
-from conversion_ext.neurons import IF, Neuron
+from conversion_ext.errors import require
+from conversion_ext.neurons import IF, Neuron, SignedEncoder
 from conversion_ext.nn.site import SpikingSite, depths
 from conversion_ext.nn.stepping import Stepping
 from conversion_ext.registry import Registry
 from conversion_ext.types import Reset
 
-__all__ = ["Task", "Tuner", "integrates_and_fires", "register_tuner", "set_stepping", "tuners"]
+__all__ = ["ResidualTuner", "SteppingTuner", "Task", "Tuner", "register_tuner", "tuners"]
 
 
 @dataclass(frozen=True)
@@ -52,25 +53,50 @@ class Tuner:
         """Change ``task.body`` in place."""
         raise TypeError(f"{type(self).__name__} must define tune().")
 
-    def stepping(self, site: SpikingSite, depth: int) -> Stepping:
-        """Return how the neurons of ``site`` are stepped while simulating; by default as they are.
 
-        ``depth`` counts the sites on the longest chain from an input, the site itself included.
-        """
-        return site.stepping
+@dataclass(frozen=True, kw_only=True)
+class SteppingTuner(Tuner):
+    """Base of tuners that act while simulating: they decide how sites are stepped, and need no calibration data."""
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether it works on calibration data: no."""
+        return False
+
+    def stepping(self, depth: int) -> Stepping:
+        """Return how the neurons of a site are stepped, the ``depth``-th on the longest chain of sites to it."""
+        raise TypeError(f"{type(self).__name__} must define stepping().")
+
+    def reaches(self, site: SpikingSite) -> bool:
+        """Return whether ``site`` is stepped so."""
+        return True
+
+    def install(self, body: GraphModule) -> None:
+        """Exchange the stepping of the sites of ``body``."""
+        places = depths(body)
+        for _, site in graph.modules_called(body, SpikingSite):
+            if self.reaches(site):
+                site.stepping = self.stepping(places[site.key])
 
 
-def integrates_and_fires(neuron: Neuron) -> bool:
-    """Return whether ``neuron`` is IF with soft reset, whose potential and count together are the sum of its input."""
-    return type(neuron) is IF and neuron.reset is Reset.SUBTRACT
+@dataclass(frozen=True, kw_only=True)
+class ResidualTuner(SteppingTuner):
+    """Base of those that read potentials: what is left in an IF neuron with soft reset is input minus spikes.
 
+    Encoders of signed values are stepped as before.
+    """
 
-def set_stepping(body: GraphModule, tuners: Sequence[Tuner]) -> None:
-    """Let the tuners that act while simulating decide how the sites of ``body`` are stepped."""
-    places = depths(body)
-    for _, site in graph.modules_called(body, SpikingSite):
-        for tuner in tuners:
-            site.stepping = tuner.stepping(site, places[site.key])
+    def check(self, neuron: Neuron) -> None:
+        """Raise unless ``neuron`` is IF with soft reset."""
+        soft = type(neuron) is IF and neuron.reset is Reset.SUBTRACT
+        require(soft, f"{self} needs IF neurons with soft reset, and here they are {neuron}.")
+
+    def reaches(self, site: SpikingSite) -> bool:
+        """Return whether ``site`` stands for a ReLU; raise where its neurons are of another kind."""
+        if isinstance(site.spec, SignedEncoder):
+            return False
+        self.check(site.spec)
+        return True
 
 
 tuners: Registry[type[Tuner]] = Registry("tuner")

@@ -8,16 +8,14 @@ import torch
 from torch import Tensor
 
 from conversion_ext.errors import StateError, require
-from conversion_ext.neurons import Neuron
-from conversion_ext.nn.site import SpikingSite
 from conversion_ext.nn.stepping import Neurons, Stepping
-from conversion_ext.tuners.base import Tuner, integrates_and_fires, register_tuner
+from conversion_ext.tuners.base import ResidualTuner, register_tuner
 
 __all__ = ["OffsetSpike"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class OffsetSpike(Tuner):
+class OffsetSpike(ResidualTuner):
     """Run ``rho`` steps at each site, shift initial potentials by what changes a wrong count by one spike, run anew.
 
     A site's input is what the corrected sites before it send. After rho steps with N spikes and potential v, a
@@ -46,18 +44,9 @@ class OffsetSpike(Tuner):
                 isinstance(value, int) and value >= 1, f"OffsetSpike({name}={value!r}): give an integer number >= 1."
             )
 
-    @property
-    def needs_calibration(self) -> bool:
-        """Whether it works on calibration data: no, on each sample."""
-        return False
-
-    def check(self, neuron: Neuron) -> None:
-        """Raise unless ``neuron`` is IF with soft reset."""
-        require(integrates_and_fires(neuron), f"{self} needs IF neurons with soft reset; the recipe has {neuron}.")
-
-    def stepping(self, site: SpikingSite, depth: int) -> Stepping:
-        """Return the two runs for the sites of ReLUs."""
-        return Shifted(self.rho, self.iterations) if integrates_and_fires(site.spec) else site.stepping
+    def stepping(self, depth: int) -> Stepping:
+        """Return the two runs."""
+        return Shifted(self.rho, self.iterations)
 
 
 class Shifted(Stepping):

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from conversion_ext.errors import StateError, require
-from conversion_ext.neurons import Neuron
-from conversion_ext.nn.site import SpikingSite
 from conversion_ext.nn.stepping import Neurons, Stepping
-from conversion_ext.tuners.base import Tuner, integrates_and_fires, register_tuner
+from conversion_ext.tuners.base import ResidualTuner, register_tuner
 
 __all__ = ["ResidualPotential"]
 
@@ -18,7 +16,7 @@ CRITERIA = ("paper", "exact")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResidualPotential(Tuner):
+class ResidualPotential(ResidualTuner):
     """Silence, in the T steps that count, every neuron whose potential after ``tau`` steps shows that it fired wrongly.
 
     The network first runs ``tau`` steps as it is. A site then lets its neurons speak where, v being the potential
@@ -48,18 +46,9 @@ class ResidualPotential(Tuner):
             f"ResidualPotential(criterion={self.criterion!r}): choose one of {', '.join(CRITERIA)}.",
         )
 
-    @property
-    def needs_calibration(self) -> bool:
-        """Whether it works on calibration data: no."""
-        return False
-
-    def check(self, neuron: Neuron) -> None:
-        """Raise unless ``neuron`` is IF with soft reset."""
-        require(integrates_and_fires(neuron), f"{self} needs IF neurons with soft reset; the recipe has {neuron}.")
-
-    def stepping(self, site: SpikingSite, depth: int) -> Stepping:
-        """Return a mask for the sites of ReLUs."""
-        return Masked(self.tau, self.criterion) if integrates_and_fires(site.spec) else site.stepping
+    def stepping(self, depth: int) -> Stepping:
+        """Return a mask."""
+        return Masked(self.tau, self.criterion)
 
 
 class Masked(Stepping):

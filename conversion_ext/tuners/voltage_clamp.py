@@ -8,15 +8,14 @@ import torch
 from torch import Tensor
 
 from conversion_ext.errors import require
-from conversion_ext.nn.site import SpikingSite
 from conversion_ext.nn.stepping import Neurons, Stepping
-from conversion_ext.tuners.base import Tuner, register_tuner
+from conversion_ext.tuners.base import SteppingTuner, register_tuner
 
 __all__ = ["VoltageClamp"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class VoltageClamp(Tuner):
+class VoltageClamp(SteppingTuner):
     """Hold the potential of the site at depth l for its first ``steps * l`` steps: no input, no spike.
 
     Depth is counted in sites along the longest chain from an input, the first site having l = 1. In this simulator a
@@ -35,12 +34,7 @@ class VoltageClamp(Tuner):
             f"VoltageClamp(steps={self.steps!r}): the delay per layer is an integer number of steps >= 1.",
         )
 
-    @property
-    def needs_calibration(self) -> bool:
-        """Whether it works on calibration data: no."""
-        return False
-
-    def stepping(self, site: SpikingSite, depth: int) -> Stepping:
+    def stepping(self, depth: int) -> Stepping:
         """Return a clamp of ``steps * depth`` steps."""
         return Clamped(self.steps * depth)
 

@@ -111,7 +111,13 @@ def test_residual_potential_is_the_published_loop(criterion, fold):
         silenced = mask[index] == 0
         assert bool(silenced.any())
         assert not spikes[key][tau:, silenced].any()
-    torch.testing.assert_close(found.spikes_per_sample, sum(s.flatten(2).sum((0, 2)) for s in spikes.values()))
+    for key, train in spikes.items():
+        torch.testing.assert_close(found.spikes[key], train.flatten(2).sum((0, 2)))
+    torch.testing.assert_close(found.spikes_per_sample, sum(found.spikes.values()))
+    if fold:
+        operations = cx.synops(snn, x, T)
+        assert operations.T == tau + T
+        assert sum(operations.spikes.values()) == pytest.approx(float(found.spikes_per_sample.mean()))
     for key, rate in found.firing_rate.items():
         torch.testing.assert_close(rate, spikes[key][tau:].mean(0))
 
@@ -406,6 +412,9 @@ def test_what_does_not_fit_is_refused():
             cx.Recipe(neuron=cx.SignedIF(), family="signed", tuners=(tuner,))
         with pytest.raises(ValueError, match="use one of them"):
             cx.simulate(mlp(tuner)[1], torch.zeros(1, 12, dtype=torch.float64), 8, block=2)
+    soft = nn.Sequential(nn.Linear(4, 9), cx.nn.SoftLIF(), nn.Linear(9, 3))
+    with pytest.raises(ValueError, match="IF neurons with soft reset, and here they are LIF"):
+        convert(ALL[0], soft, torch.rand(5, 4))
     with pytest.raises(ValueError, match="choose one"):
         cx.Recipe(tuners=(ALL[0], ALL[1]))
     for bad in (
