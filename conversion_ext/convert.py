@@ -20,6 +20,7 @@ from conversion_ext.conversion import Record, installed_versions
 from conversion_ext.distributed import processes
 from conversion_ext.errors import CalibrationError, require
 from conversion_ext.fold import fold as fold_units
+from conversion_ext.layout import channels_last
 from conversion_ext.nn.root import Root, reset
 from conversion_ext.normalizers import Normalizer
 from conversion_ext.recipe import Recipe
@@ -86,6 +87,7 @@ def convert(
     for tuner in recipe.tuners:
         if isinstance(tuner, SteppingTuner):
             tuner.install(model)
+    channels_last(model)
     record = Record(
         name, T, framework.name, fold, seen.samples, tuple(site.key for site in sites), tuple(notes),
         installed_versions("conversion-ext", "torch", "spikingjelly", "snntorch"), recipe,

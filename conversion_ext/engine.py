@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from conversion_ext.nn.root import Root
+from conversion_ext.nn.root import Root, map_state
 from conversion_ext.readouts import Readout
 from conversion_ext.schedule import Schedule
 from conversion_ext.types import Steps
@@ -20,8 +21,9 @@ __all__ = ["Decoder", "Engine", "Reader"]
 Reader = Callable[[int, int], tuple[Any, ...]]
 """``(first step, number of steps K) -> inputs [K, N, ...]``, to be called in order."""
 
-# Rows per call up to which folding time into the batch pays on a CPU; beyond, activations leave the cache.
-ROWS = 32
+# Bytes of an average activation of one call, about a CPU's L2 cache: more steps per call save Python as long as
+# they stay in it.
+CACHE = 1 << 21
 
 
 class Engine:
@@ -30,12 +32,30 @@ class Engine:
     def __init__(self, snn: Root) -> None:
         self.snn = snn
         self.prologue, self.main = split(snn.body)
+        self.sites = list(snn.sites().values())
+        sizes = [shape.numel() for n in snn.body.graph.nodes if isinstance(shape := n.meta.get("shape"), torch.Size)]
+        self.size = sum(sizes) / max(1, len(sizes))
 
     def chunks(self, N: int, plan: Schedule, time_chunk: int | None) -> Iterator[int]:
         """Yield how many steps (or blocks) to run in each call; no call goes beyond the end of the warm-up."""
-        chunk = max(plan.together, time_chunk // plan.block if time_chunk else ROWS // max(N, 1))
+        chunk = max(plan.together, time_chunk // plan.block if time_chunk else int(CACHE / (4 * N * self.size)))
         for steps in (plan.warm_up, plan.T // plan.block):
             yield from (min(chunk, steps - first) for first in range(0, steps, chunk))
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Own the state of the network: no autograd, and it is overwritten where that saves a copy."""
+        map_state(self.snn, lambda part: part.detach().clone())
+        try:
+            for site in self.sites:
+                site.owned = True
+            with torch.inference_mode():
+                yield
+        finally:
+            for site in self.sites:
+                site.owned = False
+            # What was made in inference mode cannot be written to, or have gradients, after it.
+            map_state(self.snn, lambda part: part.clone() if part.is_inference() else part)
 
     def constant(self, inputs: tuple[Any, ...], chunks: Iterable[int], block: int = 1) -> Iterator[tuple[int, Any]]:
         """Yield (K, output [K*N, ...]) of ``chunks`` of K steps under constant current, the prologue run once."""

@@ -98,7 +98,7 @@ def simulate(
     if "potential" in record:
         time_chunk = block  # a neuron shows its potential after a call, so every step must be one
         require(plan.together == 1, "record=('potential',) needs single steps, which OffsetSpike does not take.")
-    with torch.no_grad(), Recorder(snn, record) as recorder:
+    with Recorder(snn, record) as recorder:
         outputs = run(Engine(snn), inputs, plan, steps, recorder, readout, time_chunk, x_seq is not None, generator)
     rates, spikes, kept = recorder.rates(plan.T), recorder.spikes(), recorder.recorded()
     return Simulation(outputs, steps, rates, spikes, plan.total_steps, plan.latency_steps, kept)
@@ -129,14 +129,15 @@ def run(
         read = encoded(recipe.encoder, inputs, plan.warm_up + plan.T, generator)
         outputs = engine.sequence(_means(read, block), chunks, block)
     kept: list[list[Tensor]] = []
-    for K, output in outputs:
-        if warm_up:
-            warm_up -= K
-            if not warm_up:
-                engine.snn.end_warm_up()
-                recorder.begin()
-            continue
-        kept += [decoder.decode() for t in decoder.steps(output, K, block) if t in at]
+    with engine.running():
+        for K, output in outputs:
+            if warm_up:
+                warm_up -= K
+                if not warm_up:
+                    engine.snn.end_warm_up()
+                    recorder.begin()
+                continue
+            kept += [decoder.decode() for t in decoder.steps(output, K, block) if t in at]
     return decoder.nest([torch.stack(series) for series in zip(*kept, strict=True)])
 
 
@@ -210,11 +211,10 @@ class Recorder:
         """Take up the spikes [T, N, ...] that a site emitted in a call."""
         site: SpikingSite = args[0]
         counted = spikes if site.spec.family is Family.BINARY else spikes.abs()
-        counted = counted.sum(0, dtype=state_dtype(counted.dtype))
         if site.key in self.counts:
-            self.counts[site.key] += counted
+            self.counts[site.key] += counted[0] if len(counted) == 1 else counted.sum(0)
         else:
-            self.counts[site.key] = counted
+            self.counts[site.key] = counted.sum(0, dtype=state_dtype(counted.dtype))
         if "spikes" in self.record:
             self.kept["spikes"][site.key].append(spikes)
         if "potential" in self.record:

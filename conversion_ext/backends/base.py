@@ -1,4 +1,4 @@
-"""What a framework must offer: a protocol of five methods, and nothing else, and the choice among those installed."""
+"""What a framework must offer, a protocol and nothing else, and the choice among those installed."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from conversion_ext.errors import BackendError, StateError, require
-from conversion_ext.neurons import Neuron
+from conversion_ext.neurons import Neuron, State, advance
 from conversion_ext.nn.stateful import state_dtype
 from conversion_ext.registry import Registry
 
 __all__ = [
     "Backend",
+    "advance_in_place",
     "available",
     "backends",
     "check_neuron",
@@ -24,6 +25,7 @@ __all__ = [
     "citizen",
     "get_backend",
     "initial_potential",
+    "initial_state",
     "register_backend",
     "state_dtype",
 ]
@@ -49,9 +51,18 @@ class Backend(Protocol):
         """
         ...
 
+    def state(self, neuron: nn.Module) -> State | None:
+        """Return what the neuron remembers, in the order of its value's ``state``; None before its first step."""
+        ...
+
+    def set_state(self, neuron: nn.Module, state: State) -> None:
+        """Make ``state`` what the neuron remembers."""
+        ...
+
     def membrane_potential(self, neuron: nn.Module) -> Tensor | None:
         """Return the potential [N, ...] after the last reset, in units of the threshold; None without state."""
-        ...
+        state = self.state(neuron)
+        return None if state is None else state[0]
 
     def reset(self, neuron: nn.Module) -> None:
         """Forget the state of this neuron and of no other."""
@@ -120,10 +131,42 @@ def initial_potential(v_init: Tensor | float, x: Tensor) -> Tensor:
         fits,
         f"The initial potential has shape {list(start.shape)}, which does not broadcast to neurons {list(x.shape)}.",
     )
-    return torch.empty_like(x, dtype=start.dtype, requires_grad=False).copy_(start)
+    with torch.inference_mode(False):  # outlives the run that makes it, and is written to by whoever comes next
+        v = torch.empty_like(x, dtype=start.dtype, requires_grad=False)
+    return v.copy_(start)
 
 
-def check_state(state: Tensor, x: Tensor, what: str) -> None:
+def initial_state(spec: Neuron, v_init: Tensor | float, x: Tensor) -> State:
+    """Return the state of ``spec`` before its first step x [N, ...]: the potential, and zeros."""
+    v = initial_potential(v_init, x)
+    return (v, *(torch.zeros_like(v) for _ in spec.state[1:]))
+
+
+def advance_in_place(
+    backend: Backend, neuron: nn.Module, spec: Neuron, x_seq: Tensor, v_init: Tensor | float
+) -> Tensor:
+    """Do what ``backend.run`` does, without autograd and without the framework: it costs many passes over memory.
+
+    Spikes and the state left in the framework's module are those of ``run``, bit for bit; tensors of the state may
+    be overwritten.
+    """
+    state = backend.state(neuron)
+    if state is None:
+        state = initial_state(spec, v_init, x_seq[0])
+        backend.set_state(neuron, state)
+    else:
+        check_state(state[0], x_seq[0], spec)
+    spikes, new = advance(spec, x_seq, state, _fires, in_place=True)
+    if new is not state:
+        backend.set_state(neuron, new)
+    return spikes
+
+
+def _fires(z: Tensor) -> Tensor:
+    return (z >= 0).to(z.dtype)
+
+
+def check_state(state: Tensor, x: Tensor, what: object) -> None:
     """Raise StateError unless x [N, ...] has the shape and device of ``state``, and the dtype that goes with it.
 
     >>> check_state(torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bfloat16), "the pool")

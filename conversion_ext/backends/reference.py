@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from conversion_ext.backends.base import check_neuron, check_state, initial_potential, register_backend
+from conversion_ext.backends.base import Backend, check_neuron, check_state, initial_state, register_backend
 from conversion_ext.neurons import Neuron, State, advance
 
 __all__ = ["ReferenceBackend", "ReferenceNeuron"]
@@ -49,10 +49,9 @@ class ReferenceNeuron(nn.Module):
     def run(self, x_seq: Tensor, v_init: Tensor | float) -> Tensor:
         """Advance over x_seq [T, N, ...], from ``v_init`` where there is no state."""
         if self.state is None:
-            v = initial_potential(v_init, x_seq[0])
-            self.state = (v, *(torch.zeros_like(v) for _ in self.spec.state[1:]))
+            self.state = initial_state(self.spec, v_init, x_seq[0])
         else:
-            check_state(self.state[0], x_seq[0], f"the neuron {self.spec}")
+            check_state(self.state[0], x_seq[0], self.spec)
         spikes, self.state = advance(self.spec, x_seq, self.state, heaviside)
         return spikes
 
@@ -65,7 +64,7 @@ class ReferenceNeuron(nn.Module):
         return {**self.__dict__, "state": None}
 
 
-class ReferenceBackend:
+class ReferenceBackend(Backend):
     """Pure torch."""
 
     name = "reference"
@@ -79,10 +78,13 @@ class ReferenceBackend:
         """Advance ``neuron`` over x_seq [T, N, ...]."""
         return cast(ReferenceNeuron, neuron).run(x_seq, v_init)
 
-    def membrane_potential(self, neuron: nn.Module) -> Tensor | None:
-        """Return the potential after the last reset."""
-        state = cast(ReferenceNeuron, neuron).state
-        return None if state is None else state[0]
+    def state(self, neuron: nn.Module) -> State | None:
+        """Return the state."""
+        return cast(ReferenceNeuron, neuron).state
+
+    def set_state(self, neuron: nn.Module, state: State) -> None:
+        """Replace the state."""
+        cast(ReferenceNeuron, neuron).state = state
 
     def reset(self, neuron: nn.Module) -> None:
         """Forget the state."""

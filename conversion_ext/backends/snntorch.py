@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from conversion_ext.backends.base import check_neuron, check_state, citizen, initial_potential, register_backend
+from conversion_ext.backends.base import Backend, check_neuron, check_state, citizen, initial_state, register_backend
 from conversion_ext.neurons import IF, LIF, Neuron, State, advance
 from conversion_ext.types import Reset
 
@@ -48,17 +48,23 @@ class SnnTorchNeuron(nn.Module):
 
     def run(self, x_seq: Tensor, v_init: Tensor | float) -> Tensor:
         """Advance over x_seq [T, N, ...], from ``v_init`` where there is no state."""
-        spikes, state = advance(self.spec, x_seq, self._state(x_seq[0], v_init), self.heaviside)
-        for name, value in zip(("mem", *self.spec.state[1:]), state, strict=True):
-            setattr(self, name, value)
+        state = self.state
+        if state is None:
+            state = initial_state(self.spec, v_init, x_seq[0])
+        else:
+            check_state(state[0], x_seq[0], self.spec)
+        spikes, self.state = advance(self.spec, x_seq, state, self.heaviside)
         return spikes
 
-    def _state(self, x: Tensor, v_init: Tensor | float) -> State:
-        if self.has_state():
-            check_state(self.mem, x, f"the neuron {self.spec}")
-            return (self.mem, *(getattr(self, name) for name in self.spec.state[1:]))
-        v = initial_potential(v_init, x)
-        return (v, *(torch.zeros_like(v) for _ in self.spec.state[1:]))
+    @property
+    def state(self) -> State | None:
+        """What it remembers, ``mem`` first; None before the first step: snnTorch's sign is an empty ``mem``."""
+        return None if self.mem.shape == (0,) else (self.mem, *(getattr(self, name) for name in self.spec.state[1:]))
+
+    @state.setter
+    def state(self, state: State) -> None:
+        for name, value in zip(("mem", *self.spec.state[1:]), state, strict=True):
+            setattr(self, name, value)
 
     def heaviside(self, z: Tensor) -> Tensor:
         """Return [z >= 0] with the gradient of ``spike_grad``, whose own values are float32 and 0 at a tie."""
@@ -67,10 +73,6 @@ class SnnTorchNeuron(nn.Module):
             return spikes
         surrogate = cast(Any, self).spike_grad(z)
         return surrogate + (spikes - surrogate).detach()
-
-    def has_state(self) -> bool:
-        """Tell whether the neuron has run since its last reset; snnTorch's sign for "not yet" is an empty ``mem``."""
-        return self.mem.shape != (0,)
 
     def reset_mem(self) -> Tensor:
         """Forget the state of this neuron, as snnTorch's method of that name; return the empty ``mem``."""
@@ -89,7 +91,7 @@ class SnnTorchNeuron(nn.Module):
         return {**self.__dict__, "_buffers": {**self._buffers, "mem": torch.zeros(0), **empty}}
 
 
-class SnnTorchBackend:
+class SnnTorchBackend(Backend):
     """snnTorch 1.0."""
 
     name = "snntorch"
@@ -103,10 +105,13 @@ class SnnTorchBackend:
         """Advance ``neuron`` over x_seq [T, N, ...]."""
         return cast(SnnTorchNeuron, neuron).run(x_seq, v_init)
 
-    def membrane_potential(self, neuron: nn.Module) -> Tensor | None:
-        """Return the potential after the last reset."""
-        neuron = cast(SnnTorchNeuron, neuron)
-        return neuron.mem if neuron.has_state() else None
+    def state(self, neuron: nn.Module) -> State | None:
+        """Return ``mem`` and what else there is."""
+        return cast(SnnTorchNeuron, neuron).state
+
+    def set_state(self, neuron: nn.Module, state: State) -> None:
+        """Replace ``mem`` and what else there is."""
+        cast(SnnTorchNeuron, neuron).state = state
 
     def reset(self, neuron: nn.Module) -> None:
         """Forget the state."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from conversion_ext.backends.base import (
+    Backend,
     check_neuron,
     check_state,
     citizen,
@@ -57,7 +58,7 @@ class SpikingJellyNode(nn.Module):
             initial_potential(value, x_seq[0]) if isinstance(value, float) else value
             for value in (getattr(self, name) for name in self.spec.state)
         )
-        check_state(state[0], x_seq[0], f"the neuron {self.spec}")
+        check_state(state[0], x_seq[0], self.spec)
         spikes, state = advance(self.spec, x_seq, state, self.surrogate_function)
         for name, value in zip(self.spec.state, state, strict=True):
             setattr(self, name, value)
@@ -117,7 +118,12 @@ def choose_backend(cuda: bool, cupy: bool, step_mode: str) -> str:
     return "cupy" if cuda and cupy and step_mode == "m" else "torch"
 
 
-class SpikingJellyBackend:
+def _memories(neuron: nn.Module) -> tuple[str, ...]:
+    """Return the names of what a node remembers, the potential first; stock nodes have nothing else."""
+    return neuron.spec.state if isinstance(neuron, SpikingJellyNode) else ("v",)
+
+
+class SpikingJellyBackend(Backend):
     """SpikingJelly; the newer version chooses its fused kernels itself."""
 
     name = "spikingjelly"
@@ -145,7 +151,7 @@ class SpikingJellyBackend:
             currents = currents.contiguous()  # a constant current is one step expanded, and kernels count addresses
         if isinstance(node.v, Tensor):
             # SpikingJelly 2.0 would silently start anew from 0.
-            check_state(node.v, currents[0], f"the neuron {type(node).__name__}")
+            check_state(node.v, currents[0], type(node).__name__)
         else:
             # Set here because SpikingJelly 2.0 takes a tensor as reset value for 0.
             node.v = initial_potential(v_init, currents[0])
@@ -155,10 +161,15 @@ class SpikingJellyBackend:
         spikes = node(currents) if node.step_mode == "m" else torch.stack([node(x) for x in currents])
         return spikes.to(x_seq.dtype)
 
-    def membrane_potential(self, neuron: nn.Module) -> Tensor | None:
-        """Return the potential after the last reset."""
-        v = cast(Any, neuron).v
-        return v if isinstance(v, Tensor) else None
+    def state(self, neuron: nn.Module) -> State | None:
+        """Return the memories, which are floats while there is no state."""
+        state = tuple(getattr(neuron, name) for name in _memories(neuron))
+        return state if isinstance(state[0], Tensor) else None
+
+    def set_state(self, neuron: nn.Module, state: State) -> None:
+        """Replace the memories."""
+        for name, value in zip(_memories(neuron), state, strict=True):
+            setattr(neuron, name, value)
 
     def reset(self, neuron: nn.Module) -> None:
         """Forget the state."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -11,15 +13,22 @@ from conversion_ext.types import Reset
 
 __all__ = ["advance"]
 
+# Numbers of one state tensor that are taken through all their passes at once on a CPU: with the currents and the
+# spikes of a step they stay in a cache of 1 MiB.
+BLOCK = 1 << 16
 
-def advance(spec: Neuron, x_seq: Tensor, state: State, heaviside: Heaviside) -> tuple[Tensor, State]:
+
+def advance(
+    spec: Neuron, x_seq: Tensor, state: State, heaviside: Heaviside, in_place: bool = False
+) -> tuple[Tensor, State]:
     """Advance ``spec`` over x_seq [T, N, ...]; return spikes in the dtype of x_seq and the new state.
 
-    Changes neither ``x_seq`` nor ``state``.
+    Changes neither ``x_seq`` nor ``state``; ``in_place`` permits to write to the tensors of ``state``.
     """
     differentiable = torch.is_grad_enabled() and (x_seq.requires_grad or state[0].requires_grad)
     if type(spec) is IF and not differentiable:
-        return _advance_in_place(spec, x_seq, state[0])
+        state = state if in_place else (state[0].clone(),)
+        return _fire(state[0], x_seq, spec.reset), state
     spikes: list[Tensor] = []
     for x in x_seq:
         s, state = spec.step(x.to(state[0].dtype), state, heaviside)
@@ -27,15 +36,24 @@ def advance(spec: Neuron, x_seq: Tensor, state: State, heaviside: Heaviside) -> 
     return torch.stack(spikes), state
 
 
-def _advance_in_place(spec: IF, x_seq: Tensor, v: Tensor) -> tuple[Tensor, State]:
-    """Advance an IF neuron without autograd, in three passes over memory per step."""
+def _fire(v: Tensor, x_seq: Tensor, reset: Reset) -> Tensor:
+    """Advance the potential ``v`` of IF neurons in place, without autograd; return the spikes."""
     spikes = torch.empty_like(x_seq)
-    for t, (x, s) in enumerate(zip(x_seq, spikes, strict=True)):
-        # The first step makes a tensor of our own: the caller's v is then never written to.
-        v = v.add_(x) if t else v + x
-        torch.ge(v, 1, out=s)
-        if spec.reset is Reset.SUBTRACT:
-            v.sub_(s)
-        else:
-            v.addcmul_(v, s, value=-1)  # v - v = 0 where it fired, exactly
-    return spikes, (v,)
+    one = torch.ones((), dtype=v.dtype, device=v.device)  # a number would be made a tensor at each comparison
+    for x_part, v_part, s_part in _parts(x_seq, v, spikes):
+        for x, s in zip(x_part, s_part, strict=True):
+            v_part.add_(x)
+            torch.ge(v_part, one, out=s)
+            if reset is Reset.SUBTRACT:
+                v_part.sub_(s)
+            else:
+                v_part.addcmul_(v_part, s, value=-1)  # v - v = 0 where it fired, exactly
+    return spikes
+
+
+def _parts(x_seq: Tensor, v: Tensor, spikes: Tensor) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
+    """Return slices of the batch that fit into a CPU's cache."""
+    if v.numel() <= BLOCK or v.device.type != "cpu":
+        return ((x_seq, v, spikes),)
+    samples = max(1, BLOCK * len(v) // v.numel())
+    return zip(x_seq.split(samples, 1), v.split(samples), spikes.split(samples, 1), strict=True)

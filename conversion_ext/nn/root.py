@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from conversion_ext.nn.site import SpikingSite
 from conversion_ext.nn.stateful import Memory, Stateful
 from conversion_ext.types import Steps
 
-__all__ = ["Root", "fold_time", "reset", "unfold_time"]
+__all__ = ["Root", "fold_time", "map_state", "reset", "unfold_time"]
 
 
 class Root(nn.Module):
@@ -131,3 +131,14 @@ def reset(snn: nn.Module) -> None:
             module.restart()
         elif isinstance(module, Memory):
             module.reset()
+
+
+def map_state(snn: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
+    """Replace every tensor that ``snn`` remembers, [N, ...] each, by ``change`` of it."""
+    for module in snn.modules():
+        if isinstance(module, SpikingSite):
+            state = module.backend.state(module.neuron)
+            if state is not None:
+                module.backend.set_state(module.neuron, tuple(change(part) for part in state))
+        elif isinstance(module, Memory):
+            module.map_state(change)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from conversion_ext import graph
-from conversion_ext.backends.base import Backend, get_backend, initial_potential
+from conversion_ext.backends.base import Backend, advance_in_place, get_backend, initial_potential
 from conversion_ext.neurons import Neuron
 from conversion_ext.nn.stateful import accumulate, state_dtype
 from conversion_ext.nn.stepping import Stepping
@@ -32,6 +32,8 @@ class SpikingSite(nn.Module):
     threshold: Tensor
     v_init: Tensor
     bias: Tensor
+    owned: bool = False
+    """Whether whoever runs the network owns the state: it may be overwritten, and no gradients are wanted."""
 
     def __init__(
         self,
@@ -110,7 +112,10 @@ class SpikingSite(nn.Module):
 
     def run(self, z_seq: Tensor, v_init: Tensor | None = None) -> Tensor:
         """Return spikes [T, N, ...] for currents z_seq; without state, neurons start from ``v_init`` or the site's."""
-        return self.backend.run(self.neuron, z_seq, self.v_init if v_init is None else v_init)
+        start = self.v_init if v_init is None else v_init
+        if self.owned and not z_seq.is_cuda:  # CUDA has the framework's fused kernels
+            return advance_in_place(self.backend, self.neuron, self.spec, z_seq, start)
+        return self.backend.run(self.neuron, z_seq, start)
 
     def restart(self) -> None:
         """Forget the state of the neurons."""

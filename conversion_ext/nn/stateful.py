@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from conversion_ext.errors import StateError, require
 from conversion_ext.types import Family, Steps
@@ -79,6 +81,12 @@ class Memory(nn.Module):
         """Forget all steps seen so far."""
         for name, value in self._unused().items():
             setattr(self, name, value)
+
+    def map_state(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Replace every tensor that it remembers by ``change`` of it."""
+        for name in self.state_names:
+            value = getattr(self, name)
+            setattr(self, name, tree_map(lambda v: change(v) if isinstance(v, Tensor) else v, value))
 
     def __getstate__(self) -> dict[str, Any]:
         # Tensors made under autograd cannot be deep-copied, and a copy is a new network: it starts at step 0.
