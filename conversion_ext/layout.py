@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from conversion_ext import graph
+from conversion_ext.nn.site import SpikingSite
 
 __all__ = ["channels_last"]
 
@@ -17,7 +18,9 @@ def channels_last(body: GraphModule) -> None:
     Measured on CPUs, convolutions take 0.4 to 0.9 of the time, depthwise ones 0.3. Left alone are networks on other
     devices, which were not measured, and networks with modules of the user's, which may ask for the order they know.
     """
-    modules = [module for _, module in graph.modules_called(body, nn.Module)]
+    neurons = {part for m in body.modules() if isinstance(m, SpikingSite) for part in m.neuron.modules()}
+    containers = {m for m in body.modules() if type(m) in (nn.Module, nn.Sequential, nn.ModuleList)} | {body}
+    modules = [m for m in body.modules() if m not in neurons | containers]
     convolutions = [m for m in modules if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
     known = all(graph.is_stock(m) or type(m).__module__.startswith("conversion_ext.") for m in modules)
     if not known or any(m.weight.device.type != "cpu" for m in convolutions):

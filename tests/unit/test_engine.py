@@ -1,0 +1,153 @@
+"""The time loop: the same spikes and states as a plain loop over the framework's neurons."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import conversion_ext as cx
+from conversion_ext.backends import available, get_backend
+from conversion_ext.backends.base import Backend, advance_in_place
+from conversion_ext.neurons import IF, LIF, BurstIF, Filtered, Neuron, SignedEncoder, SignedIF, advance
+from conversion_ext.nn.root import Root
+from conversion_ext.types import Reset
+from tests import zoo
+
+# Random weights leave channels silent; that is said, and is not what these tests are about.
+pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
+
+SPECS: list[Neuron] = [
+    IF(), IF(reset=Reset.ZERO), SignedIF(), SignedEncoder(), BurstIF(2, signed=True), LIF(), Filtered(IF()),
+]  # fmt: skip
+
+
+@pytest.fixture(params=available())
+def backend(request: pytest.FixtureRequest) -> Backend:
+    return get_backend(request.param)
+
+
+def images(dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.rand(4, 3, 8, 8, dtype=dtype)
+
+
+def network() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Flatten(),
+        nn.Linear(128, 5),
+    )  # fmt: skip
+
+
+def converted(backend: str = "reference", **options) -> Root:
+    return cx.convert(network(), images(), backend=backend, progress=False, **options)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=repr)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(4, 3), (7, 5, 129, 31)], ids=["small", "more than a cache holds"])
+def test_neurons_in_place_are_the_frameworks_own_bit_for_bit(backend, spec, dtype, shape):
+    x_seq = torch.randint(-12, 17, (9, *shape)).to(dtype) / 10  # ties, and values that floats only approximate
+    ours, theirs = backend.neuron(spec), backend.neuron(spec)
+    with torch.no_grad():
+        found = [advance_in_place(backend, ours, spec, x, 0.25) for x in x_seq.split([1, 3, 5])]
+        expected = [backend.run(theirs, x, 0.25) for x in x_seq.split([1, 3, 5])]
+    assert torch.equal(torch.cat(found), torch.cat(expected))
+    assert all(torch.equal(a, b) for a, b in zip(backend.state(ours), backend.state(theirs), strict=True))
+
+
+def test_advance_writes_to_the_state_only_where_it_may():
+    x_seq, v = torch.rand(3, 4), torch.full((4,), 0.5)
+    advance(IF(), x_seq, (v,), torch.relu)
+    assert torch.equal(v, torch.full((4,), 0.5))
+    _, (after,) = advance(IF(), x_seq, (v,), torch.relu, in_place=True)
+    assert after is v
+
+
+def test_a_simulation_leaves_what_a_loop_over_the_network_leaves(backend):
+    """Spikes of the whole network and the states of its neurons and pools, against calls of the network itself."""
+    snn, x = converted(backend.name), images()
+    twin = copy.deepcopy(snn)
+    found = cx.simulate(snn, x, 12, time_chunk=1).output
+    with torch.no_grad():
+        expected = sum(twin(x) for _ in range(12)) / 12
+    assert torch.equal(found, expected)
+    for key, site in twin.sites().items():
+        assert torch.equal(snn.sites()[key].potential, site.potential)
+    with torch.no_grad():
+        assert torch.equal(snn(x), twin(x))
+
+
+def test_states_can_be_used_and_kept_after_a_simulation(backend):
+    """What was made in inference mode may not be written to later, and what a user holds may not change."""
+    snn, x = converted(backend.name, recipe="default-signed"), images()
+    cx.simulate(snn, x, 3)
+    snn(x.requires_grad_()).sum().backward()  # in-place writes and gradients, both refused to inference tensors
+    cx.reset(snn)
+    cx.simulate(snn, images(), 3)
+    held = {key: site.potential for key, site in snn.sites().items()}
+    values = copy.deepcopy(held)
+    result = cx.simulate(snn, images(), 3, reset=False)
+    assert all(torch.equal(held[key], values[key]) for key in held)
+    assert not any(v.is_inference() for v in (result.output, *result.firing_rate.values()))
+
+
+@pytest.mark.parametrize("name", ["chain", "residual", "inception"])
+def test_convolutions_and_what_follows_them_are_channels_last(name):
+    build, shape = zoo.SMALL[name]
+    x = torch.rand(2, *shape)
+    snn = cx.convert(build().eval(), x, backend=available()[0], progress=False)
+    weights = [m.weight for m in snn.modules() if isinstance(m, nn.Conv2d)]
+    assert all(w.stride(1) == 1 for w in weights)
+    assert all(torch.equal(a, b) for a, b in zip(copy.deepcopy(weights), weights, strict=True))
+    cx.simulate(snn, x, 2)
+    for site in list(snn.sites().values())[:2]:
+        assert site.potential is not None
+        assert site.potential.is_contiguous(memory_format=torch.channels_last)
+
+
+class Viewing(nn.Module):
+    """Channel shuffle and flattening by views, which need the order that they know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8 * 36, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x).relu()
+        y = y.view(y.size(0), 2, 4, 6, 6).transpose(1, 2).contiguous().view(y.size(0), 8, 6, 6)
+        return self.head(y.view(y.size(0), -1))
+
+
+def test_views_of_channels_last_tensors_become_reshapes():
+    ann, x = Viewing(), images()
+    snn = cx.convert(ann, x, recipe=cx.Recipe(cx.Maximum()), backend="reference", progress=False)
+    torch.testing.assert_close(cx.simulate(snn, x, 512, at=[512]).output, ann(x), rtol=0.05, atol=0.02)
+
+
+class Own(nn.Module):
+    """A module that is not traced and views its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(x.size(0), -1)
+
+
+def test_modules_of_the_users_get_the_order_they_know():
+    ann = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), Own(), nn.Linear(144, 2))
+    snn = cx.convert(ann, images(), skip=["2"], backend="reference", progress=False)
+    assert snn(images()).shape == (4, 2)
+
+
+def test_steps_per_call_are_chosen_by_what_a_cache_holds():
+    build, shape = zoo.SMALL["residual"]
+    x = torch.rand(2, *shape)
+    snn = cx.convert(build().eval(), x, backend="reference", progress=False)
+    calls: list[int] = []
+    first = next(iter(snn.sites().values()))
+    first.stepping.register_forward_hook(lambda _, args, out: calls.append(len(out)))
+    cx.simulate(snn, x, 64)
+    assert calls == [64]  # this network is tiny
+    calls.clear()
+    cx.simulate(snn, x.repeat(4096, *[1] * len(shape)), 4)
+    assert calls == [1, 1, 1, 1]
