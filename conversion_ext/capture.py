@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node, Proxy, Tracer
-from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from conversion_ext.bake import bake
 from conversion_ext.errors import Problem, UnsupportedError, require
 from conversion_ext.graph import is_number, is_stock, module_of
 from conversion_ext.nn.trained import Trained
@@ -27,7 +27,6 @@ from conversion_ext.nn.trained import Trained
 __all__ = ["capture"]
 
 _TORCH = str(Path(torch.__file__).parent)
-_SPIKINGJELLY_LAYERS = "spikingjelly.activation_based.layer"
 
 
 def capture(
@@ -52,8 +51,7 @@ def capture(
     require(isinstance(ann, nn.Module), f"The network is a {type(ann).__name__}; give a torch.nn.Module.", TypeError)
     types, leaf_paths, skip_paths = _split(ann, leaf, skip)
     model = _private_copy(ann).eval()
-    _bake_parametrizations(model)
-    _plain_layers(model)
+    bake(model)
     kept = {model.get_submodule(path) for path in leaf_paths}
     skipped = {model.get_submodule(path) for path in skip_paths}
     tracer = _Tracer(types, kept | skipped, inputs)
@@ -116,49 +114,6 @@ def _private_copy(ann: nn.Module) -> nn.Module:
             if isinstance(hook, WeightNorm | SpectralNorm | BasePruningMethod):
                 hook.remove(model.get_submodule(path))
     return model
-
-
-def _bake_parametrizations(model: nn.Module) -> None:
-    """Replace every parametrized tensor by its value.
-
-    ``parametrize.remove_parametrizations`` would delete the property from the class that the copy
-    shares with the user's module and so break the user's module.
-    """
-    for module in list(model.modules()):
-        if not parametrize.is_parametrized(module):
-            continue
-        lists: Any = module.parametrizations
-        with torch.no_grad():
-            values = {name: getattr(module, name).clone() for name in lists}
-        module.__class__ = parametrize.type_before_parametrizations(module)
-        del module.parametrizations
-        for name, value in values.items():
-            if list(lists[name].parameters(recurse=False)):
-                trained = any(p.requires_grad for p in lists[name].parameters())
-                module.register_parameter(name, nn.Parameter(value, requires_grad=trained))
-            else:
-                module.register_buffer(name, value)
-
-
-def _plain_layers(model: nn.Module) -> None:
-    """Turn SpikingJelly's single-step layers into the torch.nn layers they extend; refuse multi-step ones."""
-    problems = []
-    for path, module in model.named_modules():
-        if not type(module).__module__.startswith(_SPIKINGJELLY_LAYERS):
-            continue
-        if getattr(module, "step_mode", "s") != "s":
-            problems.append(
-                Problem(path, "is a layer in multi-step mode.", "Call functional.set_step_mode(net, 's') first.")
-            )
-        elif "Dropout" in type(module).__name__:
-            module.__class__ = nn.Identity
-        else:
-            stock = (kind for kind in type(module).__mro__ if kind.__module__.startswith("torch.nn.modules."))
-            base = next(stock, nn.Module)
-            if base not in (nn.Module, nn.Sequential):
-                module.__class__ = base
-    if problems:
-        raise UnsupportedError("; ".join(map(str, problems)), tuple(problems))
 
 
 class _MutableProxy(Proxy):
