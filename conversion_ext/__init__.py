@@ -7,7 +7,6 @@ from conversion_ext.backends.base import register_backend
 from conversion_ext.check import check
 from conversion_ext.conversion import Conversion
 from conversion_ext.convert import convert
-from conversion_ext.encoders import ConstantCurrent as ConstantCurrent
 from conversion_ext.errors import (
     BackendError,
     CalibrationError,
@@ -24,12 +23,11 @@ from conversion_ext.normalizers import Maximum, MeanSquaredError, Percentile
 from conversion_ext.normalizers.base import register_normalizer
 from conversion_ext.operators.base import register_operator
 from conversion_ext.passes.base import register_pass
-from conversion_ext.readouts import MeanOutput as MeanOutput
 from conversion_ext.recipe import Recipe
 from conversion_ext.recipes import register_recipe
 from conversion_ext.simulate import Simulation, simulate
 from conversion_ext.synops import OperationCount, synops
-from conversion_ext.tuners import BiasCorrection, register_tuner
+from conversion_ext.tuners import BiasCorrection, WeightCompensation, register_tuner
 from conversion_ext.twin import Forecast, forecast, twin
 from conversion_ext.types import PerChannel, PerLayer, Reset
 
@@ -56,6 +54,7 @@ __all__ = [
     "StateError",
     "UnknownNameError",
     "UnsupportedError",
+    "WeightCompensation",
     "backends",
     "check",
     "convert",

@@ -25,6 +25,7 @@ from conversion_ext.nn.root import Root, reset
 from conversion_ext.normalizers import Normalizer
 from conversion_ext.recipe import Recipe
 from conversion_ext.tuners.base import SteppingTuner, Task, Tuner
+from conversion_ext.tuners.walk import walk
 from conversion_ext.types import Site, SiteKind
 
 __all__ = ["convert"]
@@ -79,10 +80,10 @@ def convert(
     thresholds |= {key: thresholds[key].amax() for key in traced.outputs}
     captured = copy.deepcopy(model) if calibrated else model
     assemble(model, sites, thresholds, recipe, framework)
-    for tuner in calibrated:
+    if calibrated:
         assert T is not None
         assert data is not None
-        tuner.tune(Task(captured, model, data, lambda batch: call_inputs(batch, forward), T, progress))
+        walk(Task(captured, model, data, lambda batch: call_inputs(batch, forward), T, progress), calibrated)
     notes += fold_units(model, traced.inputs) if fold else []
     for tuner in recipe.tuners:
         if isinstance(tuner, SteppingTuner):

@@ -82,6 +82,10 @@ class SpikingSite(nn.Module):
 
     def forward(self, x: Tensor, steps: Steps) -> Tensor:
         """Return the spikes (times lambda where ``scaled``) for input current x over the given steps."""
+        return self.emitted(self.spikes(x, steps))
+
+    def spikes(self, x: Tensor, steps: Steps) -> Tensor:
+        """Return the spikes of the neurons, [T*N, ...], for input current x over the given steps."""
         z = self.current(x)
         if self.static_input and steps.constant:
             z_seq = z.unsqueeze(0).expand(steps.T, *z.shape)
@@ -91,7 +95,7 @@ class SpikingSite(nn.Module):
             s_seq = self.stepping(self, z_seq)
         else:
             s_seq = torch.stack([self._mean_spikes(z, steps.block) for z in z_seq])
-        return self.emitted(s_seq.flatten(0, 1))
+        return s_seq.flatten(0, 1)
 
     def _mean_spikes(self, z: Tensor, K: int) -> Tensor:
         """Return the mean [N, ...] of the spikes of K steps under the current z [N, ...]."""

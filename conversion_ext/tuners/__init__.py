@@ -8,6 +8,7 @@ from conversion_ext.tuners.bias_correction import BiasCorrection
 from conversion_ext.tuners.offset_spike import OffsetSpike
 from conversion_ext.tuners.residual_potential import ResidualPotential
 from conversion_ext.tuners.voltage_clamp import VoltageClamp
+from conversion_ext.tuners.weight_compensation import WeightCompensation
 
 __all__ = [
     "BiasCorrection",
@@ -16,6 +17,7 @@ __all__ = [
     "Task",
     "Tuner",
     "VoltageClamp",
+    "WeightCompensation",
     "register_tuner",
     "tuners",
 ]

@@ -1,10 +1,10 @@
-"""The contract of a tuner: it corrects a spiking network against its ANN on calibration data, before folding."""
+"""The contract of a tuner: it corrects a spiking network against its ANN, layer by layer, before folding."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.fx import GraphModule
 
@@ -15,6 +15,9 @@ from conversion_ext.nn.site import SpikingSite, depths
 from conversion_ext.nn.stepping import Stepping
 from conversion_ext.registry import Registry
 from conversion_ext.types import Reset
+
+if TYPE_CHECKING:
+    from conversion_ext.tuners.walk import SiteStop, SynapseStop
 
 __all__ = ["ResidualTuner", "SteppingTuner", "Task", "Tuner", "register_tuner", "tuners"]
 
@@ -38,7 +41,9 @@ class Task:
 class Tuner:
     """Base of all tuners: frozen values that work without arguments and take T from ``convert``.
 
-    A tuner changes only what its docstring declares, and never makes its objective worse on the calibration data.
+    All tuners of a recipe share one walk over the calibration data (see ``walk``): at each weight layer and then at
+    each site, in graph order, every tuner is called in turn. A tuner changes only what its docstring declares, and
+    never makes its objective worse on the calibration data.
     """
 
     @property
@@ -49,9 +54,11 @@ class Tuner:
     def check(self, neuron: Neuron) -> None:
         """Raise unless it can work with the neurons of a recipe."""
 
-    def tune(self, task: Task) -> None:
-        """Change ``task.body`` in place."""
-        raise TypeError(f"{type(self).__name__} must define tune().")
+    def tune_synapse(self, stop: SynapseStop) -> None:
+        """Change the weight layer at which the walk has stopped, in place; by default nothing."""
+
+    def tune_site(self, stop: SiteStop) -> None:
+        """Change the site at which the walk has stopped, in place; by default nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,13 @@ from tests import zoo
 from tests.live import live_inputs, make_live
 
 pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
-DECLARED = {"bias_correction": {"bias"}, "offset_spike": set(), "residual_potential": set(), "voltage_clamp": set()}
+DECLARED = {
+    "bias_correction": {"bias"},
+    "offset_spike": set(),
+    "residual_potential": set(),
+    "voltage_clamp": set(),
+    "weight_compensation": {"weight", "bias"},
+}
 
 
 def pair(tuner, backend="reference", name="residual", T=4):

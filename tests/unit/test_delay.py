@@ -67,6 +67,6 @@ def test_discarding_the_estimate_helps_a_deep_network():
     x = torch.rand(100, 64, dtype=torch.float64)
     snn, T = converted(ann, x, neuron=cx.IF(v_init=0.0)), 32
     start = cx.readouts.estimate_start(snn, x, T)
-    error = {s: (cx.simulate(snn, x, T, readout=cx.MeanOutput(s)).output - ann(x)).norm() for s in (0, start)}
+    error = {s: (cx.simulate(snn, x, T, readout=cx.readouts.MeanOutput(s)).output - ann(x)).norm() for s in (0, start)}
     assert 4 < start < T - 4
     assert error[start] < 0.8 * error[0]

@@ -165,7 +165,7 @@ def test_data_normalization_needs_fewer_steps_than_the_worst_case():
     error = []
     for name in ("diehl2015_model", "diehl2015_data"):
         # Without the noise of the input and the error of the hard reset, which would be all that is seen.
-        recipe = replace(cx.recipes.get(name), encoder=ConstantCurrent(), readout=cx.MeanOutput(), neuron=IF(0.0))
+        recipe = replace(cx.recipes.get(name), encoder=ConstantCurrent(), readout=cx.readouts.MeanOutput(), neuron=IF(0.0))
         gap = cx.simulate(converted(ann, x, recipe), x, 128).output - ann(x)
         error.append((gap.norm() / ann(x).norm()).item())
     assert error[1] < 0.5 < error[0]
@@ -251,7 +251,7 @@ def test_hunsberger_reads_his_window_of_the_rates_that_were_trained():
     found = cx.simulate(snn, x, 2000, at=(30, 2000))
     assert (found.outputs[0] == 0).all()  # the window has not begun
     assert (found.output - ann(x)).norm() < 0.1 * ann(x).norm()
-    late = cx.simulate(snn, x, 200, readout=cx.MeanOutput()).outputs
+    late = cx.simulate(snn, x, 200, readout=cx.readouts.MeanOutput()).outputs
     window = (200 * late[199] - 60 * late[59]) / 140
     torch.testing.assert_close(cx.simulate(snn, x, 200, at=(200,)).output, window)
 

@@ -1,0 +1,150 @@
+"""Weight compensation: weights refitted in closed form to what a spiking network really sends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from conversion_ext.errors import require
+from conversion_ext.tuners.base import Tuner, register_tuner
+
+if TYPE_CHECKING:
+    from conversion_ext.tuners.walk import SynapseStop
+
+__all__ = ["WeightCompensation"]
+
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightCompensation(Tuner):
+    """Refit each weight layer by ridge regression: ``W', b' = argmin E|W' x + b' + rest - z|^2 + ridge P |W' - W|^2``.
+
+    x is the mean over the T steps of what the spiking network sends the layer, P its mean power, z what the ANN
+    computes there and ``rest`` what else is added (a shortcut): errors of earlier layers and of the shortcut are
+    absorbed. Where a ReLU site alone reads the sum, only what it can tell counts: for z <= 0 any current <= 0 is
+    right, for z at or beyond what the site can say any that is not less. That is a convex problem, solved by
+    ``iterations`` of majorization, each one a least-squares solution with the same Gram matrix.
+
+    Changes weights and biases of convolutions and linear layers that are called once and see spikes; a group has a
+    regression of its own. A refit that does not lessen the objective on the calibration data is not kept.
+
+    No labels, no gradients. Related, for quantized weights: GPTQ (Frantar et al., 2023), GPTAQ (Li et al., 2025).
+    """
+
+    ridge: float = 0.003
+    iterations: int = 3
+
+    def __post_init__(self) -> None:
+        require(
+            isinstance(self.ridge, Real) and self.ridge > 0,
+            f"WeightCompensation(ridge={self.ridge!r}): give a number > 0, relative to the mean power of the input.",
+        )
+        require(
+            isinstance(self.iterations, int) and self.iterations >= 1,
+            f"WeightCompensation(iterations={self.iterations!r}): give an integer >= 1.",
+        )
+
+    def tune_synapse(self, stop: SynapseStop) -> None:
+        """Refit one layer."""
+        if isinstance(stop.module, LAYERS) and stop.varies and not stop.shared:
+            regression = _Regression(stop, self.ridge)
+            regression.solve(self.iterations)
+            regression.install()
+
+
+class _Regression:
+    """The regression of one layer; coefficients are [groups, outputs, features + 1], the bias being the last."""
+
+    def __init__(self, stop: SynapseStop, ridge: float) -> None:
+        self.stop = stop
+        module: Any = stop.module
+        self.module = module
+        self.groups: int = getattr(module, "groups", 1)
+        weight = module.weight.detach().double()
+        bias = weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach().double()
+        self.start = torch.cat((weight.flatten(1), bias[:, None]), 1).unflatten(0, (self.groups, -1))
+        self.best = self.start
+        gram = weight.new_zeros(self.groups, self.start.shape[2], self.start.shape[2])
+        for x, _, _ in self._rows():
+            gram += x.mT @ x
+        power = gram.diagonal(dim1=1, dim2=2)[:, :-1].mean(1, keepdim=True)
+        # The smallest number keeps a layer that never saw a spike regular. The bias is free.
+        self.penalty = (ridge * power + torch.finfo(torch.float32).tiny).expand(-1, self.start.shape[2]).clone()
+        self.penalty[:, -1] = 0.0
+        self.factor = torch.linalg.cholesky(gram + torch.diag_embed(self.penalty))
+
+    def _rows(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield features [groups, rows, features + 1], the rest and what is wanted [groups, rows, outputs]."""
+        for part in self.stop.parts:
+            x = patches(self.stop.mean_input(part), self.module)
+            wanted = self.stop.wanted(part)
+            rest = self.stop.rest(part).expand_as(wanted)
+            yield F.pad(x, (0, 1), value=1.0), self._outputs(rest), self._outputs(wanted)
+
+    def _outputs(self, y: Tensor) -> Tensor:
+        last = y if isinstance(self.module, nn.Linear) else y.movedim(1, -1)
+        return last.reshape(-1, self.groups, last.shape[-1] // self.groups).transpose(0, 1)
+
+    def solve(self, iterations: int) -> None:
+        """Lower the objective from the present weights on, and remember the best."""
+        least, now = torch.inf, self.start
+        for _ in range(iterations + 1):
+            loss = float(((now - self.start).square() * self.penalty[:, None]).sum())
+            cross = torch.zeros_like(now)
+            for x, rest, wanted in self._rows():
+                y = x @ now.mT.to(x.dtype) + rest
+                target = self._told(y, wanted)
+                loss += float((y - target).square().sum(dtype=torch.float64))
+                cross += (target - rest).mT @ x
+            if not loss < least:
+                break
+            least, self.best = loss, now
+            now = torch.cholesky_solve((cross + self.start * self.penalty[:, None]).mT, self.factor).mT
+
+    def _told(self, y: Tensor, wanted: Tensor) -> Tensor:
+        """Return the current nearest to ``y`` of those for which the site is right."""
+        site = self.stop.site
+        if site is None:
+            return wanted
+        top = (site.threshold * site.spec.levels).to(y)
+        if top.dim():
+            top = top.view(self.groups, 1, -1)
+        told = torch.where(wanted <= 0, y.clamp(max=0), wanted)
+        return torch.where(wanted >= top, torch.maximum(y, top), told)
+
+    def install(self) -> None:
+        """Give the layer the best weights found."""
+        if self.best is self.start:
+            return
+        old = self.module.weight
+        for name, value in (("weight", self.best[..., :-1].reshape(old.shape)), ("bias", self.best[..., -1].flatten())):
+            setattr(self.module, name, nn.Parameter(value.to(old.dtype), requires_grad=old.requires_grad))
+
+
+def patches(x: Tensor, module: Any) -> Tensor:
+    """Return what each output position of a layer reads, [groups, rows, features of a group]."""
+    if isinstance(module, nn.Linear):
+        return x.reshape(1, -1, x.shape[-1])
+    kernel = list(zip(module.kernel_size, module.dilation, strict=True))
+    if module.padding == "same":
+        totals = [d * (k - 1) for k, d in kernel]
+        margins = [(total // 2, total - total // 2) for total in totals]
+    else:
+        margins = [(0, 0)] * len(kernel) if module.padding == "valid" else [(p, p) for p in module.padding]
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    x = F.pad(x, [margin for pair in reversed(margins) for margin in pair], mode=mode)
+    for dim, ((k, d), stride) in enumerate(zip(kernel, module.stride, strict=True), start=2):
+        x = x.unfold(dim, d * (k - 1) + 1, stride)[..., ::d]
+    x = x.unflatten(1, (module.groups, -1))  # [N, groups, channels, positions ..., kernel ...]
+    positions, offsets = range(3, 3 + len(kernel)), range(3 + len(kernel), x.dim())
+    return x.permute(1, 0, *positions, 2, *offsets).flatten(1, 1 + len(kernel)).flatten(2)
+
+
+register_tuner("weight_compensation", WeightCompensation)

@@ -1,0 +1,93 @@
+"""The walk sees what the finished network sends, in memory that a budget bounds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+import conversion_ext as cx
+from conversion_ext.tuners import Tuner, shelf, walk
+from conversion_ext.tuners.shelf import Shelf
+from tests import zoo
+from tests.contract.test_tuners import activations
+from tests.live import live_inputs, make_live
+
+pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notes(Tuner):
+    """Changes nothing and keeps what it was shown."""
+
+    rates: dict = field(default_factory=dict)
+    wanted: dict = field(default_factory=dict)
+    layers: dict = field(default_factory=dict)
+
+    def tune_site(self, stop):
+        self.rates[stop.site.key] = torch.cat([stop.emitted(part).mean(0) for part in stop.parts])
+        self.wanted[stop.site.key] = torch.cat([stop.wanted(part) for part in stop.parts])
+
+    def tune_synapse(self, stop):
+        for part in stop.parts:
+            now = stop.module(stop.mean_input(part)) + stop.rest(part)
+            self.layers.setdefault(str(stop.node.target), []).append((now, stop.wanted(part)))
+
+
+def noted(name, T=4, backend="reference"):
+    build, shape = zoo.SMALL[name]
+    torch.manual_seed(0)
+    ann = make_live(build(), *shape).double()
+    x = live_inputs(ann, *shape, samples=12)
+    notes = Notes()
+    tuners = (notes, cx.BiasCorrection()) if name != "gated" else (notes,)
+    recipe = cx.Recipe(cx.Percentile(99.0), tuners=tuners)
+    return ann, x, notes, cx.convert(ann, list(x.split(5)), recipe=recipe, T=T, backend=backend, progress=False)
+
+
+@pytest.mark.parametrize("name", zoo.SMALL)
+def test_it_shows_what_the_ann_computes(name):
+    ann, x, notes, snn = noted(name)
+    wanted = activations(snn, ann, x)
+    assert set(wanted) <= set(notes.wanted)
+    for key, value in wanted.items():
+        torch.testing.assert_close(notes.wanted[key], value)
+
+
+@pytest.mark.parametrize("name", ["residual", "dense", "shuffle", "gated", "tied"])
+def test_it_shows_what_an_untuned_network_sends(name):
+    _, x, notes, _ = noted(name)
+    build, shape = zoo.SMALL[name]
+    torch.manual_seed(0)
+    ann = make_live(build(), *shape).double()
+    plain = cx.convert(
+        ann, list(x.split(5)), recipe=cx.Recipe(cx.Percentile(99.0), tuners=(Notes(),)), T=4, backend="reference",
+        progress=False,
+    )  # fmt: skip
+    seen = plain.conversion.recipe.tuners[0].rates
+    run = cx.simulate(plain, x, 4, record=("spikes",))
+    for key, rate in seen.items():
+        threshold = plain.sites()[key].view(rate.dim())
+        torch.testing.assert_close(run.recorded["spikes"][key].mean(0) * threshold, rate)
+
+
+@pytest.mark.parametrize("name", ["residual", "bottleneck", "dense"])
+def test_a_layer_s_goal_is_the_sum_it_goes_into(name):
+    """With thresholds that clip nothing and many steps the spiking sums come close to the ANN's."""
+    _, _, notes, _ = noted(name, T=256)
+    assert notes.layers
+    for pairs in notes.layers.values():
+        now, wanted = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+        assert (now - wanted).norm() < 0.25 * wanted.norm()
+
+
+def test_a_small_budget_gives_the_same_network_from_files(monkeypatch):
+    _, x, _, snn = noted("residual")
+    monkeypatch.setattr(walk, "Shelf", lambda: Shelf(budget=1000))
+    saved = []
+    monkeypatch.setattr(shelf.torch, "save", lambda value, path, save=torch.save: (saved.append(path), save(value, path)))
+    _, _, _, again = noted("residual")
+    assert len(saved) > 10
+    assert not any(path.exists() for path in saved)
+    assert torch.equal(cx.simulate(snn, x, 4).outputs, cx.simulate(again, x, 4).outputs)

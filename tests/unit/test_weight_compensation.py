@@ -1,0 +1,104 @@
+"""Weight compensation against a general least-squares solver, and the geometry of every layer against the layer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import conversion_ext as cx
+from conversion_ext.tuners import WeightCompensation
+from conversion_ext.tuners.weight_compensation import patches
+from tests import zoo
+from tests.live import live_inputs, make_live
+
+pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
+
+LAYERS = {
+    "linear": (nn.Linear(7, 5), (4, 7)),
+    "linear over a sequence": (nn.Linear(7, 5), (4, 3, 7)),
+    "1d": (nn.Conv1d(4, 6, 3, stride=2, padding=1, groups=2), (3, 4, 9)),
+    "2d": (nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2)), (3, 4, 7, 6)),
+    "same": (nn.Conv2d(4, 6, (4, 3), padding="same", dilation=(1, 2)), (3, 4, 7, 8)),
+    "valid": (nn.Conv2d(4, 6, 3, padding="valid"), (3, 4, 7, 8)),
+    "circular": (nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular"), (3, 4, 5, 5)),
+    "depthwise": (nn.Conv2d(4, 8, 3, padding=1, groups=4), (3, 4, 5, 5)),
+    "3d": (nn.Conv3d(2, 4, (1, 2, 3), padding=(0, 1, 1), groups=2), (2, 2, 3, 4, 5)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize("name", LAYERS)
+def test_patches_are_what_a_layer_reads(name):
+    layer, shape = LAYERS[name]
+    layer = layer.double()
+    x = torch.rand(shape, dtype=torch.float64)
+    read = patches(x, layer)
+    weight = layer.weight.flatten(1).unflatten(0, (getattr(layer, "groups", 1), -1))
+    y = (read @ weight.mT).transpose(0, 1).flatten(1) + layer.bias
+    expected = layer(x) if isinstance(layer, nn.Linear) else layer(x).movedim(1, -1)
+    torch.testing.assert_close(y, expected.reshape(y.shape))
+
+
+def converted(ann, x, T, **options):
+    recipe = cx.Recipe(cx.Percentile(99.0), tuners=(WeightCompensation(**options),))
+    return cx.convert(ann, list(x.split(16)), recipe=recipe, T=T, backend="reference", progress=False, fold=False)
+
+
+def test_the_last_layer_is_the_ridge_solution():
+    """Solved by torch.linalg.lstsq on the stacked system, with the penalty as further rows."""
+    torch.manual_seed(0)
+    ann = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+    x = torch.randn(50, 6, dtype=torch.float64)
+    T, ridge = 3, 0.05
+    plain = cx.convert(
+        ann, x, recipe=cx.Recipe(cx.Percentile(99.0)), T=T, backend="reference", progress=False, fold=False
+    )
+    rate = cx.simulate(plain, x, T).firing_rate["1"] * plain.conversion.thresholds["1"]
+    start = torch.cat((ann[2].weight, ann[2].bias[:, None]), 1).detach()
+    features = torch.cat((rate, torch.ones(50, 1, dtype=torch.float64)), 1)
+    penalty = torch.full((9,), float(ridge * rate.square().sum() / 8), dtype=torch.float64).sqrt()
+    penalty[-1] = 0.0
+    left = torch.cat((features, penalty.diag()))
+    right = torch.cat((ann(x).detach(), penalty[:, None] * start.T))
+    expected = torch.linalg.lstsq(left, right).solution.T
+    tuned = converted(ann, x, T, ridge=ridge).body.get_submodule("2")
+    torch.testing.assert_close(tuned.weight, expected[:, :-1])
+    torch.testing.assert_close(tuned.bias, expected[:, -1])
+
+
+@pytest.mark.parametrize("name", ["residual", "inception", "bottleneck", "dense"])
+def test_outputs_come_closer_to_the_ann(name):
+    build, shape = zoo.SMALL[name]
+    torch.manual_seed(0)
+    ann = make_live(build(), *shape).double()
+    x = live_inputs(ann, *shape, samples=48)
+    plain = cx.convert(ann, x, recipe=cx.Recipe(cx.Percentile(99.0)), T=4, backend="reference", progress=False)
+    outputs = [cx.simulate(snn, x, 4).output for snn in (plain, converted(ann, x, 4))]
+    errors = [float((output - ann(x).detach()).norm()) for output in outputs]
+    assert errors[1] < 0.7 * errors[0], errors
+
+
+def test_what_a_site_cannot_tell_apart_does_not_count():
+    """A target that a rectifier turns into the right output already is no reason to change the weights."""
+    torch.manual_seed(0)
+    ann = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)).double()
+    with torch.no_grad():
+        ann[2].bias.fill_(-100.0)  # all activations are 0, and stay so whatever the rates before
+    x = torch.randn(40, 4, dtype=torch.float64)
+    with pytest.warns(UserWarning, match="Not active"):
+        tuned = converted(ann, x, 2)
+    assert torch.equal(tuned.body.get_submodule("2").weight, ann[2].weight)
+
+
+def test_layers_that_are_called_twice_stay():
+    ann = make_live(zoo.Tied(), *zoo.IMAGE).double()
+    x = live_inputs(ann, *zoo.IMAGE, samples=8)
+    tuned = converted(ann, x, 4)
+    assert any(torch.equal(p, ann.conv.weight) for p in tuned.parameters())
+
+
+@pytest.mark.parametrize("bad", [{"ridge": 0.0}, {"ridge": "small"}, {"iterations": 0}])
+def test_bad_parameters_are_named(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        WeightCompensation(**bad)
