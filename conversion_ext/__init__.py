@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from conversion_ext import backends, encoders, neurons, nn, normalizers, readouts, recipes, tuners
+from conversion_ext import backends, encoders, errors, neurons, nn, normalizers, readouts, recipes, tuners
 from conversion_ext.backends.base import register_backend
 from conversion_ext.check import check
 from conversion_ext.conversion import Conversion
 from conversion_ext.convert import convert
 from conversion_ext.errors import (
-    BackendError,
     CalibrationError,
     ConversionError,
     Problem,
-    StateError,
-    UnknownNameError,
     UnsupportedError,
 )
 from conversion_ext.evaluate import Evaluation, evaluate
@@ -33,7 +30,6 @@ from conversion_ext.types import PerChannel, PerLayer, Reset
 
 __all__ = [
     "IF",
-    "BackendError",
     "BiasCorrection",
     "CalibrationError",
     "Conversion",
@@ -51,14 +47,13 @@ __all__ = [
     "Reset",
     "SignedIF",
     "Simulation",
-    "StateError",
-    "UnknownNameError",
     "UnsupportedError",
     "WeightCompensation",
     "backends",
     "check",
     "convert",
     "encoders",
+    "errors",
     "evaluate",
     "forecast",
     "neurons",

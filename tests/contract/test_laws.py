@@ -141,7 +141,7 @@ def test_a_changed_input_without_reset_raises(backend):
     snn = converted(ann, x, backend=backend)
     with torch.no_grad():
         snn(x[:3])
-        with pytest.raises(cx.StateError, match="reset"):
+        with pytest.raises(cx.errors.StateError, match="reset"):
             snn(x[:2])
 
 

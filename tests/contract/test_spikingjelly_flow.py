@@ -23,7 +23,7 @@ def converter():
     """Return SpikingJelly's converter and our recipe for it; 0.0.0.0.14 has no recipes."""
     ann2snn = pytest.importorskip("spikingjelly.activation_based.ann2snn")
     if not hasattr(ann2snn, "RateCodingRecipe"):
-        with pytest.raises(cx.BackendError, match=r"SpikingJelly 2\.0"):
+        with pytest.raises(cx.errors.BackendError, match=r"SpikingJelly 2\.0"):
             from conversion_ext.spikingjelly import ExtensionRecipe
         pytest.skip("this SpikingJelly has no recipes, and importing ours says so")
     from conversion_ext.spikingjelly import ExtensionRecipe

@@ -165,7 +165,9 @@ def test_data_normalization_needs_fewer_steps_than_the_worst_case():
     error = []
     for name in ("diehl2015_model", "diehl2015_data"):
         # Without the noise of the input and the error of the hard reset, which would be all that is seen.
-        recipe = replace(cx.recipes.get(name), encoder=ConstantCurrent(), readout=cx.readouts.MeanOutput(), neuron=IF(0.0))
+        recipe = replace(
+            cx.recipes.get(name), encoder=ConstantCurrent(), readout=cx.readouts.MeanOutput(), neuron=IF(0.0)
+        )
         gap = cx.simulate(converted(ann, x, recipe), x, 128).output - ann(x)
         error.append((gap.norm() / ann(x).norm()).item())
     assert error[1] < 0.5 < error[0]

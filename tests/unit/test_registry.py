@@ -48,7 +48,7 @@ def test_names_are_unique_and_unknown_ones_list_what_there_is():
     shapes.register("square", 4)
     with pytest.raises(ValueError, match="square"):
         shapes.register("square", 5)
-    with pytest.raises(cx.UnknownNameError, match="no shape named 'circle'; there are: square"):
+    with pytest.raises(cx.errors.UnknownNameError, match="no shape named 'circle'; there are: square"):
         shapes.get("circle")
 
 

@@ -196,13 +196,13 @@ def test_by_hand_a_pre_simulation_is_ended_by_hand():
     with torch.no_grad():
         for _ in range(3):
             snn(x)
-        with pytest.raises(cx.StateError, match="end_warm_up"):
+        with pytest.raises(cx.errors.StateError, match="end_warm_up"):
             snn(x)
         snn.end_warm_up()
         torch.testing.assert_close(torch.stack([snn(x) for _ in range(4)]).mean(0), expected, rtol=1e-9, atol=1e-9)
         cx.reset(snn)
         snn(x)
-        with pytest.raises(cx.StateError, match="run the rest"):
+        with pytest.raises(cx.errors.StateError, match="run the rest"):
             snn.end_warm_up()
 
 
@@ -328,7 +328,7 @@ def test_offset_spike_by_hand_wants_its_sequence_at_once():
     expected = cx.simulate(snn, x, 5).output
     cx.reset(snn)
     with torch.no_grad():
-        with pytest.raises(cx.StateError, match="looks at the first 3 steps"):
+        with pytest.raises(cx.errors.StateError, match="looks at the first 3 steps"):
             snn(x)
         snn.step_mode = "m"
         torch.testing.assert_close(snn(x.expand(5, *x.shape)).mean(0), expected, rtol=1e-9, atol=1e-9)

@@ -86,7 +86,9 @@ def test_a_small_budget_gives_the_same_network_from_files(monkeypatch):
     _, x, _, snn = noted("residual")
     monkeypatch.setattr(walk, "Shelf", lambda: Shelf(budget=1000))
     saved = []
-    monkeypatch.setattr(shelf.torch, "save", lambda value, path, save=torch.save: (saved.append(path), save(value, path)))
+    monkeypatch.setattr(
+        shelf.torch, "save", lambda value, path, save=torch.save: (saved.append(path), save(value, path))
+    )
     _, _, _, again = noted("residual")
     assert len(saved) > 10
     assert not any(path.exists() for path in saved)

@@ -55,7 +55,8 @@ def test_the_last_layer_is_the_ridge_solution():
         ann, x, recipe=cx.Recipe(cx.Percentile(99.0)), T=T, backend="reference", progress=False, fold=False
     )
     rate = cx.simulate(plain, x, T).firing_rate["1"] * plain.conversion.thresholds["1"]
-    start = torch.cat((ann[2].weight, ann[2].bias[:, None]), 1).detach()
+    head: nn.Linear = ann[2]  # type: ignore[assignment]
+    start = torch.cat((head.weight, head.bias[:, None]), 1).detach()
     features = torch.cat((rate, torch.ones(50, 1, dtype=torch.float64)), 1)
     penalty = torch.full((9,), float(ridge * rate.square().sum() / 8), dtype=torch.float64).sqrt()
     penalty[-1] = 0.0
