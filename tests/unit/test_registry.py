@@ -29,6 +29,22 @@ def swish(node, module):
     return Activation(SiteKind.GRADED)
 '''
 
+PYPROJECT = """
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "toy-plugin"
+version = "1.0"
+
+[project.entry-points."conversion_ext.plugins"]
+toy = "toy_plugin"
+
+[tool.setuptools]
+py-modules = ["toy_plugin"]
+"""
+
 USE = """
 import torch
 from torch import nn
@@ -64,6 +80,25 @@ def test_an_installed_package_registers_through_its_entry_point(tmp_path: Path):
     done = subprocess.run(
         [sys.executable, "-c", USE], env={"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PATH": ""},
         capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.stdout.strip() == "plugged", done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_a_package_that_pip_installed_registers_through_its_entry_point(tmp_path: Path):
+    """A distribution of its own, built and installed by pip into a folder of its own, next to this package."""
+    pytest.importorskip("setuptools")  # the toy's build backend, which torch brings along
+    source, target = tmp_path / "source", tmp_path / "installed"
+    source.mkdir()
+    (source / "toy_plugin.py").write_text(PLUGIN)
+    (source / "pyproject.toml").write_text(PYPROJECT)
+    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
+    subprocess.run([*pip, "--target", str(target), str(source)], check=True, timeout=300)
+    assert not (target / "conversion_ext").exists()
+    done = subprocess.run(
+        [sys.executable, "-c", USE],
+        env={"PYTHONPATH": f"{target}:{Path(__file__).parents[2]}", "OMP_NUM_THREADS": "1", "PATH": ""},
+        capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.stdout.strip() == "plugged", done.stderr[-2000:]
 
