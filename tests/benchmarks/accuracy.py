@@ -7,7 +7,7 @@ best here, channel-wise 99.9 % with half-threshold neurons; read out, as ours, b
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from spikingjelly.activation_based import functional
@@ -28,17 +28,19 @@ def ours(ann: nn.Module, loader: DataLoader, recipe: cx.Recipe) -> Callable[[Ten
     return lambda x: cx.simulate(snn, x, AT[-1], at=AT).outputs
 
 
-def spikingjelly(ann: nn.Module, loader: DataLoader, **options: object) -> Callable[[Tensor], Tensor]:
-    """Return decoded outputs [len(AT), N, classes] of SpikingJelly's conversion."""
+def spikingjelly(
+    ann: nn.Module, loader: DataLoader, at: Sequence[int] = AT, **options: object
+) -> Callable[[Tensor], Tensor]:
+    """Return decoded outputs [len(at), N, classes] of SpikingJelly's conversion."""
     snn = Converter(RateCodingRecipe(loader, **options)).convert(ann).eval()  # type: ignore[arg-type]
 
     def run(x: Tensor) -> Tensor:
         functional.reset_net(snn)
         total, kept = torch.zeros(()), []
         with torch.no_grad():
-            for t in range(1, AT[-1] + 1):
+            for t in range(1, at[-1] + 1):
                 total = total + snn(x)
-                if t in AT:
+                if t in at:
                     kept.append(total / t)
         return torch.stack(kept)
 

@@ -1,11 +1,16 @@
-"""The four networks of the benchmarks, for 28x28 images in one channel, each with ordinary ReLU activations."""
+"""The networks of the benchmarks, for 28x28 images in one channel: four with ReLU, three as papers ask for them."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["NETWORKS", "VGG", "InceptionNet", "MobileNet", "ResNet20"]
+from conversion_ext.nn import QCFS, SoftLIF
+
+__all__ = ["NETWORKS", "VGG", "AverageVGG", "InceptionNet", "MobileNet", "ResNet20"]
 
 
 def conv(i: int, o: int, k: int = 3, stride: int = 1, groups: int = 1) -> list[nn.Module]:
@@ -122,6 +127,29 @@ class MobileNet(nn.Sequential):
         )  # fmt: skip
 
 
-NETWORKS: dict[str, type[nn.Module]] = {
+class AverageVGG(nn.Sequential):
+    """VGG with average pooling and the activation given; ``plain``: without biases and BatchNorm, one block less."""
+
+    def __init__(self, activation: Callable[[], nn.Module] = nn.ReLU, plain: bool = False) -> None:
+        layers: list[nn.Module] = []
+        channels = 1
+        for width in (16, 32, 64):
+            for o in (width,) if plain else (width, width):
+                layers += [*conv(channels, o)[: 1 if plain else 2], activation()]
+                channels = o
+            layers.append(nn.AvgPool2d(2))
+        super().__init__(
+            *layers, nn.Flatten(), nn.Linear(64 * 9, 128, bias=not plain), activation(), nn.Dropout(0.3),
+            nn.Linear(128, 10, bias=not plain),
+        )  # fmt: skip
+        if plain:
+            for layer in self.modules():
+                if isinstance(layer, nn.Conv2d | nn.Linear):
+                    nn.init.kaiming_normal_(layer.weight)
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "vgg": VGG, "resnet20": ResNet20, "inception": InceptionNet, "mobilenet": MobileNet,
+    "vgg_qcfs": partial(AverageVGG, partial(QCFS, levels=4, threshold=4.0)),
+    "vgg_softlif": partial(AverageVGG, partial(SoftLIF, noise=10.0)), "vgg_plain": partial(AverageVGG, plain=True),
 }  # fmt: skip

@@ -21,15 +21,15 @@ CHECKPOINTS = Path(__file__).parent / "checkpoints"
 HELD_OUT = 5000
 
 
-def train(name: str, epochs: int, seed: int = 0, batch: int = 128) -> tuple[nn.Module, float]:
+def train(name: str, epochs: int, seed: int = 0, batch: int = 128, rate: float = 0.1) -> tuple[nn.Module, float]:
     """Return the trained network and its accuracy on the held-out images."""
     torch.manual_seed(seed)
     images, labels = load("fashion-mnist").train.tensors
     network = NETWORKS[name]().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    optimizer = torch.optim.SGD(network.parameters(), lr=rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
     count = len(images) - HELD_OUT
     steps = epochs * (count // batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, steps, pct_start=0.2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.2)
     for _ in range(epochs):
         order = torch.randperm(count)[: count // batch * batch].view(-1, batch)
         for index in tqdm(order, desc=name, mininterval=30):
@@ -64,10 +64,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("networks", nargs="*", default=list(NETWORKS))
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--rate", type=float, default=0.1, help="the largest learning rate")
     arguments = parser.parse_args()
     CHECKPOINTS.mkdir(exist_ok=True)
     for name in arguments.networks:
-        network, held_out = train(name, arguments.epochs)
+        network, held_out = train(name, arguments.epochs, rate=arguments.rate)
         torch.save({k: v.contiguous() for k, v in network.state_dict().items()}, CHECKPOINTS / f"{name}.pt")
         print(f"{name}: {held_out:.4f} on {HELD_OUT} held-out training images after {arguments.epochs} epochs")
 
