@@ -29,7 +29,12 @@ __all__ = ["assemble"]
 
 
 def assemble(
-    model: GraphModule, sites: Sequence[Site], thresholds: Mapping[str, Tensor], recipe: Recipe, backend: Backend
+    model: GraphModule,
+    sites: Sequence[Site],
+    thresholds: Mapping[str, Tensor],
+    recipe: Recipe,
+    backend: Backend,
+    generator: torch.Generator,
 ) -> None:
     """Make ``model`` spike, in place: its last input becomes ``steps``, and every site a :class:`SpikingSite`.
 
@@ -37,7 +42,7 @@ def assemble(
     it is and runs once on [N, ...]; where such a value meets time-varying ones it is repeated. Pools and functions
     that are not homogeneous always live in time, since an input may be a sequence of frames.
     """
-    builder = _Builder(model, {site.key: site for site in sites}, thresholds, recipe, backend)
+    builder = _Builder(model, {site.key: site for site in sites}, thresholds, recipe, backend, generator)
     for node in list(model.graph.nodes):
         builder.visit(node)
     graph.refresh(model)
@@ -51,9 +56,10 @@ class _Builder:
         thresholds: Mapping[str, Tensor],
         recipe: Recipe,
         backend: Backend,
+        generator: torch.Generator,
     ) -> None:
         self.model, self.sites, self.thresholds = model, sites, thresholds
-        self.recipe, self.backend = recipe, backend
+        self.recipe, self.backend, self.generator = recipe, backend, generator
         self.varying: set[Node] = set()  # what changes from step to step
         self.repeated: dict[Node, Node] = {}
         last_input = [n for n in model.graph.nodes if n.op == "placeholder"][-1]
@@ -99,7 +105,7 @@ class _Builder:
         function, inputs = self.as_module(node)
         softmax = isinstance(function, (nn.Softmax, nn.LogSoftmax)) and all(u.op == "output" for u in node.users)
         if softmax and self.recipe.softmax != "membrane" and isinstance(function, nn.Softmax):
-            module: Stateful = SpikingSoftmax(dim=function.dim or -1, method=self.recipe.softmax)
+            module: Stateful = SpikingSoftmax(function.dim or -1, self.recipe.softmax, generator=self.generator)
         else:
             module = Differential(function, inputs=len(inputs))
         module.static_inputs = tuple(n not in self.varying for n in inputs)

@@ -45,6 +45,7 @@ def convert(
     forward: Forward | None = None,
     skip: Sequence[str] = (),
     leaf: Sequence[Any] = (),
+    generator: torch.Generator | None = None,
     progress: bool = True,
 ) -> Root:
     """Return a spiking network that computes what ``ann`` computes, as modules of ``backend``.
@@ -55,7 +56,8 @@ def convert(
     particular. ``fold`` puts thresholds into weights, so spikes are {0, 1}; ``graded=False`` refuses operations
     whose output is not spikes; ``relay`` adds spiking neurons where a weight layer would see sums or averages.
     ``forward(model, batch)`` calls a network of several inputs; modules under the paths
-    ``skip`` stay analog, those in ``leaf`` (types or paths) are not traced into. The model is never modified.
+    ``skip`` stay analog, those in ``leaf`` (types or paths) are not traced into. ``generator`` seeds
+    what is random in the network (a spiking softmax), by default with 0. The model is never modified.
 
     Raises UnsupportedError with every obstacle found, CalibrationError for data that cannot be used.
     """
@@ -79,7 +81,7 @@ def convert(
     # One for all output neurons, or their counts would not compare.
     thresholds |= {key: thresholds[key].amax() for key in traced.outputs}
     captured = copy.deepcopy(model) if calibrated else model
-    assemble(model, sites, thresholds, recipe, framework)
+    assemble(model, sites, thresholds, recipe, framework, generator or torch.Generator().manual_seed(0))
     if calibrated:
         assert T is not None
         assert data is not None

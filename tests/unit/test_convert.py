@@ -274,3 +274,21 @@ def test_check_names_place_line_reason_and_remedy():
     assert "cumsum" in problems[0].line
     assert cx.check(small(), X) == []
     assert cx.check(small()) == []
+
+
+def test_what_is_random_in_a_network_is_seeded_by_the_generator_given():
+    """Never by torch's own: two conversions alike draw alike, and nobody else's numbers change."""
+    ann = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3), nn.Softmax(1))
+    x = torch.rand(16, 4)
+
+    def counts(seed: int | None) -> torch.Tensor:
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        recipe = cx.Recipe(cx.Maximum(), softmax="poisson")
+        snn = cx.convert(ann, x, recipe=recipe, generator=generator, backend="reference", progress=False)
+        return cx.simulate(snn, x, 5).output
+
+    state = torch.get_rng_state()
+    assert torch.equal(counts(None), counts(0))
+    assert torch.equal(counts(3), counts(3))
+    assert not torch.equal(counts(3), counts(4))
+    assert torch.equal(torch.get_rng_state(), state)
