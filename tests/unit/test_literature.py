@@ -201,6 +201,17 @@ def test_soft_reset_beats_hard_reset_in_depth():
     assert soft < 0.5 * hard
 
 
+def test_a_clamp_keeps_the_transient_of_a_deep_network_out():
+    """At equal T, reading the steps behind the clamp. In this simulator discarding them alone does as much."""
+    ann, x = deep(12)
+    recipe = replace(cx.recipes.get("rueckauer2017"), neuron=IF(0.0))
+    clamped = replace(recipe, tuners=(cx.tuners.VoltageClamp(steps=2),), readout=cx.readouts.MeanOutput(24))
+    error = [
+        float((cx.simulate(converted(ann, x, r), x, 128, at=(128,)).output - ann(x)).norm()) for r in (recipe, clamped)
+    ]
+    assert error[1] < 0.7 * error[0]
+
+
 def test_a_percentile_beats_the_maximum_where_there_is_an_outlier():
     ann, x = bias_free().double(), images(1500).double()
     x[0] *= 20
