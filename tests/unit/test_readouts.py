@@ -144,3 +144,23 @@ def test_spiking_readouts_need_output_neurons_and_single_spikes():
 def test_bad_values_are_refused(bad):
     with pytest.raises(ValueError, match="="):
         bad()
+
+
+def test_recorded_outputs_go_through_the_losses_of_snntorch():
+    """Spikes of output neurons in units of a spike, and membranes (Eshraghian et al., 2023), with gradients."""
+    functional = pytest.importorskip("snntorch.functional")
+    ann = linear([[1.0, -0.5, 0.0], [-0.5, 1.0, 0.2], [0.2, 0.0, 1.0]]).float()
+    x, y = X.float(), ann(X.float()).argmax(1)
+    recipe = cx.Recipe(cx.Maximum(), readout=SpikeCount())
+    snn = cx.convert(ann, x, recipe=recipe, backend="snntorch", progress=False)
+    spikes = torch.stack([snn(x) for _ in range(16)]) / snn.conversion.thresholds["2.output"]
+    count = cx.simulate(snn, x, 16).output
+    assert torch.equal(spikes.sum(0), count)
+    loss = functional.ce_count_loss()(spikes, y)
+    torch.testing.assert_close(loss, nn.functional.cross_entropy(count, y))
+    assert functional.acc.accuracy_rate(spikes, y) == float(cx.evaluate(snn, [(x, y)], 16, progress=False).accuracy[-1])
+    assert all(g is not None and g.isfinite().all() for g in torch.autograd.grad(loss, list(snn.parameters())))
+    snn = cx.convert(ann, x, recipe=cx.Recipe(cx.Maximum()), backend="snntorch", progress=False)
+    membranes = torch.stack([snn(x) for _ in range(16)]).cumsum(0)  # MembranePotential() with gradients
+    torch.testing.assert_close(membranes[-1], cx.simulate(snn, x, 16, readout=MembranePotential()).output)
+    assert functional.ce_max_membrane_loss()(membranes, y) < functional.ce_max_membrane_loss()(membranes, (y + 1) % 3)
