@@ -68,6 +68,7 @@ def _conserves(
         scale = module.view(emitted.dim()) if module.scaled else 1.0
         v = module.backend.membrane_potential(module.neuron)
         assert v is not None
+        emitted = emitted / module.gain if module.scaled else emitted
         expected, found = block * (given[0] - emitted), scale * (v - module.v_init)
     elif isinstance(module, cx.nn.SpikingMaxPool):
         expected, found = module._pool(given[0]), emitted
@@ -111,8 +112,10 @@ def assert_is_ann_of_rates(
     for name, module in trace.modules.items():
         if isinstance(module, SpikingSite):
             emitted = torch.stack(trace.outputs[name]).mean(0)
-            scale = 1.0 if module.scaled else module.view(emitted.dim())
-            rates[module.key] = emitted * scale
+            scale, amplitude = (
+                (1.0, 1.0) if module.scaled else (f(emitted.dim()) for f in (module.view, module.amplitude))
+            )
+            rates[module.key] = emitted * amplitude
             # static inputs are the same at each step, so their mean is the value itself
             currents[module.key] = torch.stack([i[0] for i in trace.inputs[name]]).mean(0) * scale
     relu_sites = {k for k, m in snn.sites().items() if not isinstance(m.spec, cx.neurons.SignedEncoder)}

@@ -129,7 +129,8 @@ def initial_potential(v_init: Tensor | float, x: Tensor) -> Tensor:
     )
     require(
         fits,
-        f"The initial potential has shape {list(start.shape)}, which does not broadcast to neurons {list(x.shape)}.",
+        f"The initial potential has shape {list(start.shape)}, which does not broadcast to neurons {list(x.shape)}; "
+        "one per neuron fixes the size of the input.",
     )
     with torch.inference_mode(False):  # outlives the run that makes it, and is written to by whoever comes next
         v = torch.empty_like(x, dtype=start.dtype, requires_grad=False)

@@ -23,7 +23,8 @@ class SpikingSite(nn.Module):
     """Replace an activation by neurons of threshold 1: ``x -> /lambda -> neuron -> *lambda``.
 
     While ``scaled`` is False (folded), the weights around the site hold lambda and the neuron's spikes leave as they
-    are. ``threshold`` is lambda in ANN units, [] or [C]; ``v_init`` the initial potential in units of lambda.
+    are. ``threshold`` is lambda in ANN units, [] or [C]; ``v_init`` the initial potential in units of lambda, [] or
+    what broadcasts to [N, ...]; ``gain`` [] what a spike is worth behind the site, in units of lambda.
     Input and output are [T*N, ...]; with ``static_input`` the input of a constant-current run is [N, ...].
     ``stepping`` drives the neurons; it sees single steps also where ``Steps`` come in blocks of K, and then the
     mean of the K steps of spikes leaves the site.
@@ -32,6 +33,7 @@ class SpikingSite(nn.Module):
     threshold: Tensor
     v_init: Tensor
     bias: Tensor
+    gain: Tensor
     owned: bool = False
     """Whether whoever runs the network owns the state: it may be overwritten, and no gradients are wanted."""
 
@@ -55,6 +57,7 @@ class SpikingSite(nn.Module):
         self.stepping = Stepping()
         self.register_buffer("threshold", threshold)
         self.register_buffer("bias", torch.zeros((), dtype=threshold.dtype, device=threshold.device))
+        self.register_buffer("gain", torch.ones((), dtype=threshold.dtype, device=threshold.device))
         self.register_buffer("v_init", torch.tensor(spec.v_init, dtype=threshold.dtype, device=threshold.device))
 
     @property
@@ -65,6 +68,10 @@ class SpikingSite(nn.Module):
     def view(self, dims: int) -> Tensor:
         """Return the threshold shaped to broadcast over a batch of ``dims`` dimensions."""
         return self._along(self.threshold, dims)
+
+    def amplitude(self, dims: int) -> Tensor:
+        """Return what a spike is worth in ANN units, shaped to broadcast over a batch of ``dims`` dimensions."""
+        return self.view(dims) * self.gain
 
     def _along(self, value: Tensor, dims: int) -> Tensor:
         if value.dim() == 0:
@@ -127,7 +134,7 @@ class SpikingSite(nn.Module):
 
     def emitted(self, spikes: Tensor) -> Tensor:
         """Return what leaves the site for its neurons' spikes (or rates)."""
-        return spikes * self.view(spikes.dim()).to(spikes.dtype) if self.scaled else spikes
+        return spikes * self.amplitude(spikes.dim()).to(spikes.dtype) if self.scaled else spikes
 
     def extra_repr(self) -> str:
         """Show key, neuron and threshold."""

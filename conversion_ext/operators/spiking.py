@@ -25,20 +25,20 @@ __all__ = ["Spiking"]
 
 @dataclass(frozen=True)
 class Spiking(Operator):
-    """A site: it demands and emits lambda, so folding leaves bare neurons."""
+    """A site: it demands lambda and emits what its spikes are worth, so folding leaves bare neurons."""
 
     @property
     def stateful(self) -> bool:
         return True
 
     def unit_out(self, call: Call, units: Sequence[Units], demanded: Units) -> Tensor:
-        return call.module.view(len(call.out_shape)).double().reshape(self._shape(call))
+        return _full(call.module.amplitude(len(call.out_shape)), call)
 
     def required(self, call: Call, units: Sequence[Units], out: Any) -> list[Units]:
-        return [out]
+        return self.demand(call, out)
 
     def demand(self, call: Call, demanded: Any) -> list[Units]:
-        return [self.unit_out(call, [], None)]
+        return [_full(call.module.view(len(call.out_shape)), call)]
 
     def fold(self, call: Call, units: Sequence[Units], out: Any) -> nn.Module:
         site = deepcopy(call.module)
@@ -48,8 +48,9 @@ class Spiking(Operator):
     def family_out(self, call: Call, families: Sequence[Family]) -> Family:
         return call.module.spec.family
 
-    def _shape(self, call: Call) -> tuple[int, ...]:
-        return tuple(call.module.view(len(call.out_shape)).shape) or (1,) * len(call.out_shape)
+
+def _full(unit: Tensor, call: Call) -> Tensor:
+    return unit.double().reshape(tuple(unit.shape) or (1,) * len(call.out_shape))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,70 @@
+"""Initial potentials fitted so that mean outputs are those of the ANN."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from conversion_ext.errors import require
+from conversion_ext.neurons import SignedEncoder
+from conversion_ext.tuners.base import Tuner, register_tuner
+from conversion_ext.types import PerChannel
+
+if TYPE_CHECKING:
+    from conversion_ext.tuners.walk import SiteStop
+
+__all__ = ["InitialPotential", "PerNeuron"]
+
+
+@dataclass(frozen=True)
+class PerNeuron:
+    """One value per neuron, activation [N, C, H, W] -> [C, H, W]: inputs then have the size of the calibration data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitialPotential(Tuner):
+    """Start each neuron with the charge its output lacks in T steps: ``v_init += T mean(a - lambda rate) / lambda``.
+
+    a is the ANN's activation; the site's input is what the tuned sites before it really emit. The mean is over samples,
+    steps and, with ``PerChannel()``, positions. ``PerNeuron()`` fixes the size of the input, and another one raises
+    ValueError when it is run. A value that does not bring its means closer is taken back. Unlike a bias, the charge
+    acts once, so it fades as 1 / T' in runs of other lengths T'. Changes ``SpikingSite.v_init``, nothing else, but not
+    that of encoders of signed values.
+
+    Reference: Li, Deng, Dong, Gong, Gu, ICML 2021 (potential initialization, per neuron).
+    """
+
+    granularity: PerChannel | PerNeuron = field(default=PerChannel())
+
+    def __post_init__(self) -> None:
+        require(
+            isinstance(self.granularity, PerChannel | PerNeuron) and self.granularity in (PerChannel(), PerNeuron()),
+            f"InitialPotential(granularity={self.granularity!r}): use PerChannel() or PerNeuron(); "
+            "channels are those of the site.",
+        )
+
+    def tune_site(self, stop: SiteStop) -> None:
+        """Fit the initial potentials of one site."""
+        site, before = stop.site, stop.site.v_init
+        if isinstance(site.spec, SignedEncoder):
+            return  # its backlog is bounded because it starts within half a threshold
+        gap = self._gap(stop)
+        site.v_init = before + (stop.T * gap / site.view(gap.dim())).to(before.dtype)
+        site.v_init = torch.where(self._gap(stop).abs() < gap.abs(), site.v_init, before)
+
+    def _gap(self, stop: SiteStop) -> Tensor:
+        """Return the mean of what the output lacks, shaped to broadcast over [N, ...]."""
+        total, count = torch.zeros(()), 0
+        for part in stop.parts:
+            lacks = stop.wanted(part) - stop.emitted(part).mean(0)
+            whole = isinstance(self.granularity, PerNeuron)
+            dims = [d for d in range(lacks.dim()) if d == 0 or not (whole or d == stop.site.dim % lacks.dim())]
+            total = total + lacks.sum(dims, keepdim=True, dtype=torch.float64)
+            count += lacks.numel() // (total.numel())
+        return total / count
+
+
+register_tuner("initial_potential", InitialPotential)

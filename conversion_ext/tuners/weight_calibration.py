@@ -1,0 +1,106 @@
+"""Weights calibrated by gradient descent, layer by layer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from conversion_ext.errors import require
+from conversion_ext.nn.root import reset
+from conversion_ext.tuners.base import Tuner, register_tuner
+from conversion_ext.types import Steps
+
+if TYPE_CHECKING:
+    from conversion_ext.tuners.walk import SynapseStop
+
+__all__ = ["WeightCalibration"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightCalibration(Tuner):
+    """Descend with each layer's weights on ``E |rate(W x + b) - a|^2``: what its neurons would say against the ANN.
+
+    x is the mean over the T steps of what the tuned layers before really send, ``rate`` the output (in ANN units) of
+    the layer's neurons for T steps of constant current, a the ANN's activation. The gradient passes the rounding and
+    stops where the rate is clipped. A layer whose sum no ReLU site alone reads is fitted to the ANN's own value. Adam
+    takes ``steps`` steps, ``lr`` relative to the root mean square of the weights and falling to 0 on a cosine, on one
+    part of the data (some hundred samples, fewer for large T) each. A layer keeps the weights of the least error over
+    all parts, looked at every ``steps / 5``; no error grows. Changes weights of layers that are called once.
+
+    Reference: Li, Deng, Dong, Gong, Gu, ICML 2021 (weight calibration; lr 1e-5 absolute, 5,000 steps).
+    """
+
+    steps: int = 100
+    lr: float = 0.01
+
+    def __post_init__(self) -> None:
+        require(
+            isinstance(self.steps, int) and not isinstance(self.steps, bool) and self.steps >= 1,
+            f"WeightCalibration(steps={self.steps!r}): give an integer >= 1.",
+        )
+        require(
+            isinstance(self.lr, Real) and 0 < self.lr < torch.inf,
+            f"WeightCalibration(lr={self.lr!r}): give a positive number.",
+        )
+
+    def tune_synapse(self, stop: SynapseStop) -> None:
+        """Calibrate one layer."""
+        weight: Any = getattr(stop.module, "weight", None)
+        if stop.shared or not stop.varies or weight is None or weight.dim() < 2:
+            return  # the first layer sees the image itself; a BatchNorm has no weights between channels
+        fit = _Fit(stop)
+        best, least = weight.detach(), fit.error(weight.detach())
+        moving = weight.detach().clone().requires_grad_()
+        scale = float(moving.detach().square().mean().sqrt())
+        adam = torch.optim.Adam([moving], lr=self.lr * scale) if scale else None
+        for step in range(self.steps if adam is not None else 0):
+            assert adam is not None
+            adam.param_groups[0]["lr"] = self.lr * scale * (1 + math.cos(math.pi * step / self.steps)) / 2
+            adam.zero_grad()
+            with torch.enable_grad():
+                fit.loss(moving, stop.parts[step % len(stop.parts)]).mean().backward()
+            adam.step()
+            if (step + 1) % math.ceil(self.steps / 5) == 0 or step + 1 == self.steps:
+                error = fit.error(moving.detach())
+                if error < least:
+                    best, least = moving.detach().clone(), error
+        stop.module.weight = nn.Parameter(best, requires_grad=weight.requires_grad)
+
+
+class _Fit:
+    """The error of one layer as a function of its weights."""
+
+    def __init__(self, stop: SynapseStop) -> None:
+        self.stop = stop
+        self.inputs = [(stop.mean_input(p), stop.rest(p), stop.wanted(p)) for p in stop.parts]
+
+    def loss(self, weight: Tensor, part: int) -> Tensor:
+        """Return the squared errors of a part of the data, [N, ...]."""
+        x, rest, wanted = self.inputs[part]
+        z = functional_call(self.stop.module, {"weight": weight}, (x,)) + rest
+        if self.stop.site is None:
+            return (z - wanted).square()
+        return (self._rate(z) - wanted.clamp_min(0)).square()
+
+    def error(self, weight: Tensor) -> float:
+        """Return the sum of the squared errors of all data."""
+        return sum(float(self.loss(weight, part).sum(dtype=torch.float64)) for part in self.stop.parts)
+
+    def _rate(self, z: Tensor) -> Tensor:
+        """Return what the site's neurons emit on average in T steps of current z, with the gradient of clipping."""
+        site: Any = self.stop.site
+        clipped = site.emitted(site.current(z).clamp(0, site.spec.levels))
+        with torch.no_grad():
+            reset(site)
+            rate = site(z.detach(), Steps(1, block=self.stop.T))
+            reset(site)
+        return clipped + (rate - clipped).detach()
+
+
+register_tuner("weight_calibration", WeightCalibration)
