@@ -62,6 +62,7 @@ class Balance:
 
     def __init__(self, key: str, granularity: Granularity) -> None:
         self.key = key
+        self.granularity = granularity
         self.dim = granularity.dim if isinstance(granularity, PerChannel) else None
         self.value: Tensor | None = None  # with as many dimensions as activations have
 

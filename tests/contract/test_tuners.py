@@ -10,38 +10,39 @@ import pytest
 import torch
 
 import conversion_ext as cx
+from conversion_ext.backends import available
 from conversion_ext.tuners import tuners
 from tests import zoo
 from tests.live import live_inputs, make_live
 
 pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
 DECLARED = {
-    "bias_correction": {"bias"},
-    "offset_spike": set(),
-    "residual_potential": set(),
-    "voltage_clamp": set(),
-    "weight_compensation": {"weight", "bias"},
-}
+    "bias_correction": {"bias"}, "compensation": {"gain"}, "initial_potential": {"v_init"},
+    "weight_calibration": {"weight"}, "weight_compensation": {"weight", "bias"},
+    "offset_spike": set(), "residual_potential": set(), "voltage_clamp": set(),
+}  # fmt: skip
 
 
-def pair(tuner, backend="reference", name="residual", T=4):
+def pair(tuner, backend="reference", name="residual", T=4, v_init=0.5, **options):
     build, shape = zoo.SMALL[name]
     torch.manual_seed(0)
     ann = make_live(build(), *shape).double()
     x = live_inputs(ann, *shape, samples=24)
-    recipes = (cx.Recipe(cx.Percentile(99.0)), cx.Recipe(cx.Percentile(99.0), tuners=(tuner,)))
-    plain, tuned = (cx.convert(ann, list(x.split(10)), recipe=r, T=T, backend=backend, progress=False) for r in recipes)
+    recipes = (cx.Recipe(cx.Percentile(99.0), cx.IF(v_init=v_init), tuners=t) for t in ((), (tuner,)))
+    plain, tuned = (
+        cx.convert(ann, list(x.split(10)), recipe=r, T=T, backend=backend, progress=False, **options) for r in recipes
+    )
     return ann, x, plain, tuned
 
 
 @pytest.mark.parametrize("name", tuners.names())
 def test_a_tuner_is_a_frozen_value_and_changes_what_it_declares(name):
     tuner = tuners.get(name)()
-    assert eval(repr(tuner), {type(tuner).__name__: type(tuner)}) == tuner
+    assert eval(repr(tuner), {type(tuner).__name__: type(tuner), "PerChannel": cx.PerChannel}) == tuner
     assert len({f.name for f in fields(tuner)} & {"T"}) == 0  # T comes from convert
     with pytest.raises((FrozenInstanceError, AttributeError)):
         setattr(tuner, "anything", 1)  # noqa: B010  a checker would refuse the assignment, and it must fail at run time
-    ann, x, plain, tuned = pair(tuner)
+    ann, x, plain, tuned = pair(tuner, fold=False, v_init=0.0)
     changed = {
         key.rpartition(".")[2]
         for (key, a), b in zip(plain.state_dict().items(), tuned.state_dict().values(), strict=True)
@@ -52,8 +53,19 @@ def test_a_tuner_is_a_frozen_value_and_changes_what_it_declares(name):
     stepped = {type(site.stepping).__name__ for site in tuned.sites().values()} - {"Stepping"}
     assert bool(stepped) != bool(changed)
     assert tuner.needs_calibration == bool(changed)
-    _, _, _, again = pair(tuner)
+    _, _, _, again = pair(tuner, fold=False, v_init=0.0)
     assert torch.equal(cx.simulate(tuned, x, 4).outputs, cx.simulate(again, x, 4).outputs)
+
+
+@pytest.mark.parametrize("name", tuners.names())
+def test_every_framework_and_folding_give_the_same(name):
+    (_, x, _, expected), *others = (
+        pair(tuners.get(name)(), backend=backend, fold=fold)
+        for backend, fold in (("reference", False), *((backend, True) for backend in available()))
+    )
+    outputs = cx.simulate(expected, x, 4).outputs
+    for _, _, _, other in others:
+        torch.testing.assert_close(cx.simulate(other, x, 4).outputs, outputs, rtol=1e-9, atol=1e-9)
 
 
 def test_registry_is_not_empty_and_tuners_need_steps():
