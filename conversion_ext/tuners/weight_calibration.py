@@ -17,6 +17,7 @@ from conversion_ext.tuners.base import Tuner, register_tuner
 from conversion_ext.types import Steps
 
 if TYPE_CHECKING:
+    from conversion_ext.nn.site import SpikingSite
     from conversion_ext.tuners.walk import SynapseStop
 
 __all__ = ["WeightCalibration"]
@@ -54,53 +55,46 @@ class WeightCalibration(Tuner):
         weight: Any = getattr(stop.module, "weight", None)
         if stop.shared or not stop.varies or weight is None or weight.dim() < 2:
             return  # the first layer sees the image itself; a BatchNorm has no weights between channels
-        fit = _Fit(stop)
-        best, least = weight.detach(), fit.error(weight.detach())
+        scale = float(weight.detach().square().mean().sqrt())
+        if not scale:
+            return  # steps relative to weights that are all 0 lead nowhere
+        best, least = weight.detach(), total_error(stop, weight.detach())
         moving = weight.detach().clone().requires_grad_()
-        scale = float(moving.detach().square().mean().sqrt())
-        adam = torch.optim.Adam([moving], lr=self.lr * scale) if scale else None
-        for step in range(self.steps if adam is not None else 0):
-            assert adam is not None
+        adam = torch.optim.Adam([moving])
+        for step in range(self.steps):
             adam.param_groups[0]["lr"] = self.lr * scale * (1 + math.cos(math.pi * step / self.steps)) / 2
             adam.zero_grad()
             with torch.enable_grad():
-                fit.loss(moving, stop.parts[step % len(stop.parts)]).mean().backward()
+                squared_errors(stop, moving, step % len(stop.parts)).mean().backward()
             adam.step()
             if (step + 1) % math.ceil(self.steps / 5) == 0 or step + 1 == self.steps:
-                error = fit.error(moving.detach())
+                error = total_error(stop, moving.detach())
                 if error < least:
                     best, least = moving.detach().clone(), error
         stop.module.weight = nn.Parameter(best, requires_grad=weight.requires_grad)
 
 
-class _Fit:
-    """The error of one layer as a function of its weights."""
+def squared_errors(stop: SynapseStop, weight: Tensor, part: int) -> Tensor:
+    """Return the squared errors [N, ...] of a part of the data for these weights."""
+    z = functional_call(stop.module, {"weight": weight}, (stop.mean_input(part),)) + stop.rest(part)
+    if stop.site is None:
+        return (z - stop.wanted(part)).square()
+    return (rate(stop.site, z, stop.T) - stop.wanted(part).clamp_min(0)).square()
 
-    def __init__(self, stop: SynapseStop) -> None:
-        self.stop = stop
-        self.inputs = [(stop.mean_input(p), stop.rest(p), stop.wanted(p)) for p in stop.parts]
 
-    def loss(self, weight: Tensor, part: int) -> Tensor:
-        """Return the squared errors of a part of the data, [N, ...]."""
-        x, rest, wanted = self.inputs[part]
-        z = functional_call(self.stop.module, {"weight": weight}, (x,)) + rest
-        if self.stop.site is None:
-            return (z - wanted).square()
-        return (self._rate(z) - wanted.clamp_min(0)).square()
+def total_error(stop: SynapseStop, weight: Tensor) -> float:
+    """Return the sum of the squared errors of all data for these weights."""
+    return sum(float(squared_errors(stop, weight, part).sum(dtype=torch.float64)) for part in stop.parts)
 
-    def error(self, weight: Tensor) -> float:
-        """Return the sum of the squared errors of all data."""
-        return sum(float(self.loss(weight, part).sum(dtype=torch.float64)) for part in self.stop.parts)
 
-    def _rate(self, z: Tensor) -> Tensor:
-        """Return what the site's neurons emit on average in T steps of current z, with the gradient of clipping."""
-        site: Any = self.stop.site
-        clipped = site.emitted(site.current(z).clamp(0, site.spec.levels))
-        with torch.no_grad():
-            reset(site)
-            rate = site(z.detach(), Steps(1, block=self.stop.T))
-            reset(site)
-        return clipped + (rate - clipped).detach()
+def rate(site: SpikingSite, z: Tensor, T: int) -> Tensor:
+    """Return what the neurons of a site emit on average in T steps of current z, with the gradient of clipping."""
+    clipped = site.emitted(site.current(z).clamp(0, site.spec.levels))
+    with torch.no_grad():
+        reset(site)
+        emitted = site(z.detach(), Steps(1, block=T))
+        reset(site)
+    return clipped + (emitted - clipped).detach()
 
 
 register_tuner("weight_calibration", WeightCalibration)
