@@ -86,7 +86,7 @@ def evaluate(
             inputs = x if isinstance(x, tuple) else (x,)
             check_inputs(inputs, snn, f"Batch {batch}")
             reset(snn)
-            with Recorder(snn) as recorder:
+            with torch.no_grad(), Recorder(snn) as recorder:
                 outputs = run(engine, inputs, plan, steps, recorder, time_chunk=time_chunk, generator=noise)
                 expected = None if ann is None else ann(*inputs).argmax(1).cpu()
             counts.add(_classes(outputs, target), target.cpu(), expected, recorder.rates(T))

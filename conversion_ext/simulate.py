@@ -22,7 +22,6 @@ from conversion_ext.nn.stepping import Stepping
 from conversion_ext.readouts import Readout
 from conversion_ext.recipe import Recipe
 from conversion_ext.schedule import Schedule, schedule
-from conversion_ext.types import Family
 
 __all__ = ["RECORDS", "Recorder", "Simulation", "run", "simulate", "times"]
 
@@ -200,21 +199,24 @@ class Recorder:
         self.handles: list[Any] = []
 
     def __enter__(self) -> Recorder:
-        self.handles = [site.stepping.register_forward_hook(self._hook) for site in self.sites.values()]
+        for site in self.sites.values():
+            site.counts = self.counts if site.counts_spikes else None
+            if self.record or not site.counts_spikes:
+                self.handles.append(site.stepping.register_forward_hook(self._hook))
         return self
 
     def __exit__(self, *_: object) -> None:
+        for site in self.sites.values():
+            site.counts = None
         for handle in self.handles:
             handle.remove()
 
     def _hook(self, _: Stepping, args: tuple[Any, ...], spikes: Tensor) -> None:
         """Take up the spikes [T, N, ...] that a site emitted in a call."""
         site: SpikingSite = args[0]
-        counted = spikes if site.spec.family is Family.BINARY else spikes.abs()
-        if site.key in self.counts:
-            self.counts[site.key] += counted[0] if len(counted) == 1 else counted.sum(0)
-        else:
-            self.counts[site.key] = counted.sum(0, dtype=state_dtype(counted.dtype))
+        if site.counts is None:
+            count = spikes.abs().sum(0, dtype=state_dtype(spikes.dtype))
+            self.counts[site.key] = count + self.counts[site.key] if site.key in self.counts else count
         if "spikes" in self.record:
             self.kept["spikes"][site.key].append(spikes)
         if "potential" in self.record:

@@ -144,12 +144,17 @@ def initial_state(spec: Neuron, v_init: Tensor | float, x: Tensor) -> State:
 
 
 def advance_in_place(
-    backend: Backend, neuron: nn.Module, spec: Neuron, x_seq: Tensor, v_init: Tensor | float
+    backend: Backend,
+    neuron: nn.Module,
+    spec: Neuron,
+    x_seq: Tensor,
+    v_init: Tensor | float,
+    count: Tensor | None = None,
 ) -> Tensor:
     """Do what ``backend.run`` does, without autograd and without the framework: it costs many passes over memory.
 
     Spikes and the state left in the framework's module are those of ``run``, bit for bit; tensors of the state may
-    be overwritten.
+    be overwritten. Spikes are added to ``count`` [N, ...].
     """
     state = backend.state(neuron)
     if state is None:
@@ -157,7 +162,7 @@ def advance_in_place(
         backend.set_state(neuron, state)
     else:
         check_state(state[0], x_seq[0], spec)
-    spikes, new = advance(spec, x_seq, state, _fires, in_place=True)
+    spikes, new = advance(spec, x_seq, state, _fires, True, count)
     if new is not state:
         backend.set_state(neuron, new)
     return spikes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,34 +14,42 @@ from conversion_ext.types import Reset
 
 __all__ = ["advance"]
 
-# Numbers of one state tensor that are taken through all their passes at once on a CPU: with the currents and the
-# spikes of a step they stay in a cache of 1 MiB.
+# Numbers of one state tensor that are taken through all their passes at once on a CPU: with currents, spikes and
+# counts they stay in a cache of 1 MiB.
 BLOCK = 1 << 16
 
 
 def advance(
-    spec: Neuron, x_seq: Tensor, state: State, heaviside: Heaviside, in_place: bool = False
+    spec: Neuron,
+    x_seq: Tensor,
+    state: State,
+    heaviside: Heaviside,
+    in_place: bool = False,
+    count: Tensor | None = None,
 ) -> tuple[Tensor, State]:
     """Advance ``spec`` over x_seq [T, N, ...]; return spikes in the dtype of x_seq and the new state.
 
-    Changes neither ``x_seq`` nor ``state``; ``in_place`` permits to write to the tensors of ``state``.
+    Changes neither ``x_seq`` nor ``state``; ``in_place`` permits to write to the tensors of ``state``. The spikes,
+    each as many as it says whatever its sign, are added to ``count`` [N, ...].
     """
     differentiable = torch.is_grad_enabled() and (x_seq.requires_grad or state[0].requires_grad)
     if type(spec) is IF and not differentiable:
         state = state if in_place else (state[0].clone(),)
-        return _fire(state[0], x_seq, spec.reset), state
+        return _fire(state[0], x_seq, spec.reset, count), state
     spikes: list[Tensor] = []
     for x in x_seq:
         s, state = spec.step(x.to(state[0].dtype), state, heaviside)
         spikes.append(s.to(x.dtype))
+        if count is not None:
+            count.add_(s.abs())
     return torch.stack(spikes), state
 
 
-def _fire(v: Tensor, x_seq: Tensor, reset: Reset) -> Tensor:
+def _fire(v: Tensor, x_seq: Tensor, reset: Reset, count: Tensor | None) -> Tensor:
     """Advance the potential ``v`` of IF neurons in place, without autograd; return the spikes."""
     spikes = torch.empty_like(x_seq)
     one = torch.ones((), dtype=v.dtype, device=v.device)  # a number would be made a tensor at each comparison
-    for x_part, v_part, s_part in _parts(x_seq, v, spikes):
+    for x_part, v_part, s_part, c_part in _parts(x_seq, v, spikes, count):
         for x, s in zip(x_part, s_part, strict=True):
             v_part.add_(x)
             torch.ge(v_part, one, out=s)
@@ -48,12 +57,16 @@ def _fire(v: Tensor, x_seq: Tensor, reset: Reset) -> Tensor:
                 v_part.sub_(s)
             else:
                 v_part.addcmul_(v_part, s, value=-1)  # v - v = 0 where it fired, exactly
+            if c_part is not None:
+                c_part.add_(s)
     return spikes
 
 
-def _parts(x_seq: Tensor, v: Tensor, spikes: Tensor) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
+def _parts(x_seq: Tensor, v: Tensor, spikes: Tensor, count: Tensor | None) -> Iterable[tuple[Any, ...]]:
     """Return slices of the batch that fit into a CPU's cache."""
     if v.numel() <= BLOCK or v.device.type != "cpu":
-        return ((x_seq, v, spikes),)
+        return ((x_seq, v, spikes, count),)
     samples = max(1, BLOCK * len(v) // v.numel())
-    return zip(x_seq.split(samples, 1), v.split(samples), spikes.split(samples, 1), strict=True)
+    v_parts = v.split(samples)
+    counts = [None] * len(v_parts) if count is None else count.split(samples)
+    return zip(x_seq.split(samples, 1), v_parts, spikes.split(samples, 1), counts, strict=True)

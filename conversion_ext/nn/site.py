@@ -36,6 +36,8 @@ class SpikingSite(nn.Module):
     gain: Tensor
     owned: bool = False
     """Whether whoever runs the network owns the state: it may be overwritten, and no gradients are wanted."""
+    counts: dict[str, Tensor] | None = None
+    """Where a site that ``counts_spikes`` adds them up, under its key: cheap while they are in the cache."""
 
     def __init__(
         self,
@@ -125,8 +127,21 @@ class SpikingSite(nn.Module):
         """Return spikes [T, N, ...] for currents z_seq; without state, neurons start from ``v_init`` or the site's."""
         start = self.v_init if v_init is None else v_init
         if self.owned and not z_seq.is_cuda:  # CUDA has the framework's fused kernels
-            return advance_in_place(self.backend, self.neuron, self.spec, z_seq, start)
+            return advance_in_place(self.backend, self.neuron, self.spec, z_seq, start, self._count(z_seq[0]))
         return self.backend.run(self.neuron, z_seq, start)
+
+    @property
+    def counts_spikes(self) -> bool:
+        """Whether it can count what leaves it: the spikes of its neurons, advanced in place."""
+        return type(self.stepping).steps is Stepping.steps and not self.threshold.is_cuda
+
+    def _count(self, z: Tensor) -> Tensor | None:
+        """Return the number of spikes [N, ...] so far, to be added to."""
+        if self.counts is None:
+            return None
+        if self.key not in self.counts:
+            self.counts[self.key] = torch.zeros_like(z, dtype=state_dtype(z.dtype))
+        return self.counts[self.key]
 
     def restart(self) -> None:
         """Forget the state of the neurons."""

@@ -149,5 +149,5 @@ def test_steps_per_call_are_chosen_by_what_a_cache_holds():
     cx.simulate(snn, x, 64)
     assert calls == [64]  # this network is tiny
     calls.clear()
-    cx.simulate(snn, x.repeat(4096, *[1] * len(shape)), 4)
+    cx.simulate(snn, x.repeat(8192, *[1] * len(shape)), 4)
     assert calls == [1, 1, 1, 1]
