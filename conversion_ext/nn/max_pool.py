@@ -112,9 +112,11 @@ class SpikingMaxPool(Stateful):
         )
         if self.method == "instant":
             return self._pool(x_seq.flatten(0, 1)).unflatten(0, x_seq.shape[:2])
-        step = self._count if self.method == "count" else self._gate
         if self.estimate is None:
             self.estimate = self._start(x_seq[0])
+        if self.method == "count" and not torch.is_grad_enabled():
+            return self._counts(x_seq)
+        step = self._count if self.method == "count" else self._gate
         y = torch.cat([step(x, t) for t, x in enumerate(x_seq, start=self.t + 1)])
         return y.contiguous(memory_format=_memory_format(x_seq[0])).unflatten(0, x_seq.shape[:2])
 
@@ -139,6 +141,25 @@ class SpikingMaxPool(Stateful):
         increase = pooled - (torch.zeros_like(pooled) if self.pooled is None else self.pooled)
         self.pooled = pooled
         return increase.to(x.dtype)
+
+    def _counts(self, x_seq: Tensor) -> Tensor:
+        """Return the increases of the pooled running sums, all steps pooled at once; for no gradients."""
+        assert self.estimate is not None
+        last = self.estimate.dim() == 4 and self.estimate.is_contiguous(memory_format=torch.channels_last)
+        form = torch.channels_last if last else torch.contiguous_format
+        sums = torch.empty(
+            x_seq.flatten(0, 1).shape, dtype=self.estimate.dtype, device=x_seq.device, memory_format=form
+        )
+        sums, total = sums.unflatten(0, x_seq.shape[:2]), self.estimate
+        for x, following in zip(x_seq, sums, strict=True):
+            total = torch.add(total, x, out=following)
+        pooled = self._pool(sums.flatten(0, 1)).unflatten(0, x_seq.shape[:2])
+        increases = pooled.clone()
+        increases[1:] -= pooled[:-1]
+        if self.pooled is not None:
+            increases[0] -= self.pooled
+        self.estimate, self.pooled = total.clone(), pooled[-1].clone()  # not to keep the whole sequence alive
+        return increases.to(x_seq.dtype)
 
     def _gate(self, x: Tensor, t: int) -> Tensor:
         """Return, for each window, the present value of the input with the highest estimate."""
