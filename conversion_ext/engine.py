@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from conversion_ext.nn.root import Root, map_state
+from conversion_ext.nn.stateful import state_dtype
+from conversion_ext.precision import narrowed
 from conversion_ext.readouts import Readout
 from conversion_ext.schedule import Schedule
 from conversion_ext.types import Steps
@@ -29,9 +31,11 @@ CACHE = 5 << 20
 class Engine:
     """Runs a converted network over time. Built once, used for any number of batches."""
 
-    def __init__(self, snn: Root) -> None:
+    def __init__(self, snn: Root, dtype: str | torch.dtype | None = None, weights: str | None = None) -> None:
         self.snn = snn
-        self.prologue, self.main = split(snn.body)
+        self.prologue = split(snn.body)[0]  # run once, so there is nothing to gain from fewer bits
+        self.main = split(narrowed(snn.body, dtype, weights))[1]
+        self.narrow = dtype is not None
         self.sites = list(snn.sites().values())
         sizes = [shape.numel() for n in snn.body.graph.nodes if isinstance(shape := n.meta.get("shape"), torch.Size)]
         self.size = sum(sizes) / max(1, len(sizes))
@@ -61,15 +65,19 @@ class Engine:
         """Yield (K, output [K*N, ...]) of ``chunks`` of K steps under constant current, the prologue run once."""
         static = self.prologue(*inputs)
         for K in chunks:
-            yield K, self.main(*static, Steps(K, constant=True, block=block))
+            yield K, self._wide(self.main(*static, Steps(K, constant=True, block=block)))
 
     def sequence(self, read: Reader, chunks: Iterable[int], block: int = 1) -> Iterator[tuple[int, Any]]:
         """Yield (K, output [K*N, ...]) for inputs ``read(first, K)``, each [K, N, ...]."""
         first = 0
         for K in chunks:
             folded = tuple(v.flatten(0, 1) if isinstance(v, Tensor) else v for v in read(first, K))
-            yield K, self.snn.run(folded, Steps(K, block=block))
+            yield K, self._wide(self.main(*self.prologue(*folded), Steps(K, block=block)))
             first += K
+
+    def _wide(self, output: Any) -> Any:
+        """Return an output of narrowed layers in float32 or wider."""
+        return tree_map(lambda v: v.to(state_dtype(v.dtype)), output) if self.narrow else output
 
 
 class Decoder:

@@ -71,6 +71,8 @@ def simulate(
     time_chunk: int | None = None,
     block: int = 1,
     reset: bool = True,
+    dtype: str | torch.dtype | None = None,
+    weights: str | None = None,
     generator: torch.Generator | None = None,
 ) -> Simulation:
     """Run ``snn`` for T steps and return its decoded output after the steps ``at`` (default: all).
@@ -84,6 +86,11 @@ def simulate(
     ``block`` K: every site waits for K steps of its input and takes their mean as its current for K steps, so weight
     layers run T/K times and spike trains of other sites cannot be uneven within a block; outputs exist at block
     ends. K = T gives the :func:`twin`. A site starts K-1 steps after the one before it.
+
+    ``dtype="bfloat16"`` rounds the weights, and the currents that they emit, of all layers between the first spikes
+    and the readout; ``weights="int8"`` only those weights, to 8 bits with a scale per output channel (for accuracy:
+    torch has no public int8 convolution with real outputs). Spikes are exact in any case; membranes, counters
+    and running sums stay float32, and so do the current of a constant input and the readout.
     """
     inputs = _inputs(snn, x, x_seq)
     if reset:
@@ -98,7 +105,17 @@ def simulate(
         time_chunk = block  # a neuron shows its potential after a call, so every step must be one
         require(plan.together == 1, "record=('potential',) needs single steps, which OffsetSpike does not take.")
     with Recorder(snn, record) as recorder:
-        outputs = run(Engine(snn), inputs, plan, steps, recorder, readout, time_chunk, x_seq is not None, generator)
+        outputs = run(
+            Engine(snn, dtype, weights),
+            inputs,
+            plan,
+            steps,
+            recorder,
+            readout,
+            time_chunk,
+            x_seq is not None,
+            generator,
+        )
     rates, spikes, kept = recorder.rates(plan.T), recorder.spikes(), recorder.recorded()
     return Simulation(outputs, steps, rates, spikes, plan.total_steps, plan.latency_steps, kept)
 

@@ -50,15 +50,20 @@ def _fire(v: Tensor, x_seq: Tensor, reset: Reset, count: Tensor | None) -> Tenso
     spikes = torch.empty_like(x_seq)
     one = torch.ones((), dtype=v.dtype, device=v.device)  # a number would be made a tensor at each comparison
     for x_part, v_part, s_part, c_part in _parts(x_seq, v, spikes, count):
+        # Arithmetic between two dtypes costs more than a conversion.
+        own = None if x_seq.dtype == v.dtype else torch.empty_like(v_part)
         for x, s in zip(x_part, s_part, strict=True):
-            v_part.add_(x)
-            torch.ge(v_part, one, out=s)
+            fired = s if own is None else own
+            v_part.add_(x.to(v.dtype))
+            torch.ge(v_part, one, out=fired)
             if reset is Reset.SUBTRACT:
-                v_part.sub_(s)
+                v_part.sub_(fired)
             else:
-                v_part.addcmul_(v_part, s, value=-1)  # v - v = 0 where it fired, exactly
+                v_part.addcmul_(v_part, fired, value=-1)  # v - v = 0 where it fired, exactly
             if c_part is not None:
-                c_part.add_(s)
+                c_part.add_(fired)
+            if own is not None:
+                s.copy_(fired)
     return spikes
 
 
