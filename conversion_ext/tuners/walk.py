@@ -273,11 +273,11 @@ class _Lane:
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def _spikes(self, node: Node, part: int, known: dict[Node, Any] | None = None) -> Tensor:
-        """Return the spikes of a site, [T*N, ...] in bytes."""
+        """Return the spikes of a site, [T*N, ...] in bytes where they fit."""
         site, source = self.sites[node], node.args[0]
         assert isinstance(source, Node)
         assert self.steps is not None
         reset(site)
         spikes = site.spikes(self.value(source, part, known), self.steps)
         reset(site)
-        return spikes.to(torch.int8)
+        return spikes.to(torch.int8 if site.spec.levels < 128 else torch.int32)

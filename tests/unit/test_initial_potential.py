@@ -62,6 +62,16 @@ def test_mean_outputs_come_closer(name, granularity, neuron):
     assert gaps[1].sum() < 0.8 * gaps[0].sum()
 
 
+def test_bursts_of_many_spikes_reach_the_next_layer():
+    """With 300 spikes in a step nothing is lost, so nothing is to be added; a count that overflowed would show."""
+    torch.manual_seed(0)
+    ann = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 5), nn.ReLU(), nn.Linear(5, 2)).double()
+    x = torch.randn(50, 6, dtype=torch.float64)
+    snn = converted(ann, x, InitialPotential(), neuron=cx.neurons.BurstIF(300), T=2)
+    assert (cx.simulate(snn, x, 2).firing_rate["1"] > 128).any()
+    assert all((site.v_init - 0.5).abs().max() < 1 for site in snn.sites().values())
+
+
 def test_per_neuron_fixes_the_size_of_the_input():
     ann = make_live(zoo.Residual(), *zoo.IMAGE)
     x = live_inputs(ann, *zoo.IMAGE)
