@@ -175,7 +175,7 @@ class Moments:
         start = torch.arange(self.channels, device=x.device)[:, None] * self.OCTAVES
         for part in slices(x):
             mantissa, exponent = torch.frexp(part if part.dtype == torch.float64 else part.float())
-            m = torch.ldexp(mantissa, torch.tensor(self.BITS)).round_().long()
+            m = (mantissa * 2.0**self.BITS).round_().long()
             row = (exponent.long() - self.LOWEST).clamp_(0, self.OCTAVES - 1) + start
             self.sums.index_add_(0, row.flatten(), torch.stack((m, m * m), -1).flatten(0, -2))
 
