@@ -50,14 +50,14 @@ def convert(
 ) -> Root:
     """Return a spiking network that computes what ``ann`` computes, as modules of ``backend``.
 
-    ``calibration``: a tensor [N, ...] or a re-iterable of batches as a DataLoader yields them, or
-    the ``Calibration`` made of them; under torch.distributed every process gives its own part. ``recipe``: a name
-    from ``conversion_ext.recipes.names()`` or a :class:`Recipe`; ``T``: the steps to optimise for, None for none in
+    ``calibration``: a tensor [N, ...], a re-iterable of batches as a DataLoader yields them, or the ``Calibration``
+    made of them; under torch.distributed each process gives its own part, ``[]`` for none. ``recipe``: a name from
+    ``conversion_ext.recipes.names()`` or a :class:`Recipe`; ``T``: the steps to optimise for, None for none in
     particular. ``fold`` puts thresholds into weights, so spikes are {0, 1}; ``graded=False`` refuses operations
     whose output is not spikes; ``relay`` adds spiking neurons where a weight layer would see sums or averages.
-    ``forward(model, batch)`` calls a network of several inputs; modules under the paths
-    ``skip`` stay analog, those in ``leaf`` (types or paths) are not traced into. ``generator`` seeds
-    what is random in the network (a spiking softmax), by default with 0. The model is never modified.
+    ``forward(model, batch)`` calls a network of several inputs; modules under the paths ``skip`` stay analog, those in
+    ``leaf`` (types or paths) are not traced into. ``generator`` seeds what is random in the network (a spiking
+    softmax), by default with 0. The model is never modified.
 
     Raises UnsupportedError with every obstacle found, CalibrationError for data that cannot be used.
     """

@@ -102,8 +102,9 @@ def simulate(
     require(not unknown, f"record={list(record)}: {unknown} cannot be recorded; there are {', '.join(RECORDS)}.")
     require(time_chunk is None or time_chunk >= 1, f"time_chunk={time_chunk}: give a number of steps >= 1, or None.")
     if "potential" in record:
-        time_chunk = block  # a neuron shows its potential after a call, so every step must be one
-        require(plan.together == 1, "record=('potential',) needs single steps, which OffsetSpike does not take.")
+        time_chunk = 1  # a neuron shows its potential after a call, so every step must be one
+        single = block == 1 and plan.together == 1
+        require(single, "record=('potential',) needs single steps, so block=1 and a recipe without OffsetSpike.")
     with Recorder(snn, record) as recorder:
         outputs = run(
             Engine(snn, dtype, weights),

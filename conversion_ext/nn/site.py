@@ -18,6 +18,8 @@ from conversion_ext.types import Granularity, PerChannel, Steps
 
 __all__ = ["ExpandTime", "Function", "SpikingSite", "depths"]
 
+PIECE = 1 << 17  # elements of a piece of a block: what fits a cache
+
 
 class SpikingSite(nn.Module):
     """Replace an activation by neurons of threshold 1: ``x -> /lambda -> neuron -> *lambda``.
@@ -108,10 +110,12 @@ class SpikingSite(nn.Module):
 
     def _mean_spikes(self, z: Tensor, K: int) -> Tensor:
         """Return the mean [N, ...] of the spikes of K steps under the current z [N, ...]."""
-        # One step at a time: K of them at once would take K times the memory.
+        # All steps at once would take K times the memory, and steps one by one cost more to call than to compute.
+        most = max(1, PIECE // max(z.numel(), 1))
         total = torch.zeros_like(z, dtype=state_dtype(z.dtype))
-        for _ in range(K):
-            total = accumulate(total, self.stepping(self, z.unsqueeze(0)).squeeze(0))
+        for first in range(0, K, most):
+            spikes = self.stepping(self, z.expand(min(most, K - first), *z.shape))
+            total = accumulate(total, spikes[0] if len(spikes) == 1 else spikes.sum(0, dtype=total.dtype))
         return (total / K).to(z.dtype)
 
     @property
