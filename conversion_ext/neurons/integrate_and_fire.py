@@ -113,10 +113,13 @@ class BurstIF(Neuron):
     def step(self, x: Tensor, state: State, heaviside: Heaviside) -> tuple[Tensor, State]:
         """Charge, send as many spikes as there are whole thresholds, or take some back, count."""
         m = state[0] + x
-        # Thresholds lie at lowest, ..., max_spikes; the nearest one decides between the number below it and itself.
-        lowest = 1 - state[1].clamp_max(self.max_spikes) if self.signed else 1
-        nearest = m.detach().round().clamp_max_(self.max_spikes).clamp_min_(lowest)
-        s = nearest - 1 + heaviside(m - nearest)
+        least = -state[1].clamp_max(self.max_spikes) if self.signed else 0
+        if not m.requires_grad:
+            s = m.floor().clamp_max_(self.max_spikes).clamp_min_(least)
+        else:
+            # The threshold nearest to m decides between the number below it and its own: the same, with a gradient.
+            nearest = m.detach().round().clamp_max_(self.max_spikes).clamp_min_(least + 1)
+            s = nearest - 1 + heaviside(m - nearest)
         return s, (m - s, *(count + s.detach() for count in state[1:]))
 
 
