@@ -1,4 +1,4 @@
-"""The command line: ``python -m conversion_ext demo | methods | check``."""
+"""The command line: ``python -m conversion_ext demo | methods | check | bench``."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 ``check`` found problems, 2 wrong request."""
     parser = argparse.ArgumentParser(prog="python -m conversion_ext", description="ANN to SNN conversion.")
     commands = parser.add_subparsers(required=True, metavar="command")
-    for name, add in {"demo": _add_demo, "methods": _add_methods, "check": _add_check}.items():
+    for name, add in {"demo": _add_demo, "methods": _add_methods, "check": _add_check, "bench": _add_bench}.items():
         doc = inspect.getdoc(add) or ""
         add(commands.add_parser(name, help=doc, description=doc))
     options = parser.parse_args(arguments)
@@ -187,6 +187,29 @@ def _model(path: str) -> nn.Module:
         f"{path!r} gave a {type(model).__name__}; it must be, or return, a torch.nn.Module.",
     )
     return model
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    """Measure simulation on this machine beside T forward passes of the ANN and the framework's own loop."""
+    parser.add_argument("--backend", help="spikingjelly, snntorch or reference; default: the first installed")
+    parser.add_argument("--T", type=_positive, default=32, help="time steps (default: 32)")
+    parser.add_argument("--batch", type=_positive, nargs="+", default=[1, 64], help="batch sizes (default: 1 64)")
+    parser.add_argument("--repeats", type=_positive, default=5, help="runs of which the median counts (default: 5)")
+    parser.set_defaults(run=_bench)
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from conversion_ext import bench
+
+    print(bench.report(options.backend, options.T, tuple(options.batch), options.repeats))
+    return 0
+
+
+def _positive(text: str) -> int:
+    """Parse a number of steps, samples or runs."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number >= 1")
+    return int(text)
 
 
 if __name__ == "__main__":
