@@ -65,7 +65,11 @@ class Engine:
         """Yield (K, output [K*N, ...]) of ``chunks`` of K steps under constant current, the prologue run once."""
         static = self.prologue(*inputs)
         for K in chunks:
-            yield K, self._wide(self.main(*static, Steps(K, constant=True, block=block)))
+            yield K, self.advance(static, K, block)
+
+    def advance(self, static: tuple[Any, ...], K: int, block: int = 1) -> Any:
+        """Return the output [K*N, ...] of the next K steps (or blocks) under what the prologue made of the input."""
+        return self._wide(self.main(*static, Steps(K, constant=True, block=block)))
 
     def sequence(self, read: Reader, chunks: Iterable[int], block: int = 1) -> Iterator[tuple[int, Any]]:
         """Yield (K, output [K*N, ...]) for inputs ``read(first, K)``, each [K, N, ...]."""
@@ -108,6 +112,10 @@ class Decoder:
         """Return the tensors of the output after the steps so far."""
         pairs = zip(self.memories, self.dtypes, strict=True)
         return [self.readout.decode(memory, self.t).to(dtype) for memory, dtype in pairs]
+
+    def keep(self, index: Tensor) -> None:
+        """Go on with the samples ``index``."""
+        self.memories = [tuple(part[index] for part in memory) for memory in self.memories]
 
     def nest(self, leaves: list[Tensor]) -> Any:
         """Put leaves back into the structure of the output."""

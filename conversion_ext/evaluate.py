@@ -15,8 +15,9 @@ from conversion_ext.distributed import all_or_none, merged, rank
 from conversion_ext.engine import Engine
 from conversion_ext.errors import CalibrationError, require
 from conversion_ext.nn.root import Root, reset
+from conversion_ext.recorder import Recorder
 from conversion_ext.schedule import schedule
-from conversion_ext.simulate import Recorder, run, times
+from conversion_ext.simulate import run, times
 
 __all__ = ["Evaluation", "evaluate"]
 

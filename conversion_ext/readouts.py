@@ -7,11 +7,21 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from conversion_ext.confidence import Confidence
 from conversion_ext.delay import estimate_start
 from conversion_ext.errors import require
 from conversion_ext.nn.stateful import accumulate, state_dtype
 
-__all__ = ["FirstSpike", "MeanOutput", "MembranePotential", "Population", "Readout", "SpikeCount", "estimate_start"]
+__all__ = [
+    "Confidence",
+    "FirstSpike",
+    "MeanOutput",
+    "MembranePotential",
+    "Population",
+    "Readout",
+    "SpikeCount",
+    "estimate_start",
+]
 
 Memory = tuple[Tensor, ...]
 """What a readout remembers, each [N, ...] in float32 or wider."""

@@ -11,21 +11,19 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from conversion_ext.batches import check_inputs
+from conversion_ext.confidence import Confidence
+from conversion_ext.early_exit import run_until_sure
 from conversion_ext.encoders.base import encoded
 from conversion_ext.engine import Decoder, Engine, Reader
 from conversion_ext.errors import require
 from conversion_ext.nn.root import Root
 from conversion_ext.nn.root import reset as forget
-from conversion_ext.nn.site import SpikingSite
-from conversion_ext.nn.stateful import state_dtype
-from conversion_ext.nn.stepping import Stepping
 from conversion_ext.readouts import Readout
 from conversion_ext.recipe import Recipe
+from conversion_ext.recorder import RECORDS, Recorder
 from conversion_ext.schedule import Schedule, schedule
 
-__all__ = ["RECORDS", "Recorder", "Simulation", "run", "simulate", "times"]
-
-RECORDS = ("spikes", "potential")
+__all__ = ["Simulation", "run", "simulate", "times"]
 
 
 @dataclass
@@ -38,6 +36,7 @@ class Simulation:
     ``spikes``, and they are in ``total_steps``, the steps that a neuron makes, but not in ``firing_rate``.
     ``latency_steps``: from the first input to the decision, end to end, so that what waits for its predecessor adds
     up over depth (see ``schedule``). ``recorded``: {quantity: {site: [T, N, ...]}}, a warm-up included.
+    ``steps``: with ``exit``, the steps [N] after which each sample was let go; rates and ``output`` are those of then.
     """
 
     outputs: Any
@@ -47,6 +46,7 @@ class Simulation:
     total_steps: int
     latency_steps: int
     recorded: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    steps: Tensor | None = None
 
     @property
     def output(self) -> Any:
@@ -71,6 +71,7 @@ def simulate(
     time_chunk: int | None = None,
     block: int = 1,
     reset: bool = True,
+    exit: Confidence | None = None,  # noqa: A002
     dtype: str | torch.dtype | None = None,
     weights: str | None = None,
     generator: torch.Generator | None = None,
@@ -86,6 +87,9 @@ def simulate(
     ``block`` K: every site waits for K steps of its input and takes their mean as its current for K steps, so weight
     layers run T/K times and spike trains of other sites cannot be uneven within a block; outputs exist at block
     ends. K = T gives the :func:`twin`. A site starts K-1 steps after the one before it.
+
+    ``exit``: a rule such as ``readouts.Confidence(0.9)`` lets go of every sample whose decision is stable; there is
+    one output then, that of the step at which each sample left.
 
     ``dtype="bfloat16"`` rounds the weights, and the currents that they emit, of all layers between the first spikes
     and the readout; ``weights="int8"`` only those weights, to 8 bits with a scale per output channel (for accuracy:
@@ -105,20 +109,26 @@ def simulate(
         time_chunk = 1  # a neuron shows its potential after a call, so every step must be one
         single = block == 1 and plan.together == 1
         require(single, "record=('potential',) needs single steps, so block=1 and a recipe without OffsetSpike.")
+    engine, left = Engine(snn, dtype, weights), None
     with Recorder(snn, record) as recorder:
-        outputs = run(
-            Engine(snn, dtype, weights),
-            inputs,
-            plan,
-            steps,
-            recorder,
-            readout,
-            time_chunk,
-            x_seq is not None,
-            generator,
-        )
-    rates, spikes, kept = recorder.rates(plan.T), recorder.spikes(), recorder.recorded()
-    return Simulation(outputs, steps, rates, spikes, plan.total_steps, plan.latency_steps, kept)
+        if exit is not None:
+            _check_exit(snn, plan, at is None and x_seq is None and not record and reset)
+            steps, decoder = (plan.T,), Decoder(readout or snn.conversion.recipe.readout)
+            output, left = run_until_sure(engine, inputs, plan.T, recorder, decoder, exit)
+            outputs = output.unsqueeze(0)
+        else:
+            sequence = x_seq is not None
+            outputs = run(engine, inputs, plan, steps, recorder, readout, time_chunk, sequence, generator)
+    rates, spikes, kept = recorder.rates(plan.T if left is None else left), recorder.spikes(), recorder.recorded()
+    return Simulation(outputs, steps, rates, spikes, plan.total_steps, plan.latency_steps, kept, left)
+
+
+def _check_exit(snn: Root, plan: Schedule, plain: bool) -> None:
+    require(
+        plain and plan.block == 1 and plan.total_steps == plan.T and snn.conversion.recipe.encoder.constant,
+        "exit= lets samples go at different steps, which needs a constant input x, single steps from a reset and no "
+        "tuner that acts while simulating; leave out x_seq=, at=, record=, block= and reset=False.",
+    )
 
 
 def run(
@@ -203,56 +213,3 @@ def times(at: Iterable[int] | None, T: int, block: int = 1) -> tuple[int, ...]:
         + (f", multiples of block={block}." if block > 1 else "."),
     )
     return steps
-
-
-class Recorder:
-    """While open, counts the spikes of every site and keeps what was asked for; no hook outlives it."""
-
-    def __init__(self, snn: Root, record: Sequence[str] = ()) -> None:
-        self.sites = snn.sites()
-        self.record = record
-        self.counts: dict[str, Tensor] = {}
-        self.before: dict[str, Tensor] = {}  # spikes per sample before `begin`
-        self.kept: dict[str, dict[str, list[Tensor]]] = {name: {key: [] for key in self.sites} for name in record}
-        self.handles: list[Any] = []
-
-    def __enter__(self) -> Recorder:
-        for site in self.sites.values():
-            site.counts = self.counts if site.counts_spikes else None
-            if self.record or not site.counts_spikes:
-                self.handles.append(site.stepping.register_forward_hook(self._hook))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for site in self.sites.values():
-            site.counts = None
-        for handle in self.handles:
-            handle.remove()
-
-    def _hook(self, _: Stepping, args: tuple[Any, ...], spikes: Tensor) -> None:
-        """Take up the spikes [T, N, ...] that a site emitted in a call."""
-        site: SpikingSite = args[0]
-        if site.counts is None:
-            count = spikes.abs().sum(0, dtype=state_dtype(spikes.dtype))
-            self.counts[site.key] = count + self.counts[site.key] if site.key in self.counts else count
-        if "spikes" in self.record:
-            self.kept["spikes"][site.key].append(spikes)
-        if "potential" in self.record:
-            potential = site.start(spikes[0]) if site.potential is None else site.potential.clone()
-            self.kept["potential"][site.key].append(potential.unsqueeze(0))
-
-    def begin(self) -> None:
-        """Count anew, after a warm-up."""
-        self.before, self.counts = self.spikes(), {}
-
-    def spikes(self) -> dict[str, Tensor]:
-        """Return {site: spikes per sample [N]}, those before ``begin`` included."""
-        return {key: count.flatten(1).sum(1) + self.before.get(key, 0) for key, count in self.counts.items()}
-
-    def rates(self, T: int) -> dict[str, Tensor]:
-        """Return {site: spikes per step}."""
-        return {key: self.counts[key] / T for key in self.sites if key in self.counts}
-
-    def recorded(self) -> dict[str, dict[str, Tensor]]:
-        """Return {quantity: {site: [T, N, ...]}}."""
-        return {name: {k: torch.cat(v) for k, v in series.items() if v} for name, series in self.kept.items()}

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_map
@@ -16,7 +17,7 @@ from conversion_ext.nn.site import SpikingSite
 from conversion_ext.nn.stateful import Memory, Stateful
 from conversion_ext.types import Steps
 
-__all__ = ["Root", "fold_time", "map_state", "reset", "unfold_time"]
+__all__ = ["Root", "fold_time", "keep_samples", "map_state", "reset", "unfold_time"]
 
 
 class Root(nn.Module):
@@ -142,3 +143,11 @@ def map_state(snn: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
                 module.backend.set_state(module.neuron, tuple(change(part) for part in state))
         elif isinstance(module, Memory):
             module.map_state(change)
+
+
+def keep_samples(snn: nn.Module, index: Tensor) -> None:
+    """Let ``snn`` go on with some of its samples: their numbers ``index`` in the present batch."""
+    map_state(snn, lambda part: torch.index_select(part, 0, index, out=torch.empty_like(part[: len(index)])))
+    for module in snn.modules():
+        if isinstance(module, Stateful):
+            module.forget_shapes()

@@ -148,6 +148,10 @@ class Stateful(Memory):
     def _unused(self) -> dict[str, Any]:
         return {**super()._unused(), "_seen": (None,) * self.inputs}
 
+    def forget_shapes(self) -> None:
+        """Accept steps of another shape from now on, for whoever has changed the state accordingly."""
+        self._seen = (None,) * self.inputs
+
     def forward(self, *args: Tensor | Steps) -> Tensor:
         """Return the outputs of the steps given, in the layout in which they were given."""
         steps = args[-1] if args and isinstance(args[-1], Steps) else None
