@@ -140,10 +140,10 @@ def find_sites(model: GraphModule) -> list[Site]:
     return sites
 
 
-def resolve_recipe(recipe: str | Recipe) -> tuple[str, Recipe]:
-    """Return (name, recipe) for a name or a value."""
+def resolve_recipe(recipe: str | Recipe, T: int | None = None) -> tuple[str, Recipe]:
+    """Return (name, recipe) for a name or a value, as it is used for T steps."""
     if isinstance(recipe, str):
-        return recipe, recipes.get(recipe)
+        return recipe, recipes.for_steps(recipe, T)
     if not isinstance(recipe, Recipe):
         raise TypeError(f"recipe is a {type(recipe).__name__}; pass a name ({', '.join(recipes.names())}) or a Recipe.")
     return "custom", recipe

@@ -66,13 +66,15 @@ def convert(
         T is None or (isinstance(T, int) and not isinstance(T, bool) and T >= 1),
         f"T={T!r}: the number of time steps to optimise for is an integer >= 1, or None.",
     )
-    name, recipe = resolve_recipe(recipe)
+    name, recipe = resolve_recipe(recipe, T)
     framework = get_backend(backend)
     root = framework.root()
     normalizer = recipe.normalizer
     calibrated = [tuner for tuner in recipe.tuners if tuner.needs_calibration]
     asks = [*([normalizer] if normalizer.needs_T else []), *calibrated]
     require(T is not None or not asks, f"{asks} need the number of time steps: pass T=.")
+    if T is not None:
+        recipe.block_of(T)
     data = _data(calibration, normalizer, calibrated, example_input)
     traced = trace(ann, example_of(ann, data, example_input, forward), recipe, graded, relay, skip, leaf)
     model, sites, notes = traced.model, traced.sites, traced.notes
@@ -85,7 +87,8 @@ def convert(
     if calibrated:
         assert T is not None
         assert data is not None
-        walk(Task(captured, model, data, lambda batch: call_inputs(batch, forward), T, progress), calibrated)
+        block = recipe.block_of(T)
+        walk(Task(captured, model, data, lambda batch: call_inputs(batch, forward), T, block, progress), calibrated)
     notes += fold_units(model, traced.inputs) if fold else []
     for tuner in recipe.tuners:
         if isinstance(tuner, SteppingTuner):

@@ -58,7 +58,7 @@ def evaluate(
     at: Iterable[int] | None = None,
     time_chunk: int | None = None,
     generator: torch.Generator | None = None,
-    block: int = 1,
+    block: int | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """Return the accuracy of ``snn`` over a labelled ``loader`` after the steps ``at`` (default: 1 ... T).
@@ -74,7 +74,7 @@ def evaluate(
     )
     reset(snn)
     plan = schedule(snn, T, block)
-    steps = times(at, T, block)
+    steps = times(at, T, plan.block)
     # One for all batches, and one of its own for every process, or each would see the same noise.
     noise = generator or torch.Generator().manual_seed(rank())
     was_training = ann is not None and ann.training

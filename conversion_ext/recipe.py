@@ -24,8 +24,9 @@ class Recipe:
 
     ``family`` says what the neurons of ReLU sites emit, so that binary and signed methods are never mixed up;
     ``signed_encoder`` makes spikes of values of either sign (LeakyReLU, PReLU, relays). ``relay`` asks for relays
-    as ``convert(relay=True)`` does. A ``readout`` that is ``spiking`` gets neurons behind the last layer;
-    ``demands`` are what the method asks of a network, which is refused where it does not meet them.
+    as ``convert(relay=True)`` does. ``block``: the steps for which a site waits in a simulation (see
+    ``simulate``), None for all T; tuners tune for that. A ``readout`` that is ``spiking`` gets neurons behind the last
+    layer; ``demands`` are what the method asks of a network, which is refused where it does not meet them.
 
     >>> Recipe(normalizer=Percentile(99.9), neuron=IF(v_init=0.0)).max_pool
     'count'
@@ -41,6 +42,7 @@ class Recipe:
     family: Family = Family.BINARY
     signed_encoder: SignedEncoder = field(default_factory=SignedEncoder)
     relay: bool = False
+    block: int | None = 1
     demands: tuple[Demand, ...] = ()
 
     def __post_init__(self) -> None:
@@ -64,6 +66,10 @@ class Recipe:
             f"Recipe(demands={self.demands!r}): give a tuple of demands such as (NoBias(),).",
             TypeError,
         )
+        require(
+            self.block is None or (isinstance(self.block, int) and self.block >= 1),
+            f"Recipe(block={self.block!r}): give a number of steps >= 1, or None for all T.",
+        )
         for tuner in self.tuners:
             tuner.check(self.neuron)
         pacing = [tuner for tuner in self.tuners if isinstance(tuner, SteppingTuner)]
@@ -79,6 +85,16 @@ class Recipe:
             f"Recipe(readout={self.readout!r}) counts single spikes, and {self.neuron!r} sends several at once; read "
             "MeanOutput().",
         )
+
+    def block_of(self, T: int, block: int | None = None) -> int:
+        """Return the steps for which a site waits in a simulation of T steps, ``block`` of them where that is given."""
+        block = self.block if block is None else block
+        block = T if block is None else block
+        require(
+            isinstance(block, int) and block >= 1 and T % block == 0,
+            f"block={block!r}: a block is a number of steps that divides T={T}; give a divisor, 1 for single steps.",
+        )
+        return block
 
     def neuron_of(self, site: Site) -> Neuron:
         """Return the neuron for a ReLU site: the recipe's, or the one that its activation was trained for."""

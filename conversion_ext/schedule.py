@@ -28,8 +28,10 @@ class Schedule:
     latency_steps: int
 
 
-def schedule(snn: Root, T: int | None, block: int = 1, length: int | None = None) -> Schedule:
-    """Return the schedule of T steps; ``length`` is that of a sequence of frames, a warm-up included.
+def schedule(snn: Root, T: int | None, block: int | None = None, length: int | None = None) -> Schedule:
+    """Return the schedule of T steps in blocks of ``block`` (None: the recipe's).
+
+    ``length`` is that of a sequence of frames, a warm-up included.
 
     A spike reaches the next site within its step, so a plain network decides after T steps. What waits adds up along
     the longest chain of sites. Blocks of K: a site takes its first step together with the last one of its
@@ -45,10 +47,8 @@ def schedule(snn: Root, T: int | None, block: int = 1, length: int | None = None
         require(T + warm_up <= length, f"T={T}{before}, but x_seq holds {length} steps; give T <= {length - warm_up}.")
     require(isinstance(T, int) and T >= 1, f"T={T!r}: the number of time steps is an integer >= 1.")
     assert T is not None
-    require(
-        isinstance(block, int) and block >= 1 and T % block == 0,
-        f"block={block!r}: a block is a number of steps that divides T={T}; give a divisor, 1 for single steps.",
-    )
+    recipe = snn.conversion.recipe
+    block = recipe.block_of(T, block)
     wait = max((s.wait for s in steppings), default=0)
     together = max((s.together for s in steppings), default=1)
     require(
@@ -61,7 +61,7 @@ def schedule(snn: Root, T: int | None, block: int = 1, length: int | None = None
         "and name earlier outputs with at=.",
     )
     chain = max(depths(snn.body).values(), default=0)
-    waited = length is not None or not snn.conversion.recipe.encoder.constant
+    waited = length is not None or not recipe.encoder.constant
     late = (block - 1) * max(0, chain if waited else chain - 1)
     late += max(depths(snn.body, lambda site: site.stepping.wait).values(), default=0)
     started = any(s.t for s in steppings)  # a simulation that goes on has been through these steps

@@ -69,7 +69,7 @@ def simulate(
     at: Iterable[int] | None = None,
     record: Sequence[str] = (),
     time_chunk: int | None = None,
-    block: int = 1,
+    block: int | None = None,
     reset: bool = True,
     exit: Confidence | None = None,  # noqa: A002
     dtype: str | torch.dtype | None = None,
@@ -84,9 +84,9 @@ def simulate(
     default that of seed 0. ``time_chunk`` steps run per call, chosen
     automatically; memory grows with it and with ``at``, not with T. ``reset=False`` goes on from the present state.
 
-    ``block`` K: every site waits for K steps of its input and takes their mean as its current for K steps, so weight
-    layers run T/K times and spike trains of other sites cannot be uneven within a block; outputs exist at block
-    ends. K = T gives the :func:`twin`. A site starts K-1 steps after the one before it.
+    ``block`` K (by default the recipe's, mostly 1): every site waits for K steps of its input and takes their mean as
+    its current for K steps, so weight layers run T/K times and spike trains of other sites cannot be uneven within a
+    block; outputs exist at block ends. K = T gives the :func:`twin`. A site starts K-1 steps after the one before it.
 
     ``exit``: a rule such as ``readouts.Confidence(0.9)`` lets go of every sample whose decision is stable; there is
     one output then, that of the step at which each sample left.
@@ -101,13 +101,13 @@ def simulate(
         forget(snn)
     length = None if x_seq is None else next(len(v) for v in inputs if isinstance(v, Tensor))
     plan = schedule(snn, T, block, length)
-    steps = times(at, plan.T, block)
+    steps = times(at, plan.T, plan.block)
     unknown = [name for name in record if name not in RECORDS]
     require(not unknown, f"record={list(record)}: {unknown} cannot be recorded; there are {', '.join(RECORDS)}.")
     require(time_chunk is None or time_chunk >= 1, f"time_chunk={time_chunk}: give a number of steps >= 1, or None.")
     if "potential" in record:
         time_chunk = 1  # a neuron shows its potential after a call, so every step must be one
-        single = block == 1 and plan.together == 1
+        single = plan.block == 1 and plan.together == 1
         require(single, "record=('potential',) needs single steps, so block=1 and a recipe without OffsetSpike.")
     engine, left = Engine(snn, dtype, weights), None
     with Recorder(snn, record) as recorder:

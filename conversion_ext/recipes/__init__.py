@@ -6,17 +6,29 @@ from conversion_ext.recipe import Recipe
 from conversion_ext.registry import Registry, import_siblings
 from conversion_ext.retrain import average_pooling, replace_relu
 
-__all__ = ["average_pooling", "get", "items", "names", "register_recipe", "replace_relu"]
+__all__ = ["average_pooling", "for_steps", "get", "items", "names", "register_recipe", "replace_relu"]
 
 _recipes: Registry[Recipe] = Registry("recipe")
+_untimed: dict[str, Recipe] = {}
 get = _recipes.get
 items = _recipes.items
 names = _recipes.names
 
 
-def register_recipe(name: str, recipe: Recipe) -> Recipe:
-    """Add a recipe under ``name``, after which ``convert(..., recipe=name)`` finds it."""
+def register_recipe(name: str, recipe: Recipe, *, without_T: Recipe | None = None) -> Recipe:
+    """Add a recipe under ``name``, after which ``convert(..., recipe=name)`` finds it.
+
+    ``without_T`` takes its place where ``convert`` is given no number of steps.
+    """
+    if without_T is not None:
+        _untimed[name] = without_T
     return _recipes.register(name, recipe)
+
+
+def for_steps(name: str, T: int | None) -> Recipe:
+    """Return the recipe called ``name`` as ``convert`` uses it for T steps, or for no particular number (None)."""
+    recipe = get(name)
+    return recipe if T is not None else _untimed.get(name, recipe)
 
 
 import_siblings(__name__, list(__path__))

@@ -1,18 +1,24 @@
-"""The recipe that ``convert`` uses when none is named."""
+"""The recipes that ``convert`` uses when none of the literature is named, one for each family of spikes.
+
+With T: thresholds per channel of least squared error for T steps, then weights and biases corrected layer by layer.
+Without: the 99.9th percentile per channel, which suits any number of steps and none in particular.
+"""
 
 from __future__ import annotations
 
-from conversion_ext.neurons import IF, BurstIF, SignedIF
-from conversion_ext.normalizers import Percentile
+from conversion_ext.neurons import IF, BurstIF, Neuron, SignedIF
+from conversion_ext.normalizers import MeanSquaredError, Percentile
 from conversion_ext.recipe import Recipe
 from conversion_ext.recipes import register_recipe
-from conversion_ext.types import Family, PerChannel
+from conversion_ext.tuners import BiasCorrection, WeightCompensation
 
-register_recipe("default", Recipe(Percentile(99.9, granularity=PerChannel()), IF(v_init=0.5)))
-register_recipe(
-    "default-signed", Recipe(Percentile(99.9, granularity=PerChannel()), SignedIF(v_init=0.5), family=Family.SIGNED)
-)
-register_recipe(
-    "default-multilevel",
-    Recipe(Percentile(99.9, granularity=PerChannel()), BurstIF(v_init=0.5), family=Family.MULTI_LEVEL),
-)
+
+def _register(name: str, neuron: Neuron) -> None:
+    tuners = (WeightCompensation(), BiasCorrection())
+    timed = Recipe(MeanSquaredError(), neuron, tuners=tuners, family=neuron.family)
+    register_recipe(name, timed, without_T=Recipe(Percentile(99.9), neuron, family=neuron.family))
+
+
+_register("default", IF(v_init=0.5))
+_register("default-signed", SignedIF(v_init=0.5))
+_register("default-multilevel", BurstIF(v_init=0.5))

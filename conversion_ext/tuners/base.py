@@ -24,9 +24,10 @@ __all__ = ["ResidualTuner", "SteppingTuner", "Task", "Tuner", "register_tuner", 
 
 @dataclass(frozen=True)
 class Task:
-    """What a tuner works on: the ANN's graph, the spiking body made of it (unfolded), data, and T steps.
+    """What a tuner works on: the ANN's graph, the spiking body made of it (unfolded), and data.
 
-    ``batches`` can be read any number of times; ``inputs(batch)`` returns the positional inputs of the network.
+    T steps are run in blocks of ``block``. ``batches`` can be read any number of times; ``inputs(batch)`` returns the
+    positional inputs of the network.
     """
 
     ann: GraphModule
@@ -34,6 +35,7 @@ class Task:
     batches: Iterable[Any]
     inputs: Callable[[Any], tuple[Any, ...]]
     T: int
+    block: int = 1
     progress: bool = True
 
 

@@ -122,11 +122,12 @@ class SiteStop(_Stop):
         return self._kept("current", part, lambda: self.pair.body.value(source, part))
 
     def emitted(self, part: int) -> Tensor:
-        """Return what the site, as it is now, emits in the T steps, [T, N, ...]."""
+        """Return what the site, as it is now, emits in the T steps, or its means over blocks of them, [T, N, ...]."""
+        steps = self.pair.steps
         reset(self.site)
-        emitted = self.site(self.current(part), Steps(self.T, constant=True))
+        emitted = self.site(self.current(part), steps)
         reset(self.site)
-        return emitted.unflatten(0, (self.T, -1))
+        return emitted.unflatten(0, (steps.T, -1))
 
 
 class _Pair:
@@ -134,10 +135,11 @@ class _Pair:
 
     def __init__(self, task: Task, shelf: Shelf) -> None:
         self.T = task.T
+        self.steps = Steps(task.T // task.block, constant=True, block=task.block)
         self.shelf = shelf
         self.count = self._read(task)
         self.ann = _Lane(task.ann, self.shelf, self.count, None)
-        self.body = _Lane(task.body, self.shelf, self.count, Steps(task.T, constant=True))
+        self.body = _Lane(task.body, self.shelf, self.count, self.steps)
         self.counterpart = {graph.key_of(node): node for node in task.ann.graph.nodes}
 
     def _read(self, task: Task) -> int:
@@ -256,7 +258,8 @@ class _Lane:
         if node in self.sites:
             spikes = self.shelf[key] if key in self.shelf else self._spikes(node, part, known)
             site = self.sites[node]
-            return site.emitted(spikes.to(site.threshold.dtype))
+            assert self.steps is not None
+            return site.emitted(spikes.to(site.threshold.dtype) / self.steps.block)
         if key in self.shelf:
             return self.shelf[key]
         if node.op == "get_attr":
@@ -273,11 +276,12 @@ class _Lane:
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def _spikes(self, node: Node, part: int, known: dict[Node, Any] | None = None) -> Tensor:
-        """Return the spikes of a site, [T*N, ...] in bytes where they fit."""
+        """Return the spikes of a site in each block, [T*N, ...], in bytes where they fit."""
         site, source = self.sites[node], node.args[0]
         assert isinstance(source, Node)
         assert self.steps is not None
         reset(site)
         spikes = site.spikes(self.value(source, part, known), self.steps)
         reset(site)
-        return spikes.to(torch.int8 if site.spec.levels < 128 else torch.int32)
+        most = site.spec.levels * self.steps.block
+        return (spikes * self.steps.block).round().to(torch.int8 if most < 128 else torch.int32)
