@@ -24,6 +24,8 @@ from conversion_ext.recipe import Recipe
 from conversion_ext.recipes import register_recipe
 from conversion_ext.simulate import Simulation, simulate
 from conversion_ext.synops import OperationCount, synops
+from conversion_ext.tune import TuneResult as TuneResult
+from conversion_ext.tune import tune
 from conversion_ext.tuners import BiasCorrection, WeightCompensation, register_tuner
 from conversion_ext.twin import Forecast, forecast, twin
 from conversion_ext.types import PerChannel, PerLayer, Reset
@@ -70,6 +72,7 @@ __all__ = [
     "reset",
     "simulate",
     "synops",
+    "tune",
     "tuners",
     "twin",
 ]

@@ -48,12 +48,12 @@ def schedule(snn: Root, T: int | None, block: int | None = None, length: int | N
     require(isinstance(T, int) and T >= 1, f"T={T!r}: the number of time steps is an integer >= 1.")
     assert T is not None
     recipe = snn.conversion.recipe
-    block = recipe.block_of(T, block)
+    K = recipe.block_of(T, block)
     wait = max((s.wait for s in steppings), default=0)
     together = max((s.together for s in steppings), default=1)
     require(
-        block == 1 or not (warm_up or wait),
-        f"block={block} and a tuner that acts while simulating both set the pace of the sites; use one of them.",
+        K == 1 or not (warm_up or wait),
+        f"block={K} and a tuner that acts while simulating both set the pace of the sites; use one of them.",
     )
     require(
         T >= together,
@@ -62,7 +62,7 @@ def schedule(snn: Root, T: int | None, block: int | None = None, length: int | N
     )
     chain = max(depths(snn.body).values(), default=0)
     waited = length is not None or not recipe.encoder.constant
-    late = (block - 1) * max(0, chain if waited else chain - 1)
+    late = (K - 1) * max(0, chain if waited else chain - 1)
     late += max(depths(snn.body, lambda site: site.stepping.wait).values(), default=0)
     started = any(s.t for s in steppings)  # a simulation that goes on has been through these steps
-    return Schedule(T, block, warm_up, together, warm_up + (0 if started else wait) + T, warm_up + late + T)
+    return Schedule(T, K, warm_up, together, warm_up + (0 if started else wait) + T, warm_up + late + T)

@@ -57,7 +57,7 @@ def contenders(ann: nn.Module, loader: DataLoader) -> Iterator[tuple[str, Callab
     )
     yield "ours, maximum per layer", ours(ann, loader, cx.Recipe(cx.Maximum()))
     yield "ours, 99.9% per layer", ours(ann, loader, cx.Recipe(cx.Percentile(99.9, granularity=cx.PerLayer())))
-    yield "ours, default", ours(ann, loader, cx.recipes.get("default"))
+    yield "ours, default", ours(ann, loader, cx.recipes.for_steps("default", None))
 
 
 def table(ann: nn.Module, data: Dataset, images: int) -> Iterator[str]:

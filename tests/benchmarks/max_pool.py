@@ -8,8 +8,6 @@ pool is the method "instant".
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
 
@@ -44,7 +42,7 @@ def main() -> None:
         with torch.no_grad():
             reference = (torch.cat([ann(part) for part in x.split(500)]).argmax(1) == y).double().mean().item()
         for method in METHODS:
-            recipe = replace(cx.recipes.get("default"), max_pool=method)
+            recipe = cx.Recipe(max_pool=method)
             snn = cx.convert(ann, list(calibration.split(256)), recipe=recipe, backend="reference", progress=False)
             row = " | ".join(f"{100 * a:.2f}" for a in accuracy(snn, x, y))
             print(f"| {name} | {100 * reference:.2f} | {method} | {row} |", flush=True)
