@@ -8,6 +8,7 @@ pool is the method "instant".
 from __future__ import annotations
 
 import argparse
+
 import torch
 from torch import Tensor, nn
 
