@@ -26,7 +26,7 @@ class Confidence:
     """
 
     threshold: float
-    every: int = 2
+    every: int = 4
     stable: int = 2
 
     def __post_init__(self) -> None:
@@ -63,7 +63,7 @@ class Confidence:
         return steps
 
     @classmethod
-    def calibrate(cls, outputs: Tensor, target: Tensor, loss: float = 0.001, every: int = 2, stable: int = 2) -> Self:
+    def calibrate(cls, outputs: Tensor, target: Tensor, loss: float = 0.001, every: int = 4, stable: int = 2) -> Self:
         """Return the smallest threshold that costs at most ``loss`` of the accuracy after all T steps.
 
         ``outputs`` [T, N, classes] of steps 1 ... T, as ``simulate(snn, x, T).outputs`` gives them, and ``target``

@@ -33,8 +33,9 @@ class Engine:
 
     def __init__(self, snn: Root, dtype: str | torch.dtype | None = None, weights: str | None = None) -> None:
         self.snn = snn
-        self.prologue = split(snn.body)[0]  # run once, so there is nothing to gain from fewer bits
-        self.main = split(narrowed(snn.body, dtype, weights))[1]
+        self.prologue, self.main = split(snn.body)
+        if dtype is not None or weights is not None:  # the prologue is run once: nothing to gain from fewer bits
+            self.main = split(narrowed(snn.body, dtype, weights))[1]
         self.narrow = dtype is not None
         self.sites = list(snn.sites().values())
         sizes = [shape.numel() for n in snn.body.graph.nodes if isinstance(shape := n.meta.get("shape"), torch.Size)]

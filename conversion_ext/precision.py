@@ -45,8 +45,6 @@ def narrowed(body: GraphModule, dtype: str | torch.dtype | None, weights: str | 
         f"dtype={dtype!r}: weight layers compute in one of {', '.join(DTYPES)}; None leaves them as they are.",
     )
     require(weights in (None, *WEIGHTS), f'weights={weights!r}: use "int8", or None to leave them as they are.')
-    if dtype is None and weights is None:
-        return body
     readout = {source for node in body.graph.nodes if node.op == "output" for source in node.all_input_nodes}
     new = GraphModule(body, body.graph)
     for node in body.graph.nodes:

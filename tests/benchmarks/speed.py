@@ -29,6 +29,7 @@ import conversion_ext as cx
 from conversion_ext.bench import Run, forwards, loop, medians, ours
 from conversion_ext.check import prepare
 from conversion_ext.data import load
+from conversion_ext.readouts import Confidence
 from tests.benchmarks.train import HELD_OUT, trained
 
 NETWORKS = ("vgg", "resnet20", "resnet18")
@@ -98,15 +99,26 @@ def calibration_seconds(ann: nn.Module, images: Tensor) -> dict[str, float]:
 
 
 def accuracy(ann: nn.Module, calibration: Tensor, T: int, images: int) -> Iterator[str]:
-    """Yield a row per precision: accuracy on held-out training images."""
-    x, y = (part[-HELD_OUT:][:images] for part in load("fashion-mnist").train.tensors)
+    """Yield a row per precision and for early exit: accuracy on held-out training images, and their mean steps.
+
+    The exit's threshold comes from as many other held-out images, for a loss of at most 0.1 points there.
+    """
+    x, y = (part[-HELD_OUT:] for part in load("fashion-mnist").train.tensors)
     snn = cx.convert(ann, calibration, backend="spikingjelly", progress=False)
-    precisions: dict[str, dict[str, Any]] = {
-        "float32": {}, "bfloat16": {"dtype": "bfloat16"}, "int8 weights": {"weights": "int8"},
+    seen = torch.cat([cx.simulate(snn, part, T).outputs for part in x[:images].split(250)], 1)
+    rule = Confidence.calibrate(seen, y[:images])
+    options: dict[str, dict[str, Any]] = {
+        "float32": {"at": [T]}, "bfloat16": {"at": [T], "dtype": "bfloat16"}, "int8": {"at": [T], "weights": "int8"},
+        "early exit": {"exit": rule},
     }  # fmt: skip
-    for name, options in precisions.items():
-        outputs = torch.cat([cx.simulate(snn, part, T, at=[T], **options).output for part in x.split(250)])
-        yield f"| {name} | {100 * (outputs.argmax(1) == y).double().mean():.2f} % of {len(y)} |"
+    yield f"\n| T = {T}, {images} images | accuracy | steps per image | ms per image |\n|---|---|---|---|"
+    for name, option in options.items():
+        start = time.perf_counter()
+        runs = [cx.simulate(snn, part, T, **option) for part in x[-images:].split(250)]
+        spent = 1e3 * (time.perf_counter() - start) / images
+        right = (torch.cat([run.output for run in runs]).argmax(1) == y[-images:]).double().mean()
+        steps = torch.cat([run.steps for run in runs if run.steps is not None] or [torch.tensor([T])]).double().mean()
+        yield f"| {name} | {100 * right:.2f} | {steps:.1f} | {spent:.2f} |"
 
 
 def peak(name: str, contender: str, batch: int, T: int) -> int:
