@@ -46,6 +46,18 @@ def bias_free(activation=nn.ReLU) -> nn.Sequential:
     return network
 
 
+@torch.enable_grad()
+def fit(ann: nn.Module, x: Tensor, y: Tensor, epochs: int) -> None:
+    """Train in place and leave in evaluation mode."""
+    optimizer = torch.optim.SGD(ann.train().parameters(), 0.05, momentum=0.9, weight_decay=5e-4)
+    for _ in range(epochs):
+        for index in torch.randperm(len(x)).split(64):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(ann(x[index]), y[index]).backward()
+            optimizer.step()
+    ann.eval()
+
+
 def deep(layers: int) -> tuple[nn.Module, Tensor]:
     """A chain of linear layers and ReLUs, and inputs in [0, 1]."""
     ann = nn.Sequential(*[m for _ in range(layers) for m in (nn.Linear(40, 40, bias=False), nn.ReLU())]).double()
@@ -269,6 +281,29 @@ def test_hunsberger_reads_his_window_of_the_rates_that_were_trained():
     torch.testing.assert_close(cx.simulate(snn, x, 200, at=(200,)).output, window)
 
 
+@pytest.mark.slow
+def test_training_with_noise_helps_where_few_spikes_are_read():
+    """Agreement with the ANN over a window of ten steps, in which the ripple of spikes is large; three networks."""
+    data = load("digits")
+    agreement = {}
+    for noise in (0.0, 20.0):
+        found = []
+        for seed in range(3):
+            torch.manual_seed(seed)
+            act = partial(SoftLIF, noise=noise)
+            ann = nn.Sequential(
+                nn.Flatten(), nn.Linear(64, 96), nn.BatchNorm1d(96), act(),
+                nn.Linear(96, 96), nn.BatchNorm1d(96), act(), nn.Linear(96, 10),
+            )  # fmt: skip
+            fit(ann, *data.train.tensors, epochs=10)
+            snn = converted(ann, data.train.tensors[0][:8], "hunsberger2016")
+            result = cx.evaluate(snn, [data.test.tensors], 70, at=(70,), ann=ann, progress=False)
+            assert result.agreement is not None
+            found.append(float(result.agreement[0]))
+        agreement[noise] = sum(found) / 3
+    assert agreement[20.0] > agreement[0.0] + 0.01, agreement
+
+
 # Bu et al. 2022 (AAAI), Li et al. 2021, Bu et al. 2025
 
 
@@ -324,15 +359,9 @@ def trained() -> tuple[nn.Module, Tensor, Tensor]:
         nn.Linear(96, 48), nn.ReLU(), nn.Linear(48, 10),
     )  # fmt: skip
     ann = cx.recipes.replace_relu(plain.train(), partial(QCFS, 4, threshold=2.0))
-    optimizer = torch.optim.SGD(ann.parameters(), 0.05, momentum=0.9, weight_decay=5e-4)
-    with torch.enable_grad():
-        for _ in range(14):
-            for index in torch.randperm(len(x)).split(64):
-                optimizer.zero_grad()
-                nn.functional.cross_entropy(ann(x[index]), y[index]).backward()
-                optimizer.step()
+    fit(ann, x, y, epochs=14)
     images, labels = data.test.tensors
-    return ann.eval(), images, labels
+    return ann, images, labels
 
 
 def test_on_a_network_trained_for_it_few_steps_are_enough_and_corrections_help(trained):
