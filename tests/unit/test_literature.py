@@ -24,7 +24,7 @@ from tests.live import live_inputs, make_live
 pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data", "ignore:Never active with these")
 PAPERS = (
     "cao2015", "diehl2015_model", "diehl2015_data", "rueckauer2017", "hu2018", "hunsberger2016", "bu2022", "bu2022_opi",
-    "li2021", "bu2025", "hao2023", "hao2023_cos",
+    "li2021", "li2021_advanced", "hu2018_compensated", "bu2025", "hao2023", "hao2023_cos",
 )  # fmt: skip
 
 
@@ -259,6 +259,16 @@ def test_hu_scales_shortcuts_and_that_is_better_than_not_to():
     assert errors[0] < 0.1 < errors[1]
 
 
+def test_compensation_pays_where_potentials_start_from_zero():
+    ann, x = deep(8)
+    recipe = replace(cx.recipes.get("hu2018_compensated"), readout=cx.readouts.MeanOutput())
+    error = [
+        float((cx.simulate(converted(ann, x, r, T=100), x, 100, at=(100,)).output - ann(x)).norm())
+        for r in (replace(recipe, tuners=()), recipe)
+    ]
+    assert error[1] < 0.7 * error[0]
+
+
 def _kinds(snn, module) -> list[str]:
     names = {node.meta.get("key") for node in snn.body.graph.nodes if node.op == "call_module"
              and snn.body.get_submodule(str(node.target)) is module}  # fmt: skip
@@ -329,9 +339,10 @@ def test_calibration_brings_means_closer_and_asks_for_t():
     with pytest.raises(ValueError, match="pass T="):
         converted(ann, x, "li2021", T=None)
     recipe = cx.recipes.get("li2021")
-    plain, light = (converted(ann, x, r, T=4) for r in (replace(recipe, tuners=()), recipe))
-    gap = [float((cx.simulate(snn, x, 4).output - ann(x)).mean(0).norm()) for snn in (plain, light)]
+    recipes = (replace(recipe, tuners=()), recipe, cx.recipes.get("li2021_advanced"))
+    gap = [float((cx.simulate(converted(ann, x, r, T=4), x, 4).output - ann(x)).mean(0).norm()) for r in recipes]
     assert gap[1] < gap[0]
+    assert gap[2] < gap[0]
 
 
 def test_balanced_thresholds_start_from_twice_the_mean():
