@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 import conversion_ext as cx
 from conversion_ext.data import load
 from tests.benchmarks.accuracy import spikingjelly
-from tests.benchmarks.train import HELD_OUT, trained
+from tests.benchmarks.train import CHECKPOINTS, HELD_OUT, trained
 
 # Each recipe on the network that its paper is about.
 RELU = ("rueckauer2017", "hu2018", "bu2022_opi", "li2021", "bu2025", "default", "default-signed", "default-multilevel")
@@ -103,6 +103,9 @@ def main() -> None:
     parser.add_argument("--final", type=int, help="a T to evaluate on all test images")
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
+    missing = [name for name in arguments.networks if not (CHECKPOINTS / f"{name}.pt").exists()]
+    if missing:
+        parser.error(f"no weights of {', '.join(missing)}: python -m tests.benchmarks.train {' '.join(missing)}")
     warnings.filterwarnings("ignore", message="Not active on the calibration data")
     torch.set_grad_enabled(False)
     split = load("fashion-mnist")
