@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from conversion_ext import graph
 from conversion_ext.nn.root import Root, map_state
 from conversion_ext.nn.stateful import state_dtype
 from conversion_ext.precision import narrowed
@@ -33,7 +35,7 @@ class Engine:
 
     def __init__(self, snn: Root, dtype: str | torch.dtype | None = None, weights: str | None = None) -> None:
         self.snn = snn
-        self.prologue, self.main = split(snn.body)
+        self.prologue, self.main = halves(snn.body)
         if dtype is not None or weights is not None:  # the prologue is run once: nothing to gain from fewer bits
             self.main = split(narrowed(snn.body, dtype, weights))[1]
         self.narrow = dtype is not None
@@ -121,6 +123,21 @@ class Decoder:
     def nest(self, leaves: list[Tensor]) -> Any:
         """Put leaves back into the structure of the output."""
         return tree_unflatten(leaves, self.spec)
+
+
+# A split compiles two modules, longer than many a step. A body that changes or is copied is split anew.
+_halves: WeakKeyDictionary[GraphModule, tuple[list[Any], tuple[GraphModule, GraphModule]]] = WeakKeyDictionary()
+
+
+def halves(body: GraphModule) -> tuple[GraphModule, GraphModule]:
+    """Return ``split(body)``, made once for the code of ``body`` and the modules and tensors that it names."""
+    named = [graph.attribute_of(body, n) for n in body.graph.nodes if n.op in ("call_module", "get_attr")]
+    now = [body.code, *named]
+    seen, found = _halves.get(body, ([], None))
+    if found is None or len(seen) != len(now) or any(a is not b for a, b in zip(seen, now, strict=True)):
+        found = split(body)
+        _halves[body] = now, found
+    return found
 
 
 def split(body: GraphModule) -> tuple[GraphModule, GraphModule]:

@@ -59,14 +59,16 @@ def evaluate(
     time_chunk: int | None = None,
     generator: torch.Generator | None = None,
     block: int | None = None,
+    dtype: str | torch.dtype | None = None,
+    weights: str | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """Return the accuracy of ``snn`` over a labelled ``loader`` after the steps ``at`` (default: 1 ... T).
 
     ``loader``: a re-iterable of (input [N, ...], target [N]) batches, or one such pair. The class is the largest
     decoded output. With ``ann`` the network it was made from is evaluated on the same samples. ``generator`` makes
-    the noise of a random encoder, by default that of seed 0 (or the rank), for all batches in a row. ``time_chunk``
-    and ``block``: see :func:`simulate`. Under torch.distributed each process evaluates its own part, and all get the
+    the noise of a random encoder, by default that of seed 0 (or the rank), for all batches in a row. ``time_chunk``,
+    ``block``, ``dtype`` and ``weights``: see :func:`simulate`. Under torch.distributed each process evaluates its own part, and all get the
     whole result.
     """
     require(
@@ -81,7 +83,7 @@ def evaluate(
     counts = _Counts(len(steps))
 
     def count() -> _Counts:
-        engine = Engine(snn)
+        engine = Engine(snn, dtype, weights)
         silent = not progress or rank() > 0
         for batch, (x, target) in enumerate(tqdm(labelled(loader), desc="evaluation", disable=silent)):
             inputs = x if isinstance(x, tuple) else (x,)

@@ -95,6 +95,9 @@ def simulate(
     and the readout; ``weights="int8"`` only those weights, to 8 bits with a scale per output channel (for accuracy:
     torch has no public int8 convolution with real outputs). Spikes are exact in any case; membranes, counters
     and running sums stay float32, and so do the current of a constant input and the readout.
+
+    On a CPU the neurons of SpikingJelly and snnTorch are advanced on their own state without a call of their forward,
+    so hooks on them see nothing; hook ``site.stepping``, whose output is the spikes, instead.
     """
     inputs = _inputs(snn, x, x_seq)
     if reset:

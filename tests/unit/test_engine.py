@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 import conversion_ext as cx
 from conversion_ext.backends import available, get_backend
 from conversion_ext.backends.base import Backend, advance_in_place
+from conversion_ext.engine import Engine
 from conversion_ext.neurons import IF, LIF, BurstIF, Filtered, Neuron, SignedEncoder, SignedIF, advance
 from conversion_ext.nn.root import Root
 from conversion_ext.types import Reset
@@ -151,3 +154,37 @@ def test_steps_per_call_are_chosen_by_what_a_cache_holds():
     calls.clear()
     cx.simulate(snn, x.repeat(8192, *[1] * len(shape)), 4)
     assert calls == [1, 1, 1, 1]
+
+
+def test_a_network_is_split_once_and_again_after_a_change():
+    snn, x = converted(), images()
+    keys = list(snn.state_dict())
+    first = Engine(snn)
+    assert Engine(snn).main is first.main
+    assert Engine(copy.deepcopy(snn)).main is not first.main
+    twin = copy.deepcopy(snn)
+    for body in (snn.body, twin.body):
+        layer = next(name for name, m in body.named_children() if isinstance(m, nn.Linear))
+        body.set_submodule(layer, nn.Linear(128, 3, bias=False))
+        body.get_submodule(layer).weight.data.fill_(0.5)
+    found = cx.simulate(snn, x, 4).output
+    assert found.shape == (4, 3)
+    assert torch.equal(found, cx.simulate(twin, x, 4).output)  # never simulated before
+    assert list(snn.state_dict()) == [key for key in keys if not key.endswith(f"{layer}.bias")]
+
+
+def test_a_network_that_was_simulated_moves_on_in_another_dtype():
+    snn, x = converted(), images()
+    cx.simulate(snn, x, 2)
+    assert cx.simulate(snn.double(), x.double(), 2).output.dtype == torch.float64
+
+
+def test_what_was_split_goes_with_its_network():
+    snn = converted()
+    main = weakref.ref(Engine(snn).main)
+    body = weakref.ref(snn.body)
+    del snn
+    gc.collect()
+    gc.collect()  # graphs refer to themselves, and one that is kept for another goes after it
+    assert body() is None
+    assert main() is None

@@ -68,3 +68,12 @@ def test_an_unknown_precision_is_refused(options):
     snn, x = network()
     with pytest.raises(ValueError, match=f"{next(iter(options))}=.*None"):
         cx.simulate(snn, x, 4, **options)
+
+
+@pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"weights": "int8"}], ids=str)
+def test_evaluation_takes_the_precision_of_simulation(options):
+    snn, x = network()
+    found = cx.evaluate(snn, (x, torch.zeros(len(x), dtype=torch.long)), 32, progress=False, **options).firing_rate
+    narrow, exact = cx.simulate(snn, x, 32, **options).firing_rate, cx.simulate(snn, x, 32).firing_rate
+    assert found == pytest.approx({key: float(rate.double().mean()) for key, rate in narrow.items()}, rel=1e-6)
+    assert found != pytest.approx({key: float(rate.double().mean()) for key, rate in exact.items()}, rel=1e-6)
