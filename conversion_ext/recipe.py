@@ -74,6 +74,11 @@ class Recipe:
             tuner.check(self.neuron)
         pacing = [tuner for tuner in self.tuners if isinstance(tuner, SteppingTuner)]
         require(len(pacing) <= 1, f"Recipe(tuners=...): {pacing} each decide how sites are stepped; choose one.")
+        counting = [tuner for tuner in self.tuners if tuner.counts_steps]
+        require(
+            not (pacing and counting),
+            f"Recipe(tuners=...): {counting} sets values for single steps, which {pacing} shifts; leave out one.",
+        )
         object.__setattr__(self, "family", Family(self.family))
         require(
             self.neuron.family == self.family,

@@ -26,7 +26,9 @@ class SpikingSite(nn.Module):
 
     While ``scaled`` is False (folded), the weights around the site hold lambda and the neuron's spikes leave as they
     are. ``threshold`` is lambda in ANN units, [] or [C]; ``v_init`` the initial potential in units of lambda, [] or
-    what broadcasts to [N, ...]; ``gain`` [] what a spike is worth behind the site, in units of lambda.
+    what broadcasts to [N, ...]; ``gain`` [] what a spike is worth behind the site, in units of lambda; ``bias`` what is
+    added to the current in ANN units, [] for nothing, [C], or [S, C] for each of the first S steps from the reset, of
+    which later steps get the mean.
     Input and output are [T*N, ...]; with ``static_input`` the input of a constant-current run is [N, ...].
     ``stepping`` drives the neurons; it sees single steps also where ``Steps`` come in blocks of K, and then the
     mean of the K steps of spikes leaves the site.
@@ -82,14 +84,27 @@ class SpikingSite(nn.Module):
             return value
         shape = [1] * dims
         shape[self.dim] = -1
-        return value.reshape(shape)
+        return value.reshape(*value.shape[:-1], *shape)
 
     def current(self, x: Tensor) -> Tensor:
-        """Return what the neurons of threshold 1 are charged with for input x [N, ...]."""
-        if self.bias.dim():  # zero-dimensional: no tuner has set one
-            bias = self._along(self.bias, x.dim())
-            x = x + (bias if self.scaled else bias / self.view(x.dim())).to(x.dtype)
-        return x / self.view(x.dim()).to(x.dtype) if self.scaled else x
+        """Return what the neurons of threshold 1 are charged with on average for input x [N, ...]."""
+        return self._current(x[None], self.bias.mean(0) if self.bias.dim() == 2 else self.bias)[0]
+
+    def _current(self, x_seq: Tensor, bias: Tensor) -> Tensor:
+        """Return the currents for inputs x_seq [T, N, ...] and a bias [], [C] or [T, C]."""
+        dims = x_seq.dim() - 1
+        if bias.dim():  # zero-dimensional: no tuner has set one
+            bias = self._along(bias, dims)
+            x_seq = x_seq + (bias if self.scaled else bias / self.view(dims)).to(x_seq.dtype)
+        return x_seq / self.view(dims).to(x_seq.dtype) if self.scaled else x_seq
+
+    def _coming_bias(self, steps: Steps) -> Tensor:
+        """Return the bias of the steps, or the means of the blocks, to come: [], [C] or [T, C]."""
+        if self.bias.dim() < 2:
+            return self.bias
+        rows = torch.cat((self.bias, self.bias.mean(0, keepdim=True)))
+        t = self.stepping.t + torch.arange(steps.T * steps.block, device=rows.device)
+        return rows[t.clamp_max(len(self.bias))].unflatten(0, (steps.T, steps.block)).mean(1)
 
     def forward(self, x: Tensor, steps: Steps) -> Tensor:
         """Return the spikes (times lambda where ``scaled``) for input current x over the given steps."""
@@ -97,11 +112,9 @@ class SpikingSite(nn.Module):
 
     def spikes(self, x: Tensor, steps: Steps) -> Tensor:
         """Return the spikes of the neurons, [T*N, ...], for input current x over the given steps."""
-        z = self.current(x)
-        if self.static_input and steps.constant:
-            z_seq = z.unsqueeze(0).expand(steps.T, *z.shape)
-        else:
-            z_seq = z.unflatten(0, (steps.T, -1))
+        x_seq = x[None] if self.static_input and steps.constant else x.unflatten(0, (steps.T, -1))
+        z_seq = self._current(x_seq, self._coming_bias(steps))
+        z_seq = z_seq.expand(steps.T, *z_seq.shape[1:])
         if steps.block == 1:
             s_seq = self.stepping(self, z_seq)
         else:

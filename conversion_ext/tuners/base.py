@@ -53,6 +53,11 @@ class Tuner:
         """Whether it works on calibration data, and then for a number of steps T."""
         return True
 
+    @property
+    def counts_steps(self) -> bool:
+        """Whether what it sets belongs to single steps from the reset, so that sites must not wait or warm up."""
+        return False
+
     def check(self, neuron: Neuron) -> None:
         """Raise unless it can work with the neurons of a recipe."""
 

@@ -23,15 +23,29 @@ class BiasCorrection(Tuner):
 
     a is the ANN's activation, the means are over samples, positions and the T steps; the site's input is what the
     corrected sites before it really emit. The correction is repeated ``iterations`` times, and a channel keeps the
-    bias that brought its means closest. Changes ``SpikingSite.bias``, nothing else.
+    bias that brought its means closest.
 
-    Reference: Li, Deng, Dong, Gong, Gu, ICML 2021 ("light" calibration; one iteration, kept whatever it does).
+    ``per_step`` corrects each of the T steps by itself, ``bias_c[t] += mean(a_c) - mean(lambda_c s_c[t])``, so that the
+    cumulative mean output follows ``t mean(a_c)``; a channel keeps the biases of the least root mean square distance
+    from that. Steps of one block have one bias; steps beyond T get the mean.
+
+    Changes ``SpikingSite.bias``, nothing else.
+
+    Reference: Li, Deng, Dong, Gong, Gu, ICML 2021 ("light" calibration; one iteration, kept whatever it does);
+    Wu, Bojkovic, Gu et al., ECCV 2024 (per step).
     """
 
     iterations: int = 2
+    per_step: bool = False
 
     def __post_init__(self) -> None:
         require(self.iterations >= 1, f"BiasCorrection(iterations={self.iterations!r}): give an integer >= 1.")
+        require(isinstance(self.per_step, bool), f"BiasCorrection(per_step={self.per_step!r}): use True or False.")
+
+    @property
+    def counts_steps(self) -> bool:
+        """Whether biases belong to single steps."""
+        return self.per_step
 
     def tune_site(self, stop: SiteStop) -> None:
         """Correct the bias of one site."""
@@ -39,12 +53,22 @@ class BiasCorrection(Tuner):
         wanted = torch.stack([channel_sums(stop.wanted(part), site.dim) for part in stop.parts]).sum(0)
         best, least = site.bias, torch.tensor(torch.inf)
         for _ in range(self.iterations + 1):
-            sums = torch.stack([channel_sums(stop.emitted(part).mean(0), site.dim) for part in stop.parts]).sum(0)
-            gap = (wanted - sums)[0] / wanted[1]
-            best = torch.where(gap.abs() < least, site.bias, best).to(site.bias.dtype)
-            least = torch.minimum(gap.abs(), least)
-            site.bias = site.bias + gap.to(site.bias.dtype)
+            gaps = torch.stack([(wanted[0] - sums) / wanted[1] for sums in self._sums(stop)])
+            distance = gaps.cumsum(0).square().mean(0).sqrt()
+            best = torch.where(distance < least, site.bias, best).to(site.bias.dtype)
+            least = torch.minimum(distance, least)
+            change = gaps.repeat_interleave(stop.T // len(gaps), 0) if self.per_step else gaps[0]
+            site.bias = site.bias + change.to(site.bias.dtype)
         site.bias = best
+
+    def _sums(self, stop: SiteStop) -> Tensor:
+        """Return the sums per channel of what the site emits, in each step (or block) or on average: [S, C]."""
+        total = torch.zeros(())
+        for part in stop.parts:
+            emitted = stop.emitted(part)
+            emitted = emitted if self.per_step else emitted.mean(0, keepdim=True)
+            total = total + torch.stack([channel_sums(step, stop.site.dim)[0] for step in emitted])
+        return total
 
 
 def channel_sums(x: Tensor, dim: int) -> Tensor:
