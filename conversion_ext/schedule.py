@@ -60,9 +60,12 @@ def schedule(snn: Root, T: int | None, block: int | None = None, length: int | N
         f"T={T}: every site of this network looks at {together} steps before its first; simulate T >= {together} "
         "and name earlier outputs with at=.",
     )
-    chain = max(depths(snn.body).values(), default=0)
-    waited = length is not None or not recipe.encoder.constant
-    late = (K - 1) * max(0, chain if waited else chain - 1)
-    late += max(depths(snn.body, lambda site: site.stepping.wait).values(), default=0)
+    late = 0  # of a plain network: no walk over its graph, which takes as long as some of its steps
+    if K > 1:
+        waited = length is not None or not recipe.encoder.constant
+        chain = max(depths(snn.body).values(), default=0)
+        late = (K - 1) * max(0, chain if waited else chain - 1)
+    elif wait:
+        late = max(depths(snn.body, lambda site: site.stepping.wait).values(), default=0)
     started = any(s.t for s in steppings)  # a simulation that goes on has been through these steps
     return Schedule(T, K, warm_up, together, warm_up + (0 if started else wait) + T, warm_up + late + T)

@@ -54,16 +54,16 @@ def _fire(v: Tensor, x_seq: Tensor, reset: Reset, count: Tensor | None) -> Tenso
         own = None if x_seq.dtype == v.dtype else torch.empty_like(v_part)
         for x, s in zip(x_part, s_part, strict=True):
             fired = s if own is None else own
-            v_part.add_(x.to(v.dtype))
+            v_part.add_(x if own is None else x.to(v.dtype))
             torch.ge(v_part, one, out=fired)
             if reset is Reset.SUBTRACT:
                 v_part.sub_(fired)
             else:
                 v_part.addcmul_(v_part, fired, value=-1)  # v - v = 0 where it fired, exactly
-            if c_part is not None:
-                c_part.add_(fired)
             if own is not None:
                 s.copy_(fired)
+        if c_part is not None:  # one call for all steps; a result in another memory format takes up to 15 times as long
+            c_part.add_(torch.sum(s_part, 0, dtype=c_part.dtype, out=torch.empty_like(c_part)))
     return spikes
 
 

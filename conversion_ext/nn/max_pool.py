@@ -154,10 +154,9 @@ class SpikingMaxPool(Stateful):
         for x, following in zip(x_seq, sums, strict=True):
             total = torch.add(total, x, out=following)
         pooled = self._pool(sums.flatten(0, 1)).unflatten(0, x_seq.shape[:2])
-        increases = pooled.clone()
-        increases[1:] -= pooled[:-1]
-        if self.pooled is not None:
-            increases[0] -= self.pooled
+        increases = torch.empty_like(pooled)
+        torch.sub(pooled[1:], pooled[:-1], out=increases[1:])
+        torch.sub(pooled[0], 0 if self.pooled is None else self.pooled, out=increases[0])
         self.estimate, self.pooled = total.clone(), pooled[-1].clone()  # not to keep the whole sequence alive
         return increases.to(x_seq.dtype)
 
