@@ -60,10 +60,10 @@ def _fire(v: Tensor, x_seq: Tensor, reset: Reset, count: Tensor | None) -> Tenso
                 v_part.sub_(fired)
             else:
                 v_part.addcmul_(v_part, fired, value=-1)  # v - v = 0 where it fired, exactly
+            if c_part is not None:  # now that it is in the cache: a sum over all steps afterwards takes longer
+                c_part.add_(fired)
             if own is not None:
                 s.copy_(fired)
-        if c_part is not None:  # one call for all steps; a result in another memory format takes up to 15 times as long
-            c_part.add_(torch.sum(s_part, 0, dtype=c_part.dtype, out=torch.empty_like(c_part)))
     return spikes
 
 
