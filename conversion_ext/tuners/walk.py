@@ -121,6 +121,18 @@ class SiteStop(_Stop):
         assert isinstance(source, Node)
         return self._kept("current", part, lambda: self.pair.body.value(source, part))
 
+    def mean_current(self, part: int) -> Tensor:
+        """Return the mean of ``current`` over the steps, [N, ...]."""
+        source = self.node.args[0]
+        assert isinstance(source, Node)
+        return self._kept("mean current", part, lambda: self.pair.body.mean(source, part))
+
+    def wanted_current(self, part: int) -> Tensor:
+        """Return the input of the ANN's activation, [N, ...]."""
+        source = self.pair.counterpart[graph.key_of(self.node)].args[0]
+        assert isinstance(source, Node)
+        return self._kept("wanted current", part, lambda: self.pair.ann.value(source, part))
+
     def emitted(self, part: int) -> Tensor:
         """Return what the site, as it is now, emits in the T steps, or its means over blocks of them, [T, N, ...]."""
         steps = self.pair.steps
