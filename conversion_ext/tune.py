@@ -19,7 +19,7 @@ from conversion_ext.normalizers import MeanSquaredError, Percentile
 from conversion_ext.readouts import MeanOutput
 from conversion_ext.recipe import Recipe
 from conversion_ext.simulate import simulate
-from conversion_ext.tuners import BiasCorrection, WeightCompensation
+from conversion_ext.tuners import BiasCorrection, InitialPotential, WeightCompensation
 from conversion_ext.types import Family
 
 __all__ = ["Candidate", "TuneResult", "tune"]
@@ -77,11 +77,11 @@ def tune(
 ) -> TuneResult:
     """Return the best of the package's training-free recipes for ``ann`` at T steps, with the table it was chosen from.
 
-    Thresholds (percentile, least squared error), corrections (none, biases, weights, both) and the start of the
-    readout (0, T/4, T/2) are compared on every fourth calibration sample, the others calibrate; then the best recipe
-    is given all of them. With labels, (input, target) batches, accuracy decides, otherwise agreement with the ANN;
-    of equals the simpler. ``family``: "binary", "signed" or "multi-level". ``budget``: seconds after which no new
-    candidate is begun (at least one is tried).
+    Thresholds (percentile, least squared error), corrections (of weights or not; of initial potentials, of biases or of
+    neither) and the start of the readout (0, T/4, T/2) are compared on every fourth calibration sample, the others
+    calibrate; then the best recipe is given all of them. With labels, (input, target) batches, accuracy decides,
+    otherwise agreement with the ANN; of equals the simpler. ``family``: "binary", "signed" or "multi-level".
+    ``budget``: seconds after which no new candidate is begun (at least one is tried).
 
     Raises ValueError for an unknown family or budget, CalibrationError where fewer than 8 samples are given.
     """
@@ -124,8 +124,9 @@ def tune(
 def _recipes(neuron: Neuron) -> Iterator[Recipe]:
     """Yield the candidates, the simplest first."""
     for normalizer in (Percentile(99.9), MeanSquaredError()):
-        for tuners in ((), (BiasCorrection(),), (WeightCompensation(),), (WeightCompensation(), BiasCorrection())):
-            yield Recipe(normalizer, neuron, tuners=tuners, family=neuron.family)
+        for weights in ((), (WeightCompensation(),)):
+            for more in ((), (InitialPotential(),), (BiasCorrection(),)):
+                yield Recipe(normalizer, neuron, tuners=(*weights, *more), family=neuron.family)
 
 
 def _split(batch: Any, forward: Forward | None) -> tuple[tuple[Any, ...], tuple[tuple[Any, ...], Tensor | None]]:

@@ -1,6 +1,7 @@
 """The recipes that ``convert`` uses when none of the literature is named, one for each family of spikes.
 
-With T: thresholds per channel of least squared error for T steps, then weights and biases corrected layer by layer.
+With T: thresholds per channel of least squared error for T steps, then weights and initial potentials corrected layer
+by layer; both corrections fade where more steps make them unnecessary, so accuracy does not fall beyond T.
 Without: the 99.9th percentile per channel, which suits any number of steps and none in particular.
 """
 
@@ -10,11 +11,11 @@ from conversion_ext.neurons import IF, BurstIF, Neuron, SignedIF
 from conversion_ext.normalizers import MeanSquaredError, Percentile
 from conversion_ext.recipe import Recipe
 from conversion_ext.recipes import register_recipe
-from conversion_ext.tuners import BiasCorrection, WeightCompensation
+from conversion_ext.tuners import InitialPotential, WeightCompensation
 
 
 def _register(name: str, neuron: Neuron) -> None:
-    tuners = (WeightCompensation(), BiasCorrection())
+    tuners = (WeightCompensation(), InitialPotential())
     timed = Recipe(MeanSquaredError(), neuron, tuners=tuners, family=neuron.family)
     register_recipe(name, timed, without_T=Recipe(Percentile(99.9), neuron, family=neuron.family))
 

@@ -100,6 +100,12 @@ class SynapseStop(_Stop):
         assert isinstance(source, Node)
         return self._kept("input", part, lambda: self.pair.body.mean(source, part))
 
+    def true_input(self, part: int) -> Tensor:
+        """Return what the ANN gives the layer, [N, ...]."""
+        source = self.pair.counterpart[graph.key_of(self.node)].args[0]
+        assert isinstance(source, Node)
+        return self._kept("true input", part, lambda: self.pair.ann.value(source, part))
+
     def rest(self, part: int) -> Tensor:
         """Return the mean over the T steps of all that is added to the layer's output, [N, ...], or a zero []."""
         zero = torch.zeros((), device=self.wanted(part).device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any
@@ -24,13 +24,15 @@ LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 @dataclass(frozen=True, kw_only=True)
 class WeightCompensation(Tuner):
-    """Refit each weight layer by ridge regression: ``W', b' = argmin E|W' x + b' + rest - z|^2 + ridge P |W' - W|^2``.
+    """Refit each weight layer: ``W', b' = argmin E|W' x + b' + rest - z|^2 + anchor E|(W' - W) a + b' - b|^2``.
 
-    x is the mean over the T steps of what the spiking network sends the layer, P its mean power, z what the ANN
+    x is the mean over the T steps of what the spiking network sends the layer, a what the ANN does, z what the ANN
     computes there and ``rest`` what else is added (a shortcut): errors of earlier layers and of the shortcut are
-    absorbed. Where a ReLU site alone reads the sum, only what it can tell counts: for z <= 0 any current <= 0 is
-    right, for z at or beyond what the site can say any that is not less. That is a convex problem, solved by
-    ``iterations`` of majorization, each one a least-squares solution with the same Gram matrix.
+    absorbed, and the anchor keeps the layer right for true inputs, to which x tends with more steps. A term
+    ``ridge P |W' - W|^2``, P the mean power of x, keeps the problem regular. Where a ReLU site alone reads the sum,
+    only what it can tell counts: for z <= 0 any current <= 0 is right, for z at or beyond what the site can say any
+    that is not less: a convex problem, solved by ``iterations`` of majorization, each one a least-squares solution
+    with the same Gram matrix.
 
     Changes weights and biases of convolutions and linear layers that are called once and see spikes; a group has a
     regression of its own. A refit that does not lessen the objective on the calibration data is not kept.
@@ -39,12 +41,17 @@ class WeightCompensation(Tuner):
     """
 
     ridge: float = 0.003
+    anchor: float = 0.5
     iterations: int = 3
 
     def __post_init__(self) -> None:
         require(
             isinstance(self.ridge, Real) and self.ridge > 0,
             f"WeightCompensation(ridge={self.ridge!r}): give a number > 0, relative to the mean power of the input.",
+        )
+        require(
+            isinstance(self.anchor, Real) and self.anchor >= 0,
+            f"WeightCompensation(anchor={self.anchor!r}): give a number >= 0; 0 fits T steps alone.",
         )
         require(
             isinstance(self.iterations, int) and self.iterations >= 1,
@@ -54,7 +61,7 @@ class WeightCompensation(Tuner):
     def tune_synapse(self, stop: SynapseStop) -> None:
         """Refit one layer."""
         if isinstance(stop.module, LAYERS) and stop.varies and not stop.shared:
-            regression = _Regression(stop, self.ridge)
+            regression = _Regression(stop, self.ridge, self.anchor)
             regression.solve(self.iterations)
             regression.install()
 
@@ -62,7 +69,7 @@ class WeightCompensation(Tuner):
 class _Regression:
     """The regression of one layer; coefficients are [groups, outputs, features + 1], the bias being the last."""
 
-    def __init__(self, stop: SynapseStop, ridge: float) -> None:
+    def __init__(self, stop: SynapseStop, ridge: float, anchor: float) -> None:
         self.stop = stop
         module: Any = stop.module
         self.module = module
@@ -71,22 +78,33 @@ class _Regression:
         bias = weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach().double()
         self.start = torch.cat((weight.flatten(1), bias[:, None]), 1).unflatten(0, (self.groups, -1))
         self.best = self.start
-        gram = weight.new_zeros(self.groups, self.start.shape[2], self.start.shape[2])
-        for x, _, _ in self._rows():
-            gram += x.mT @ x
+        gram = self._gram(stop.mean_input)
         power = gram.diagonal(dim1=1, dim2=2)[:, :-1].mean(1, keepdim=True)
-        # The smallest number keeps a layer that never saw a spike regular. The bias is free.
-        self.penalty = (ridge * power + torch.finfo(torch.float32).tiny).expand(-1, self.start.shape[2]).clone()
-        self.penalty[:, -1] = 0.0
-        self.factor = torch.linalg.cholesky(gram + torch.diag_embed(self.penalty))
+        # The smallest number keeps a layer that never saw a spike regular. Of the ridge the bias is free.
+        ridges = (ridge * power + torch.finfo(torch.float32).tiny).expand(-1, gram.shape[1]).clone()
+        ridges[:, -1] = 0.0
+        self.penalty = torch.diag_embed(ridges)  # a quadratic form of what changes
+        if anchor:
+            self.penalty += anchor * self._gram(stop.true_input)
+        self.factor = torch.linalg.cholesky(gram + self.penalty)
+
+    def _gram(self, inputs: Callable[[int], Tensor]) -> Tensor:
+        """Return the Gram matrices of the inputs of all parts, [groups, features + 1, features + 1]."""
+        gram = self.start.new_zeros(self.groups, self.start.shape[2], self.start.shape[2])
+        for part in self.stop.parts:
+            x = self._features(inputs(part))
+            gram += x.mT @ x
+        return gram
+
+    def _features(self, x: Tensor) -> Tensor:
+        return F.pad(patches(x, self.module), (0, 1), value=1.0)
 
     def _rows(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield features [groups, rows, features + 1], the rest and what is wanted [groups, rows, outputs]."""
         for part in self.stop.parts:
-            x = patches(self.stop.mean_input(part), self.module)
             wanted = self.stop.wanted(part)
             rest = self.stop.rest(part).expand_as(wanted)
-            yield F.pad(x, (0, 1), value=1.0), self._outputs(rest), self._outputs(wanted)
+            yield self._features(self.stop.mean_input(part)), self._outputs(rest), self._outputs(wanted)
 
     def _outputs(self, y: Tensor) -> Tensor:
         last = y if isinstance(self.module, nn.Linear) else y.movedim(1, -1)
@@ -96,7 +114,8 @@ class _Regression:
         """Lower the objective from the present weights on, and remember the best."""
         least, now = torch.inf, self.start
         for _ in range(iterations + 1):
-            loss = float(((now - self.start).square() * self.penalty[:, None]).sum())
+            change = now - self.start
+            loss = float((change @ self.penalty * change).sum())
             cross = torch.zeros_like(now)
             for x, rest, wanted in self._rows():
                 y = x @ now.mT.to(x.dtype) + rest
@@ -106,7 +125,7 @@ class _Regression:
             if not loss < least:
                 break
             least, self.best = loss, now
-            now = torch.cholesky_solve((cross + self.start * self.penalty[:, None]).mT, self.factor).mT
+            now = torch.cholesky_solve((cross + self.start @ self.penalty).mT, self.factor).mT
 
     def _told(self, y: Tensor, wanted: Tensor) -> Tensor:
         """Return the current nearest to ``y`` of those for which the site is right."""

@@ -56,7 +56,8 @@ def recipes() -> dict[str, cx.Recipe]:
     default, signed, many = (cx.recipes.get(f"default{name}") for name in ("", "-signed", "-multilevel"))
     return {
         "thresholds only": replace(default, tuners=()),
-        "thresholds, biases": replace(default, tuners=(cx.BiasCorrection(),)),
+        "thresholds, potentials": replace(default, tuners=default.tuners[1:]),
+        "thresholds, weights": replace(default, tuners=default.tuners[:1]),
         "default": default,
         "default, K = T": replace(default, block=None),
         "default-signed": signed,

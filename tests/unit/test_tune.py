@@ -25,13 +25,13 @@ def test_it_returns_the_best_candidate_of_its_family(family):
     before = {k: v.clone() for k, v in ann.state_dict().items()}
     found = cx.tune(ann, list(x.split(20)), 4, family=family, backend="reference", progress=False)
     scores = [c.score for c in found.candidates]
-    assert len(scores) == 8 * 3
+    assert len(scores) == 12 * 3
     assert scores == sorted(scores, reverse=True)
     assert found.measure == "agreement"
     assert found.samples == 16
     assert found.recipe == found.candidates[0].recipe == found.snn.conversion.recipe
     assert str(found.recipe.family) == family
-    assert len(str(found).splitlines()) == 25
+    assert len(str(found).splitlines()) == 37
     assert all(torch.equal(before[k], v) for k, v in ann.state_dict().items())
 
 

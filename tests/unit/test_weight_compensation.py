@@ -45,8 +45,9 @@ def converted(ann, x, T, **options):
     return cx.convert(ann, list(x.split(16)), recipe=recipe, T=T, backend="reference", progress=False, fold=False)
 
 
-def test_the_last_layer_is_the_ridge_solution():
-    """Solved by torch.linalg.lstsq on the stacked system, with the penalty as further rows."""
+@pytest.mark.parametrize("anchor", [0.0, 0.7])
+def test_the_last_layer_is_the_ridge_solution(anchor):
+    """Solved by torch.linalg.lstsq on the stacked system, with the penalties as further rows."""
     torch.manual_seed(0)
     ann = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double()
     x = torch.randn(50, 6, dtype=torch.float64)
@@ -60,10 +61,11 @@ def test_the_last_layer_is_the_ridge_solution():
     features = torch.cat((rate, torch.ones(50, 1, dtype=torch.float64)), 1)
     penalty = torch.full((9,), float(ridge * rate.square().sum() / 8), dtype=torch.float64).sqrt()
     penalty[-1] = 0.0
-    left = torch.cat((features, penalty.diag()))
-    right = torch.cat((ann(x).detach(), penalty[:, None] * start.T))
+    true = torch.cat((ann[:2](x).detach(), torch.ones(50, 1, dtype=torch.float64)), 1) * anchor**0.5
+    left = torch.cat((features, penalty.diag(), true))
+    right = torch.cat((ann(x).detach(), penalty[:, None] * start.T, true @ start.T))
     expected = torch.linalg.lstsq(left, right).solution.T
-    tuned = converted(ann, x, T, ridge=ridge).body.get_submodule("2")
+    tuned = converted(ann, x, T, ridge=ridge, anchor=anchor).body.get_submodule("2")
     torch.testing.assert_close(tuned.weight, expected[:, :-1])
     torch.testing.assert_close(tuned.bias, expected[:, -1])
 
@@ -99,7 +101,7 @@ def test_layers_that_are_called_twice_stay():
     assert any(torch.equal(p, ann.conv.weight) for p in tuned.parameters())
 
 
-@pytest.mark.parametrize("bad", [{"ridge": 0.0}, {"ridge": "small"}, {"iterations": 0}])
+@pytest.mark.parametrize("bad", [{"ridge": 0.0}, {"ridge": "small"}, {"anchor": -1}, {"iterations": 0}])
 def test_bad_parameters_are_named(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         WeightCompensation(**bad)
