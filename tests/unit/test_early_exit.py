@@ -51,6 +51,7 @@ def test_samples_get_what_they_would_have_got_in_a_full_simulation(name, backend
     rule = Confidence(float((margins[..., 0] - margins[..., 1])[8:].median()), every=every, stable=2)
     result = cx.simulate(snn, x, 32, exit=rule)
     expected = by_hand(full.outputs, rule)
+    assert result.steps is not None
     assert result.steps.tolist() == expected
     assert len(set(expected)) > 1  # some leave, some stay
     assert torch.equal(rule.steps(full.outputs), result.steps)

@@ -35,7 +35,9 @@ def test_bfloat16_spikes_are_exact_and_states_float32(name, backend):
         assert set(spikes.unique().tolist()) <= {-1.0, 0.0, 1.0}
         counted = spikes.double().abs().sum(0)  # a count in bfloat16 would stop at 256
         torch.testing.assert_close(result.firing_rate[key].double() * 300, counted, rtol=0, atol=1e-4)
-        assert snn.sites()[key].potential.dtype == torch.float32
+        potential = snn.sites()[key].potential
+        assert potential is not None
+        assert potential.dtype == torch.float32
     assert result.output.dtype == torch.float32
     assert not torch.equal(result.output, exact.output)  # it does compute in another precision
     torch.testing.assert_close(result.output, exact.output, rtol=0.05, atol=0.05 * float(exact.output.abs().max()))
