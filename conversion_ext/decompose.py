@@ -136,8 +136,8 @@ def _squares(stop: SiteStop, part: int) -> Tensor:
     stages = [
         a,
         torch.clamp(a, -most if signed else torch.zeros_like(most), most),
-        worth * _rate(site, (a if signed else stop.wanted_current(part)) / scale, stop.T),
-        worth * _rate(site, stop.mean_current(part), stop.T),
+        worth * _rate(site, (a if signed else stop.true_input(part)) / scale, stop.T),
+        worth * _rate(site, stop.mean_input(part), stop.T),
         worth * stop.emitted(part).mean(0),
     ]
     errors = [after - before for before, after in zip(stages, stages[1:], strict=False)]

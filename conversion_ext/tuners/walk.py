@@ -64,6 +64,18 @@ class _Stop:
             "wanted", part, lambda: self.pair.ann.value(self.pair.counterpart[graph.key_of(self.goal)], part)
         )
 
+    def mean_input(self, part: int) -> Tensor:
+        """Return the mean over the T steps of what the layer is given, [N, ...]."""
+        source = self.node.args[0]
+        assert isinstance(source, Node)
+        return self._kept("mean input", part, lambda: self.pair.body.mean(source, part))
+
+    def true_input(self, part: int) -> Tensor:
+        """Return what the ANN gives the layer, [N, ...]."""
+        source = self.pair.counterpart[graph.key_of(self.node)].args[0]
+        assert isinstance(source, Node)
+        return self._kept("true input", part, lambda: self.pair.ann.value(source, part))
+
     def _kept(self, name: str, part: int, compute: Callable[[], Tensor]) -> Tensor:
         """Return what is computed once at this stop, for tuners ask again and again."""
         key = (name, part)
@@ -94,18 +106,6 @@ class SynapseStop(_Stop):
         reader = pair.body.sites.get(next(iter(self.goal.users))) if len(self.goal.users) == 1 else None
         self.site = None if reader is None or isinstance(reader.spec, SignedEncoder) else reader
 
-    def mean_input(self, part: int) -> Tensor:
-        """Return the mean over the T steps of what the layer is given, [N, ...]."""
-        source = self.node.args[0]
-        assert isinstance(source, Node)
-        return self._kept("input", part, lambda: self.pair.body.mean(source, part))
-
-    def true_input(self, part: int) -> Tensor:
-        """Return what the ANN gives the layer, [N, ...]."""
-        source = self.pair.counterpart[graph.key_of(self.node)].args[0]
-        assert isinstance(source, Node)
-        return self._kept("true input", part, lambda: self.pair.ann.value(source, part))
-
     def rest(self, part: int) -> Tensor:
         """Return the mean over the T steps of all that is added to the layer's output, [N, ...], or a zero []."""
         zero = torch.zeros((), device=self.wanted(part).device)
@@ -126,18 +126,6 @@ class SiteStop(_Stop):
         source = self.node.args[0]
         assert isinstance(source, Node)
         return self._kept("current", part, lambda: self.pair.body.value(source, part))
-
-    def mean_current(self, part: int) -> Tensor:
-        """Return the mean of ``current`` over the steps, [N, ...]."""
-        source = self.node.args[0]
-        assert isinstance(source, Node)
-        return self._kept("mean current", part, lambda: self.pair.body.mean(source, part))
-
-    def wanted_current(self, part: int) -> Tensor:
-        """Return the input of the ANN's activation, [N, ...]."""
-        source = self.pair.counterpart[graph.key_of(self.node)].args[0]
-        assert isinstance(source, Node)
-        return self._kept("wanted current", part, lambda: self.pair.ann.value(source, part))
 
     def emitted(self, part: int) -> Tensor:
         """Return what the site, as it is now, emits in the T steps, or its means over blocks of them, [T, N, ...]."""
