@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from conversion_ext import backends, encoders, errors, neurons, nn, normalizers, readouts, recipes, tuners
+from conversion_ext import training as training
 from conversion_ext.backends.base import register_backend
 from conversion_ext.check import check
 from conversion_ext.conversion import Conversion
