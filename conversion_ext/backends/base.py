@@ -26,6 +26,7 @@ __all__ = [
     "get_backend",
     "initial_potential",
     "initial_state",
+    "learn",
     "register_backend",
     "state_dtype",
 ]
@@ -162,10 +163,16 @@ def advance_in_place(
         backend.set_state(neuron, state)
     else:
         check_state(state[0], x_seq[0], spec)
-    spikes, new = advance(spec, x_seq, state, _fires, True, count)
+    spikes, new = advance(spec.holding(neuron), x_seq, state, _fires, True, count)
     if new is not state:
         backend.set_state(neuron, new)
     return spikes
+
+
+def learn(neuron: nn.Module, spec: Neuron) -> None:
+    """Make parameters of ``neuron`` of what ``spec`` learns."""
+    for name in spec.learned:
+        neuron.register_parameter(name, nn.Parameter(torch.tensor(float(getattr(spec, name)))))
 
 
 def _fires(z: Tensor) -> Tensor:

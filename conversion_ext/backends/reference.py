@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from conversion_ext.backends.base import Backend, check_neuron, check_state, initial_state, register_backend
+from conversion_ext.backends.base import Backend, check_neuron, check_state, initial_state, learn, register_backend
 from conversion_ext.neurons import Neuron, State, advance
 
 __all__ = ["ReferenceBackend", "ReferenceNeuron"]
@@ -41,6 +41,7 @@ class ReferenceNeuron(nn.Module):
         super().__init__()
         self.spec = spec
         self.state: State | None = None
+        learn(self, spec)
 
     def forward(self, x: Tensor) -> Tensor:
         """Advance by one step."""
@@ -52,7 +53,7 @@ class ReferenceNeuron(nn.Module):
             self.state = initial_state(self.spec, v_init, x_seq[0])
         else:
             check_state(self.state[0], x_seq[0], self.spec)
-        spikes, self.state = advance(self.spec, x_seq, self.state, heaviside)
+        spikes, self.state = advance(self.spec.holding(self), x_seq, self.state, heaviside)
         return spikes
 
     def extra_repr(self) -> str:

@@ -8,8 +8,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from conversion_ext.backends.base import Backend, check_neuron, check_state, citizen, initial_state, register_backend
-from conversion_ext.neurons import IF, LIF, Neuron, State, advance
+from conversion_ext.backends.base import (
+    Backend,
+    check_neuron,
+    check_state,
+    citizen,
+    initial_state,
+    learn,
+    register_backend,
+)
+from conversion_ext.neurons import IF, LIF, PLIF, Neuron, State, advance
 from conversion_ext.types import Reset
 
 __all__ = ["SnnTorchBackend", "SnnTorchNeuron"]
@@ -33,13 +41,17 @@ class SnnTorchNeuron(nn.Module):
     mem: Tensor
 
     def __init__(self, spec: Neuron) -> None:
-        mechanism = "zero" if isinstance(spec, IF | LIF) and spec.reset is Reset.ZERO else "subtract"
-        beta = 1 - 1 / spec.tau if isinstance(spec, LIF) else 1.0
-        super().__init__(beta=beta, threshold=1.0, spike_grad=arctan, init_hidden=True, reset_mechanism=mechanism)
+        mechanism = "zero" if isinstance(spec, IF | LIF | PLIF) and spec.reset is Reset.ZERO else "subtract"
+        beta = spec.beta if isinstance(spec, PLIF) else 1 - 1 / spec.tau if isinstance(spec, LIF) else 1.0
+        super().__init__(
+            beta=float(beta), threshold=1.0, spike_grad=arctan, init_hidden=True, reset_mechanism=mechanism,
+            learn_beta="beta" in spec.learned,
+        )  # fmt: skip
         importlib.import_module("snntorch").SpikingNeuron.instances.remove(self)
         self.spec = spec
         for name in spec.state[1:]:
             self.register_buffer(name, None, persistent=False)
+        learn(self, spec)
 
     def forward(self, x: Tensor) -> Tensor:
         """Advance by one step."""
@@ -53,7 +65,7 @@ class SnnTorchNeuron(nn.Module):
             state = initial_state(self.spec, v_init, x_seq[0])
         else:
             check_state(state[0], x_seq[0], self.spec)
-        spikes, self.state = advance(self.spec, x_seq, state, self.heaviside)
+        spikes, self.state = advance(self.spec.holding(self), x_seq, state, self.heaviside)
         return spikes
 
     @property

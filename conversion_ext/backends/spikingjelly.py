@@ -1,4 +1,4 @@
-"""SpikingJelly 2.0 and 0.0.0.0.14: its stock IFNode and LIFNode, and nodes of its kind for all else."""
+"""SpikingJelly 2.0 and 0.0.0.0.14: its IFNode, LIFNode and ParametricLIFNode, and nodes of its kind for all else."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from conversion_ext.backends.base import (
     check_state,
     citizen,
     initial_potential,
+    learn,
     register_backend,
     state_dtype,
 )
-from conversion_ext.neurons import IF, LIF, Neuron, State, advance
+from conversion_ext.neurons import IF, LIF, PLIF, Neuron, State, advance
 from conversion_ext.types import Reset
 
 __all__ = ["SpikingJellyBackend", "SpikingJellyNode", "SpikingJellyRoot", "adopt", "choose_backend"]
 
 M = TypeVar("M", bound=nn.Module)
 BASE = "spikingjelly.activation_based.base"
+NEURON = "spikingjelly.activation_based.neuron"
 
 
 def _framework(part: str) -> Any:
@@ -47,6 +49,7 @@ class SpikingJellyNode(nn.Module):
         self.surrogate_function = _framework("surrogate").ATan()
         for name in spec.state:
             cast(Any, self).register_memory(name, float(spec.v_init) if name == spec.state[0] else 0.0)
+        learn(self, spec)
 
     def single_step_forward(self, x: Tensor) -> Tensor:
         """Advance by one step x [N, ...]."""
@@ -59,7 +62,7 @@ class SpikingJellyNode(nn.Module):
             for value in (getattr(self, name) for name in self.spec.state)
         )
         check_state(state[0], x_seq[0], self.spec)
-        spikes, state = advance(self.spec, x_seq, state, self.surrogate_function)
+        spikes, state = advance(self.spec.holding(self), x_seq, state, self.surrogate_function)
         for name, value in zip(self.spec.state, state, strict=True):
             setattr(self, name, value)
         return spikes
@@ -71,6 +74,17 @@ class SpikingJellyNode(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         # A copy starts without state: after a forward with gradients it is no leaf and could not be copied.
         return {**self.__dict__, "_memories": dict(self.__dict__["_memories_rv"])}
+
+
+class ParametricNode(nn.Module):
+    """What ``PLIF`` learns, in a ``ParametricLIFNode``."""
+
+    w: Tensor
+
+    @property
+    def beta(self) -> Tensor:
+        """The share of the potential that is kept."""
+        return 1 - self.w.sigmoid()
 
 
 class Recursing(nn.Module):
@@ -129,14 +143,17 @@ class SpikingJellyBackend(Backend):
     name = "spikingjelly"
 
     def neuron(self, spec: Neuron) -> nn.Module:
-        """Return a stock ``IFNode`` or ``LIFNode``, else a ``SpikingJellyNode``: ``MemoryModule``s all."""
+        """Return ``IFNode``, ``LIFNode`` or ``ParametricLIFNode``, else ``SpikingJellyNode``: ``MemoryModule``s all."""
         check_neuron(spec, self.name)
-        if not (type(spec) is IF or type(spec) is LIF):
+        if not (type(spec) is IF or type(spec) is LIF or (type(spec) is PLIF and spec.beta < 1)):
             return citizen(BASE, "MemoryModule", SpikingJellyNode)(spec)
         v_reset = 0.0 if spec.reset is Reset.ZERO else None
         options = {"v_threshold": 1.0, "v_reset": v_reset, "surrogate_function": _framework("surrogate").ATan()}
         if isinstance(spec, LIF):
             node = _framework("neuron").LIFNode(tau=float(spec.tau), decay_input=spec.decay_input, **options)
+        elif isinstance(spec, PLIF):
+            learning = cast(Any, citizen(NEURON, "ParametricLIFNode", ParametricNode))
+            node = learning(init_tau=1 / (1 - float(spec.beta)), decay_input=False, **options)
         else:
             node = _framework("neuron").IFNode(**options)
         node.set_reset_value("v", float(spec.v_init))  # for a node called directly, not through `run`

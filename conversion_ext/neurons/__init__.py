@@ -6,11 +6,12 @@ from conversion_ext.neurons.advance import advance
 from conversion_ext.neurons.base import Heaviside, Neuron, State
 from conversion_ext.neurons.filtered import Filtered
 from conversion_ext.neurons.integrate_and_fire import IF, BurstIF, SignedEncoder, SignedIF
-from conversion_ext.neurons.leaky import LIF, RefractoryLIF
+from conversion_ext.neurons.leaky import LIF, PLIF, RefractoryLIF
 
 __all__ = [
     "IF",
     "LIF",
+    "PLIF",
     "BurstIF",
     "Filtered",
     "Heaviside",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -44,6 +46,22 @@ class Neuron:
     def levels(self) -> int:
         """The most spikes of one step: T steps tell ``T * levels + 1`` activations apart."""
         return 1
+
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """The fields, numbers in [0, 1], that only start a parameter of its module, which training may change."""
+        return ()
+
+    def holding(self, module: Any) -> Self:
+        """Return this neuron with what ``module`` has ``learned`` in its fields, tensors [], for ``step``."""
+        if not self.learned:
+            return self
+        held = copy.copy(self)
+        for name in self.learned:
+            value = getattr(module, name)
+            # What training moved beyond an end counts as the end, with a gradient that can bring it back.
+            object.__setattr__(held, name, value + (value.clamp(0, 1) - value).detach())
+        return held
 
     def hosting(self, neuron: Neuron) -> Neuron:
         """Return the neuron of a site whose activation was trained for ``neuron``: that one, unless this adds to it."""

@@ -12,7 +12,7 @@ from conversion_ext.errors import require
 from conversion_ext.neurons.base import Heaviside, Neuron, State
 from conversion_ext.types import Reset
 
-__all__ = ["LIF", "RefractoryLIF"]
+__all__ = ["LIF", "PLIF", "RefractoryLIF"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,43 @@ class LIF(Neuron):
         """Leak, charge, fire, reset."""
         v = state[0]
         m = v + (x - v) / self.tau if self.decay_input else v * (1 - 1 / self.tau) + x
+        s = heaviside(m - 1)
+        return s, ((m - s) if self.reset is Reset.SUBTRACT else m * (1 - s),)
+
+
+@dataclass(frozen=True)
+class PLIF(Neuron):
+    """LIF whose leak is learned, one per site: ``m = beta v + x``, beta in [0, 1]; then as IF.
+
+    ``beta`` is what training starts from. The default 1 is IF, spike for spike, so PLIF takes the place of IF in any
+    recipe, and ``finetune(..., learn=("weights", "neurons"))`` goes on from the converted network;
+    ``beta = 1 - 1 / tau`` is LIF without ``decay_input``. In snnTorch it is ``Leaky(learn_beta=True)``, in SpikingJelly
+    ``ParametricLIFNode``, which learns w, ``1 - beta = sigmoid(w)``: there beta = 1 is no value of w and has no
+    gradient near it, so from that start the node is one of this package and learns beta itself, as all others do.
+
+    Reference: Fang et al., ICCV 2021.
+    """
+
+    v_init: float = 0.5
+    beta: float = 1.0
+    reset: Reset = Reset.SUBTRACT
+
+    def __post_init__(self) -> None:
+        require(isinstance(self.reset, Reset), f"PLIF(reset={self.reset!r}): use Reset.SUBTRACT or Reset.ZERO.")
+        require(
+            isinstance(self.beta, Real) and 0 < self.beta <= 1,
+            f"PLIF(beta={self.beta!r}): what is kept of v at a step is in (0, 1].",
+        )
+        self._require_fraction()
+
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """The share of v that is kept."""
+        return ("beta",)
+
+    def step(self, x: Tensor, state: State, heaviside: Heaviside) -> tuple[Tensor, State]:
+        """Leak, charge, fire, reset."""
+        m = state[0] * self.beta + x
         s = heaviside(m - 1)
         return s, ((m - s) if self.reset is Reset.SUBTRACT else m * (1 - s),)
 

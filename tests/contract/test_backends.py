@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from conversion_ext.backends import available, get_backend
 from conversion_ext.backends.base import Backend
 from conversion_ext.errors import BackendError, StateError
-from conversion_ext.neurons import IF, BurstIF, Heaviside, Neuron, SignedEncoder, SignedIF, State
+from conversion_ext.neurons import IF, PLIF, BurstIF, Heaviside, Neuron, SignedEncoder, SignedIF, State
 from conversion_ext.types import Reset
 
 SPECS = {
     "soft": IF(), "hard": IF(reset=Reset.ZERO), "signed": SignedIF(), "encoder": SignedEncoder(),
-    "burst": BurstIF(2), "signed burst": BurstIF(2, signed=True),
+    "plif": PLIF(), "hard plif": PLIF(reset=Reset.ZERO), "burst": BurstIF(2), "signed burst": BurstIF(2, signed=True),
 }  # fmt: skip
 MODES = ("s", "m")
 
