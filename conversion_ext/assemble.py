@@ -15,12 +15,14 @@ from conversion_ext.backends.base import Backend
 from conversion_ext.errors import UnsupportedError
 from conversion_ext.neurons import Neuron
 from conversion_ext.nn.differential import Differential
+from conversion_ext.nn.magnitude import SpikingMagnitude
 from conversion_ext.nn.max_pool import SpikingMaxPool
 from conversion_ext.nn.site import ExpandTime, Function, SpikingSite
 from conversion_ext.nn.softmax import SpikingSoftmax
 from conversion_ext.nn.stateful import Stateful
 from conversion_ext.operators.activations import SignedRelay
 from conversion_ext.operators.base import Activation, Operator, operator_of
+from conversion_ext.operators.magnitude import Magnitude
 from conversion_ext.operators.max_pool import Pool
 from conversion_ext.recipe import Recipe
 from conversion_ext.types import Granularity, PerLayer, Site, SiteKind
@@ -86,7 +88,10 @@ class _Builder:
         elif isinstance(meaning, Activation):
             self.varying.add(self.differential(node, replace=True))
         elif isinstance(meaning, Pool):
-            self.pool(node)
+            module = self.model.get_submodule(str(node.target))
+            self.live(node, SpikingMaxPool.from_module(module, method=self.recipe.max_pool))
+        elif isinstance(meaning, Magnitude):
+            self.live(node, SpikingMagnitude())
         elif varies:
             self.repeat_static(node)
             self.varying.add(node)
@@ -137,12 +142,12 @@ class _Builder:
         assert node.op == "get_attr", f"check() lets {graph.key_of(node)} pass"
         return graph.attribute_of(self.model, node)
 
-    def pool(self, node: Node) -> None:
-        """Replace a max-pool by its spiking form."""
-        module = SpikingMaxPool.from_module(self.model.get_submodule(str(node.target)), method=self.recipe.max_pool)
-        module.static_inputs = (node.args[0] not in self.varying,)
-        args = (node.args[0], self.steps)
-        self.varying.add(graph.replace_call(self.model, node, module, args, str(node.target)))
+    def live(self, node: Node, module: Stateful) -> None:
+        """Replace a homogeneous function of one tensor by its spiking form."""
+        (source,) = node.all_input_nodes
+        module.static_inputs = (source not in self.varying,)
+        name = str(node.target) if node.op == "call_module" else None
+        self.varying.add(graph.replace_call(self.model, node, module, (source, self.steps), name))
 
     def repeat_static(self, node: Node) -> None:
         """Repeat the inputs of ``node`` that do not depend on time where they meet ones that do."""

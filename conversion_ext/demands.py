@@ -10,10 +10,11 @@ from torch.fx import GraphModule, Node
 from conversion_ext import graph
 from conversion_ext.errors import Problem
 from conversion_ext.operators.base import Activation, operator_of
+from conversion_ext.operators.magnitude import Magnitude
 from conversion_ext.operators.synapse import CONVOLUTIONS, TRANSPOSED
 from conversion_ext.types import SiteKind
 
-__all__ = ["Demand", "NoBias", "NoMaxPool", "OnlyReLU"]
+__all__ = ["Demand", "MagnitudeOfInput", "NoBias", "NoMaxPool", "OnlyReLU"]
 
 MAX_POOLS = (
     nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
@@ -71,6 +72,21 @@ class NoMaxPool(Demand):
         return [
             _problem(node, "it is a max-pool, and this method has linear subsampling only.", remedy)
             for node, _ in graph.modules_called(model, *MAX_POOLS)
+        ]
+
+
+@dataclass(frozen=True)
+class MagnitudeOfInput(Demand):
+    """The network takes the magnitude of its input before anything else."""
+
+    def problems(self, model: GraphModule) -> list[Problem]:
+        """Return what sees the input itself."""
+        seen = [user for node in model.graph.nodes if node.op == "placeholder" for user in node.users]
+        remedy = "Put the magnitude before it with conversion_ext.recipes.adapt_cao2015(ann) and train anew."
+        return [
+            _problem(node, "it sees the input itself, and this method knows no spikes below 0.", remedy)
+            for node in seen
+            if not isinstance(operator_of(model, node), Magnitude)
         ]
 
 

@@ -18,7 +18,7 @@ from conversion_ext.observe import Observer
 from conversion_ext.passes import passes, refused
 from conversion_ext.types import PerLayer, Site
 
-__all__ = ["average_pooling", "replace_relu"]
+__all__ = ["adapt_cao2015", "average_pooling", "replace_relu"]
 
 # Calls become modules without a change of any layer: BatchNorm stays, since it is trained.
 REWRITES = ("out_of_place", "activations", "functional_layers")
@@ -72,6 +72,33 @@ def average_pooling(
     Average pooling is linear, so spikes need no special unit (Cao et al., 2015; also what Bu et al., 2022, train).
     """
     model = _modules_only(ann, leaf, skip)
+    _average_pools(model)
+    return model.train(ann.training)
+
+
+def adapt_cao2015(
+    ann: nn.Module, *, leaf: Iterable[str | type[nn.Module]] = (), skip: Iterable[str] = ()
+) -> GraphModule:
+    """Return a copy of ``ann`` that takes the magnitude of its input and pools by averages, to be trained anew.
+
+    That is what can be rewritten of the networks that Cao et al. (2015) tailor for spikes; a warning names the pools.
+    Biases and other activations cannot: ``check(..., recipe="cao2015_adapted")`` names them. Where inputs are never
+    negative, ``average_pooling`` is enough, and the recipe is ``cao2015``.
+    """
+    model = _modules_only(ann, leaf, skip)
+    _average_pools(model)
+    for node in [node for node in model.graph.nodes if node.op == "placeholder"]:
+        users = list(node.users)
+        with model.graph.inserting_after(node):
+            magnitude = model.graph.call_function(torch.abs, (node,))
+        for user in users:
+            user.replace_input_with(node, magnitude)
+    graph.refresh(model)
+    return model.train(ann.training)
+
+
+def _average_pools(model: GraphModule) -> None:
+    """Put average pools in the place of max-pools, and warn of it."""
     replaced = []
     kinds = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
     for node, module in graph.modules_called(model, *kinds):
@@ -82,9 +109,8 @@ def average_pooling(
         warnings.warn(
             "Average pooling in the place of max-pooling is another function: train the network anew "
             f"({', '.join(replaced)}).",
-            stacklevel=2,
+            stacklevel=3,
         )
-    return model.train(ann.training)
 
 
 def _average(pool: Any, key: str) -> nn.Module:

@@ -72,6 +72,8 @@ def _conserves(
         expected, found = block * (given[0] - emitted), scale * (v - module.v_init)
     elif isinstance(module, cx.nn.SpikingMaxPool):
         expected, found = module._pool(given[0]), emitted
+    elif isinstance(module, cx.nn.SpikingMagnitude):
+        expected, found = given[0].abs(), emitted
     elif isinstance(module, cx.nn.Differential):
         expected, found = t * module.function(*(g / t for g in given)), emitted
     else:

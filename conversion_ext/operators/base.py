@@ -20,7 +20,10 @@ from conversion_ext.errors import Problem
 from conversion_ext.neurons import Neuron
 from conversion_ext.types import Family, SiteKind
 
-__all__ = ["Activation", "Operator", "Rule", "compress", "ones", "operator_of", "operators", "register_operator"]
+__all__ = [
+    "Activation", "Call", "Elementwise", "Operator", "Rule", "compress", "ones", "operator_of", "operators",
+    "register_operator",
+]  # fmt: skip
 
 Units = Tensor | None
 
@@ -87,6 +90,23 @@ class Activation(Operator):
 
     def demand(self, call: Call, demanded: Any) -> list[Units]:
         return [ones(shape) for shape in call.shapes]
+
+
+@dataclass(frozen=True)
+class Elementwise(Operator):
+    """Element by element of one input: its unit and its family stay."""
+
+    def unit_out(self, call: Call, units: Sequence[Units], demanded: Units) -> Units:
+        return units[0]
+
+    def required(self, call: Call, units: Sequence[Units], out: Any) -> list[Units]:
+        return list(units)
+
+    def demand(self, call: Call, demanded: Any) -> list[Units]:
+        return [demanded]
+
+    def family_out(self, call: Call, families: Sequence[Family]) -> Family:
+        return families[0]
 
 
 @dataclass

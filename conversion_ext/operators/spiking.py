@@ -12,11 +12,13 @@ from torch.fx import Node
 
 from conversion_ext.nn.channel_scale import ChannelScale
 from conversion_ext.nn.differential import Differential
+from conversion_ext.nn.magnitude import SpikingMagnitude
 from conversion_ext.nn.max_pool import SpikingMaxPool
 from conversion_ext.nn.site import ExpandTime, SpikingSite
 from conversion_ext.nn.softmax import SpikingSoftmax
 from conversion_ext.operators.arithmetic import Multiple
-from conversion_ext.operators.base import Call, Operator, Units, ones, register_operator
+from conversion_ext.operators.base import Call, Elementwise, Operator, Units, ones, register_operator
+from conversion_ext.operators.magnitude import Magnitude
 from conversion_ext.operators.max_pool import Pool
 from conversion_ext.types import Family
 
@@ -86,6 +88,12 @@ def spiking_max_pool(node: Node, module: nn.Module | None) -> Operator:
     return Pool()
 
 
+@register_operator(SpikingMagnitude)
+def spiking_magnitude(node: Node, module: nn.Module | None) -> Operator:
+    """A spiking magnitude."""
+    return Magnitude()
+
+
 @register_operator(Differential, SpikingSoftmax)
 def of_the_mean(node: Node, module: nn.Module | None) -> Operator:
     """A differential operator, or the softmax of what came in so far."""
@@ -98,24 +106,7 @@ def channel_scale(node: Node, module: nn.Module | None) -> Operator:
     return Multiple()
 
 
-@dataclass(frozen=True)
-class Repeat(Operator):
-    """The same value at every step: unit and family stay."""
-
-    def unit_out(self, call: Call, units: Sequence[Units], demanded: Units) -> Units:
-        return units[0]
-
-    def required(self, call: Call, units: Sequence[Units], out: Any) -> list[Units]:
-        return list(units)
-
-    def demand(self, call: Call, demanded: Any) -> list[Units]:
-        return [demanded]
-
-    def family_out(self, call: Call, families: Sequence[Family]) -> Family:
-        return families[0]
-
-
 @register_operator(ExpandTime)
 def repeat(node: Node, module: nn.Module | None) -> Operator:
-    """Repetition over time."""
-    return Repeat()
+    """Repetition over time: the same value at every step."""
+    return Elementwise()

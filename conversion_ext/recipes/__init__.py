@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from conversion_ext.recipe import Recipe
 from conversion_ext.registry import Registry, import_siblings
-from conversion_ext.retrain import average_pooling, replace_relu
+from conversion_ext.retrain import adapt_cao2015, average_pooling, replace_relu
 
-__all__ = ["average_pooling", "for_steps", "get", "items", "names", "register_recipe", "replace_relu"]
+__all__ = [
+    "adapt_cao2015", "average_pooling", "for_steps", "get", "items", "names", "register_recipe", "replace_relu",
+]  # fmt: skip
 
 _recipes: Registry[Recipe] = Registry("recipe")
 _untimed: dict[str, Recipe] = {}

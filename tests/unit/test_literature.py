@@ -17,15 +17,12 @@ from conversion_ext.encoders import ConstantCurrent
 from conversion_ext.neurons import IF
 from conversion_ext.nn import QCFS, ChannelScale, SoftLIF
 from conversion_ext.normalizers import DataBased
-from conversion_ext.types import Steps
+from conversion_ext.types import Family, Steps
 from tests import zoo
 from tests.live import live_inputs, make_live
 
 pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data", "ignore:Never active with these")
-PAPERS = (
-    "cao2015", "diehl2015_model", "diehl2015_data", "rueckauer2017", "hu2018", "hunsberger2016", "bu2022", "bu2022_opi",
-    "li2021", "li2021_advanced", "hu2018_compensated", "bu2025", "hao2023", "hao2023_cos",
-)  # fmt: skip
+NAMES = cx.recipes.names()
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +41,15 @@ def bias_free(activation=nn.ReLU) -> nn.Sequential:
     for layer in (network[0], network[3]):
         nn.init.kaiming_normal_(layer.get_parameter("weight"))
     return network
+
+
+def network_for(name: str) -> nn.Module:
+    """The network above as the recipe asks for it."""
+    if name == "hunsberger2016":
+        return bias_free(SoftLIF)
+    if name in ("bu2022", "hao2023", "hao2023_cos"):
+        return bias_free(partial(QCFS, 4, 0.5))
+    return cx.recipes.adapt_cao2015(bias_free()) if name == "cao2015_adapted" else bias_free()
 
 
 @torch.enable_grad()
@@ -70,26 +76,28 @@ def images(n: int = 6) -> Tensor:
     return torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(3))
 
 
-def activation_for(name: str):
-    if name == "hunsberger2016":
-        return SoftLIF
-    return partial(QCFS, 4, 0.5) if name in ("bu2022", "hao2023", "hao2023_cos") else nn.ReLU
-
-
 def converted(ann: nn.Module, x: Tensor, recipe: str | cx.Recipe, **options):
     return cx.convert(ann, x, recipe=recipe, progress=False, **{"backend": "reference", "T": 8, **options})
 
 
 @pytest.mark.parametrize("backend", available())
-@pytest.mark.parametrize("name", PAPERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_recipe_runs_in_every_framework(name, backend):
-    ann, x = bias_free(activation_for(name)), images()
+    """None has to be refused: each gives what it gives in plain PyTorch."""
+    ann, x = network_for(name), images()
     T = 80 if name == "hunsberger2016" else 8  # a window that begins after 60 steps
     found = cx.simulate(converted(ann, x, name, backend=backend), x, T)
     expected = cx.simulate(converted(ann, x, name), x, T)
     torch.testing.assert_close(found.output, expected.output)
     assert found.total_steps == T + {"hao2023": 4, "hao2023_cos": 4}.get(name, 0)
     assert sum(float(rate.sum()) for rate in found.firing_rate.values()) > 0
+
+
+def test_what_no_recipe_can_do_is_refused_in_every_framework_alike():
+    """Here a network without the activations that the recipe reads its thresholds from."""
+    for backend in available():
+        with pytest.raises(cx.ConversionError, match="Trained"):
+            converted(bias_free(), images(), "bu2022", backend=backend)
 
 
 # Cao, Chen, Khosla 2015
@@ -107,6 +115,29 @@ def test_cao_names_what_his_networks_have_not():
     assert not cx.check(bias_free(), images(), recipe="cao2015")
     ann[4].bias.data.zero_()
     assert "4" not in {problem.path for problem in cx.check(ann, images(), recipe="cao2015")}  # a bias of zeros is none
+
+
+def test_cao_adapts_what_can_be_rewritten():
+    """abs on the input and average pools; what is left is named. Pixels below 0 count by magnitude, in spikes."""
+    ann = nn.Sequential(
+        nn.Conv2d(1, 4, 3, bias=False), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3, bias=False)
+    ).double()
+    x = images(40).double() * 2 - 1
+    with pytest.warns(UserWarning, match=r"train the network anew \(2\)"):
+        ready = cx.recipes.adapt_cao2015(ann)
+    expected = ann[3:](nn.functional.avg_pool2d(ann[:2](x.abs()), 2))
+    torch.testing.assert_close(ready(x), expected)
+    assert [type(m) for m in ann] == [nn.Conv2d, nn.ReLU, nn.MaxPool2d, nn.Flatten, nn.Linear]
+    snn = converted(ready, x, "cao2015_adapted")
+    images_of = {name: cx.simulate(snn, part, 60) for name, part in (("either sign", x), ("magnitude", x.abs()))}
+    assert torch.equal(images_of["either sign"].outputs, images_of["magnitude"].outputs)
+    assert {row.sees for row in snn.conversion.table() if row.kind == "synapse"} <= {Family.BINARY, Family.SIGNED}
+    with pytest.raises(ValueError, match="cannot be negative"):
+        cx.simulate(converted(ready, x, "cao2015"), x, 4)
+    ann[0].register_parameter("bias", nn.Parameter(torch.ones(4).double()))
+    problems = {p.path: p.remedy for p in cx.check(ann, x, recipe="cao2015_adapted")}
+    assert problems.keys() == {"0", "2"}
+    assert "adapt_cao2015" in problems["0"] or "bias=False" in problems["0"]
 
 
 def test_cao_fires_every_ceil_of_one_over_z_steps():
