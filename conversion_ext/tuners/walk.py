@@ -60,7 +60,7 @@ class _Stop:
 
     def wanted(self, part: int) -> Tensor:
         """Return what the ANN computes here, [N, ...]."""
-        return self._kept(
+        return self.kept(
             "wanted", part, lambda: self.pair.ann.value(self.pair.counterpart[graph.key_of(self.goal)], part)
         )
 
@@ -68,16 +68,16 @@ class _Stop:
         """Return the mean over the T steps of what the layer is given, [N, ...]."""
         source = self.node.args[0]
         assert isinstance(source, Node)
-        return self._kept("mean input", part, lambda: self.pair.body.mean(source, part))
+        return self.kept("mean input", part, lambda: self.pair.body.mean(source, part))
 
     def true_input(self, part: int) -> Tensor:
         """Return what the ANN gives the layer, [N, ...]."""
         source = self.pair.counterpart[graph.key_of(self.node)].args[0]
         assert isinstance(source, Node)
-        return self._kept("true input", part, lambda: self.pair.ann.value(source, part))
+        return self.kept("true input", part, lambda: self.pair.ann.value(source, part))
 
-    def _kept(self, name: str, part: int, compute: Callable[[], Tensor]) -> Tensor:
-        """Return what is computed once at this stop, for tuners ask again and again."""
+    def kept(self, name: str, part: int, compute: Callable[[], Tensor]) -> Tensor:
+        """Return what is computed once at this stop, and kept until it ends, for tuners ask again and again."""
         key = (name, part)
         if key not in self.pair.shelf:
             self.pair.shelf[key] = compute()
@@ -111,7 +111,7 @@ class SynapseStop(_Stop):
         zero = torch.zeros((), device=self.wanted(part).device)
         if self.goal is self.node:
             return zero
-        return self._kept("rest", part, lambda: self.pair.body.mean(self.goal, part, {self.node: zero}))
+        return self.kept("rest", part, lambda: self.pair.body.mean(self.goal, part, {self.node: zero}))
 
 
 class SiteStop(_Stop):
@@ -125,7 +125,7 @@ class SiteStop(_Stop):
         """Return the site's input as its neurons get it, before ``site.bias``: [T*N, ...], or [N, ...] if constant."""
         source = self.node.args[0]
         assert isinstance(source, Node)
-        return self._kept("current", part, lambda: self.pair.body.value(source, part))
+        return self.kept("current", part, lambda: self.pair.body.value(source, part))
 
     def emitted(self, part: int) -> Tensor:
         """Return what the site, as it is now, emits in the T steps, or its means over blocks of them, [T, N, ...]."""

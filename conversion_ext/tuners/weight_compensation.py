@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["WeightCompensation"]
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+# Neighbouring output positions of a convolution say nearly the same: so many rows of a regression are as good as all.
+ROWS, ROWS_PER_FEATURE = 20_000, 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,36 +80,55 @@ class _Regression:
         bias = weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach().double()
         self.start = torch.cat((weight.flatten(1), bias[:, None]), 1).unflatten(0, (self.groups, -1))
         self.best = self.start
-        gram = self._gram(stop.mean_input)
+        self.axes = 0 if isinstance(module, nn.Linear) else len(module.kernel_size)
+        self.stride = self._choose_stride()
+        gram = self._gram(self._features)
         power = gram.diagonal(dim1=1, dim2=2)[:, :-1].mean(1, keepdim=True)
         # The smallest number keeps a layer that never saw a spike regular. Of the ridge the bias is free.
         ridges = (ridge * power + torch.finfo(torch.float32).tiny).expand(-1, gram.shape[1]).clone()
         ridges[:, -1] = 0.0
         self.penalty = torch.diag_embed(ridges)  # a quadratic form of what changes
         if anchor:
-            self.penalty += anchor * self._gram(stop.true_input)
+            self.penalty += anchor * self._gram(lambda part: self._read(stop.true_input(part), part))
         self.factor = torch.linalg.cholesky(gram + self.penalty)
 
-    def _gram(self, inputs: Callable[[int], Tensor]) -> Tensor:
-        """Return the Gram matrices of the inputs of all parts, [groups, features + 1, features + 1]."""
+    def _choose_stride(self) -> int:
+        """Return how far apart the output positions looked at lie, so that enough rows remain for every feature."""
+        first = self.stop.wanted(0)
+        rows = first[:, 0].numel() * len(self.stop.parts)
+        sparse = (rows / max(ROWS, ROWS_PER_FEATURE * self.start.shape[2])) ** (1 / max(self.axes, 1))
+        return max(1, min(int(sparse), *first.shape[2:])) if self.axes else 1
+
+    def _gram(self, features: Callable[[int], Tensor]) -> Tensor:
+        """Return the Gram matrices of the features of all parts, [groups, features + 1, features + 1]."""
         gram = self.start.new_zeros(self.groups, self.start.shape[2], self.start.shape[2])
         for part in self.stop.parts:
-            x = self._features(inputs(part))
+            x = features(part)
             gram += x.mT @ x
         return gram
-
-    def _features(self, x: Tensor) -> Tensor:
-        return F.pad(patches(x, self.module), (0, 1), value=1.0)
 
     def _rows(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield features [groups, rows, features + 1], the rest and what is wanted [groups, rows, outputs]."""
         for part in self.stop.parts:
             wanted = self.stop.wanted(part)
             rest = self.stop.rest(part).expand_as(wanted)
-            yield self._features(self.stop.mean_input(part)), self._outputs(rest), self._outputs(wanted)
+            yield self._features(part), self._outputs(rest, part), self._outputs(wanted, part)
 
-    def _outputs(self, y: Tensor) -> Tensor:
-        last = y if isinstance(self.module, nn.Linear) else y.movedim(1, -1)
+    def _features(self, part: int) -> Tensor:
+        return self.stop.kept("features", part, lambda: self._read(self.stop.mean_input(part), part))
+
+    def _read(self, x: Tensor, part: int) -> Tensor:
+        """Return what the layer reads of its input ``x`` at the positions looked at, and a one for the bias."""
+        return F.pad(patches(x, self.module, self._positions(part)), (0, 1), value=1.0)
+
+    def _positions(self, part: int) -> tuple[slice, ...]:
+        """Return which output positions of a part are looked at: every ``stride``-th, by turns from another start."""
+        s = self.stride
+        return tuple(slice(part // s**axis % s, None, s) for axis in range(self.axes))
+
+    def _outputs(self, y: Tensor, part: int) -> Tensor:
+        """Return ``y`` [N, outputs, ...] at the positions looked at, [groups, rows, outputs of a group]."""
+        last = y[:, :, *self._positions(part)].movedim(1, -1) if self.axes else y
         return last.reshape(-1, self.groups, last.shape[-1] // self.groups).transpose(0, 1)
 
     def solve(self, iterations: int) -> None:
@@ -147,8 +168,8 @@ class _Regression:
             setattr(self.module, name, nn.Parameter(value.to(old.dtype), requires_grad=old.requires_grad))
 
 
-def patches(x: Tensor, module: Any) -> Tensor:
-    """Return what each output position of a layer reads, [groups, rows, features of a group]."""
+def patches(x: Tensor, module: Any, positions: tuple[slice, ...] = ()) -> Tensor:
+    """Return what each output position of a layer (of those chosen) reads, [groups, rows, features of a group]."""
     if isinstance(module, nn.Linear):
         return x.reshape(1, -1, x.shape[-1])
     kernel = list(zip(module.kernel_size, module.dilation, strict=True))
@@ -161,9 +182,10 @@ def patches(x: Tensor, module: Any) -> Tensor:
     x = F.pad(x, [margin for pair in reversed(margins) for margin in pair], mode=mode)
     for dim, ((k, d), stride) in enumerate(zip(kernel, module.stride, strict=True), start=2):
         x = x.unfold(dim, d * (k - 1) + 1, stride)[..., ::d]
+    x = x[:, :, *positions]
     x = x.unflatten(1, (module.groups, -1))  # [N, groups, channels, positions ..., kernel ...]
-    positions, offsets = range(3, 3 + len(kernel)), range(3 + len(kernel), x.dim())
-    return x.permute(1, 0, *positions, 2, *offsets).flatten(1, 1 + len(kernel)).flatten(2)
+    places, offsets = range(3, 3 + len(kernel)), range(3 + len(kernel), x.dim())
+    return x.permute(1, 0, *places, 2, *offsets).flatten(1, 1 + len(kernel)).flatten(2)
 
 
 register_tuner("weight_compensation", WeightCompensation)

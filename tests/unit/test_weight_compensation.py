@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import conversion_ext as cx
-from conversion_ext.tuners import WeightCompensation
+from conversion_ext.tuners import WeightCompensation, weight_compensation
 from conversion_ext.tuners.weight_compensation import patches
 from tests import zoo
 from tests.live import live_inputs, make_live
@@ -38,6 +38,31 @@ def test_patches_are_what_a_layer_reads(name):
     y = (read @ weight.mT).transpose(0, 1).flatten(1) + layer.bias
     expected = layer(x) if isinstance(layer, nn.Linear) else layer(x).movedim(1, -1)
     torch.testing.assert_close(y, expected.reshape(y.shape))
+
+
+@pytest.mark.parametrize("name", [name for name in LAYERS if "linear" not in name and "padding" not in name])
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+def test_chosen_positions_are_those_of_all(name):
+    layer, shape = LAYERS[name]
+    x = torch.rand(shape, dtype=torch.float64)
+    chosen = tuple(slice(axis % 2, None, 2) for axis in range(x.dim() - 2))
+    every = patches(x, layer).unflatten(1, (len(x), *layer.double()(x).shape[2:]))
+    assert torch.equal(patches(x, layer, chosen), every[:, :, *chosen].flatten(1, -2))
+
+
+def test_a_part_of_the_positions_is_nearly_as_good_as_all(monkeypatch):
+    """Fitted to every fourth position: over all positions it loses less than a tenth of what fitting to all gains."""
+    ann = make_live(nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1)), 2, 12, 12)
+    x = live_inputs(ann, 2, 12, 12, samples=256)
+
+    def error(snn: nn.Module) -> float:
+        return float((cx.simulate(snn, x, 4).output - ann(x).detach()).square().mean())
+
+    least = error(converted(ann, x, 4, anchor=0.0))  # 36,864 rows: all of them
+    monkeypatch.setattr(weight_compensation, "ROWS", 9_000)
+    sparse = error(converted(ann, x, 4, anchor=0.0))
+    untuned = error(cx.convert(ann, x, recipe=cx.Recipe(cx.Percentile(99.0)), progress=False))
+    assert least < sparse < least + 0.1 * (untuned - least)
 
 
 def converted(ann, x, T, **options):
