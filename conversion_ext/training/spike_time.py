@@ -1,0 +1,88 @@
+"""TSSL-BP: gradients of spikes by their times."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from conversion_ext.errors import require
+from conversion_ext.neurons import IF, LIF, Neuron
+from conversion_ext.nn.stepping import Neurons, Stepping
+from conversion_ext.types import Reset
+
+__all__ = ["SpikeTimes"]
+
+STEEPEST = 8.0  # a potential that hardly rose says little about when it crossed the threshold
+WIDTH = 0.2  # of the sigmoid for neurons that are nearly silent, in units of the threshold
+
+
+class SpikeTimes(Stepping):
+    """Spikes with the gradient of TSSL-BP (see ``TSSLBP``)."""
+
+    def __init__(self, tau: float) -> None:
+        super().__init__()
+        self.tau = tau
+
+    def steps(self, neurons: Neurons, z_seq: Tensor) -> Tensor:
+        """Return the spikes for z_seq [T, N, ...]."""
+        leak, share = _leak(neurons.spec)
+        v = neurons.potential
+        v = (neurons.start(z_seq[0]) if v is None else v).detach()
+        with torch.no_grad():
+            s_seq = neurons.run(z_seq)
+        soft = neurons.spec.reset is Reset.SUBTRACT  # type: ignore[attr-defined]
+        return _SpikeTimes.apply(share * z_seq, s_seq, v, leak, soft, self.tau)
+
+
+def _leak(spec: Neuron) -> tuple[float, float]:
+    """Return what of the potential is lost in a step, and what of the current arrives."""
+    require(
+        type(spec) is IF or type(spec) is LIF,
+        f"Spike times have gradients for IF and LIF neurons, and here they are {spec}; use another gradient.",
+    )
+    if isinstance(spec, LIF):
+        return 1 / spec.tau, 1 / spec.tau if spec.decay_input else 1.0
+    return 0.0, 1.0
+
+
+class _SpikeTimes(torch.autograd.Function):
+    """Spikes s_seq of neurons charged with x_seq [T, N, ...] from the potential v, differentiated by spike times."""
+
+    @staticmethod
+    def forward(ctx: Any, x_seq: Tensor, s_seq: Tensor, v: Tensor, leak: float, soft: bool, tau: float) -> Tensor:
+        before, rises, traces = [], [], []  # u[t], u[t] - v[t-1], a[t]
+        a = torch.zeros_like(v)
+        for x, s in zip(x_seq.to(v.dtype), s_seq.to(v.dtype), strict=True):
+            rise = x - leak * v
+            u = v + rise
+            v = u - s if soft else u * (1 - s)
+            a = a + (s - a) / tau
+            before.append(u)
+            rises.append(rise)
+            traces.append(a)
+        ctx.save_for_backward(s_seq, torch.stack(before), torch.stack(rises), torch.stack(traces))
+        ctx.leak, ctx.soft, ctx.tau = leak, soft, tau
+        return s_seq.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+        s_seq, u_seq, rises, traces = ctx.saved_tensors
+        grad_s = grad_outputs[0].to(u_seq.dtype)
+        s_seq = s_seq.to(u_seq.dtype)
+        earlier = (1 / rises).clamp(0, STEEPEST) * s_seq  # -dt/du: by how much a higher potential advances the spike
+        kept = 1.0 if ctx.soft else 1 - s_seq
+        taken = 1.0 if ctx.soft else u_seq
+        # What u[t] does to u[t+1]: it stays, and a spike that comes earlier takes away what has longer to leak.
+        onward = (1 - ctx.leak) * kept + ctx.leak * taken * earlier
+        onward = torch.as_tensor(onward).expand_as(u_seq)
+        grads: list[Tensor] = []
+        later = torch.zeros_like(u_seq[0])
+        for t in reversed(range(len(u_seq))):
+            later = grad_s[t] * earlier[t] + later * onward[t]
+            grads.append(later)
+        f = ((1 - u_seq) / WIDTH).clamp(-8, 8).exp()
+        silent = traces < 1 / (4 * ctx.tau)
+        grad = torch.where(silent, grad_s * f / ((1 + f).square() * WIDTH), torch.stack(grads[::-1]))
+        return grad.to(grad_outputs[0].dtype), None, None, None, None, None
