@@ -11,6 +11,9 @@ import torch
 from torch import nn
 
 import conversion_ext as cx
+from conversion_ext.data import load
+from conversion_ext.demo import network as network_of_the_demo
+from conversion_ext.demo import train
 from conversion_ext.neurons import RefractoryLIF
 from conversion_ext.nn import QCFS, SoftLIF
 from conversion_ext.normalizers import Trained
@@ -209,6 +212,30 @@ def test_a_replaced_network_trains_and_converts():
     learned = [m.threshold.item() for m in ready.modules() if isinstance(m, QCFS)]
     assert [float(v) for v in snn.conversion.thresholds.values()] == pytest.approx(learned)
     assert cx.evaluate(snn, [(x, y)], 8, progress=False).accuracy[-1] > accuracy - 0.05
+
+
+def test_fine_tuning_with_qcfs_before_conversion_pays_at_few_steps():
+    """The third route: ReLUs become QCFS, two epochs, conversion; beside the ANN trained on as long and converted."""
+    data = load("digits")
+    (x, y), calibration = data.test.tensors, data.calibration.tensors[0]
+    ann = network_of_the_demo()
+    train(ann, data.train, epochs=4, progress=False)
+    recipe = cx.recipes.get("bu2022_opi")
+    start = cx.convert(ann, calibration, recipe=recipe, backend="reference", progress=False)
+    ready = replace_relu(ann.train(), partial(QCFS, levels=4), calibration)
+    before = cx.convert(ready, example_input=x, recipe="bu2022", backend="reference", progress=False)
+    same = (list(snn.conversion.thresholds.values()) for snn in (before, start))
+    torch.testing.assert_close(*same)  # training starts from what is converted without it
+    found = []
+    for trained, name in ((ready, "bu2022"), (ann, recipe)):
+        train(trained, data.train, epochs=2, progress=False)
+        snn = cx.convert(trained, calibration, recipe=name, backend="reference", progress=False)
+        found.append(cx.evaluate(snn, [(x, y)], 4, progress=False).accuracy)
+    accuracy = (ready(x).argmax(1) == y).double().mean()
+    (_, two, _, four), (_, control, *_) = found
+    assert four > accuracy - 0.015  # L = 4 levels in T = 4 steps
+    assert two > control + 0.01
+    assert two > cx.evaluate(start, [(x, y)], 2, progress=False).accuracy[-1]
 
 
 def test_average_pooling_warns_and_pools_the_same_windows():
