@@ -25,7 +25,7 @@ class Root(nn.Module):
 
     In step mode "s" an input is one step, [N, ...]; in "m" it is a sequence [T, N, ...] and so is the output.
     State stays between calls until ``conversion_ext.reset(snn)`` (SpikingJelly: ``functional.reset_net``).
-    ``body`` is the graph (``snn.body.print_tabular()``), ``conversion`` what was done to make it.
+    ``body`` is the graph (``print(snn.body.graph)``), ``conversion`` what was done to make it.
     """
 
     def __init__(self, body: GraphModule, record: Record) -> None:
