@@ -6,13 +6,16 @@ from typing import Protocol
 
 from torch import Tensor
 
+from conversion_ext.neurons import Neuron
 from conversion_ext.nn.stateful import Memory
 
 __all__ = ["Neurons", "Stepping"]
 
 
 class Neurons(Protocol):
-    """What a stepping may do with the neurons of its site."""
+    """What a stepping may do with the neurons of its site, of the kind ``spec``."""
+
+    spec: Neuron
 
     @property
     def potential(self) -> Tensor | None:
