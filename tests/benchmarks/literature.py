@@ -29,18 +29,19 @@ from conversion_ext.data import load
 from conversion_ext.normalizers import ThresholdBalancing
 from tests.benchmarks.train import CHECKPOINTS, HELD_OUT, trained
 
-BATCH, CALIBRATION, TUNING = 100, 1024, 256  # tuners simulate their images, layer by layer: fewer of them
+BATCH, CALIBRATION = 100, 1024
 LONG = tuple(2**k for k in range(9))
 FEW = LONG[:6]
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """A recipe by name or value, the T it is read at, and the one T of the last column."""
+    """A recipe by name or value, the T it is read at, the one T of the last column, and its calibration images."""
 
     recipe: str | cx.Recipe
     at: tuple[int, ...] = LONG
-    final: int = 32
+    final: int = 16
+    images: int = CALIBRATION
 
     @property
     def tuned(self) -> bool:
@@ -55,7 +56,7 @@ class Conversion:
 
     def decisions(self, ann: nn.Module, x: Tensor, at: Sequence[int]) -> tuple[Tensor, int]:
         """Return classes [len(at), N] after the steps ``at``, and the neuron steps of the last."""
-        images = _pool()[: TUNING if self.tuned else CALIBRATION]
+        images = _pool()[: self.images]
         found, total = [], 0
         for steps in [(T,) for T in at] if self.tuned else [tuple(at)]:
             snn = cx.convert(ann, list(images.split(64)), recipe=self.recipe, T=steps[-1], progress=False)
@@ -84,23 +85,22 @@ class SpikingJelly:
         return torch.cat([run(part).argmax(-1) for part in x.split(BATCH)], 1), at[-1]
 
 
-# Each recipe on the networks that its paper is about.
+# Each recipe on the networks that its paper is about. Tuners simulate their images layer by layer: fewer of them.
 RELU: dict[str, Conversion | SpikingJelly] = {
     "`rueckauer2017`": Conversion("rueckauer2017"),
     "`hu2018`": Conversion("hu2018"),
-    "`hu2018_compensated`": Conversion("hu2018_compensated", FEW[3:]),
+    "`hu2018_compensated`": Conversion("hu2018_compensated", FEW[3:], 16, 128),
     "`bu2022_opi`": Conversion("bu2022_opi"),
     "`bu2025`, 20 passes": Conversion(replace(cx.recipes.get("bu2025"), normalizer=ThresholdBalancing(passes=20))),
-    "`li2021`": Conversion("li2021", FEW, 8),
-    "`li2021_advanced`": Conversion("li2021_advanced", FEW, 8),
-    "`default`": Conversion("default", FEW, 8),
-    "SpikingJelly 99.9 %": SpikingJelly({"mode": "99.9%"}),
+    "`li2021`": Conversion("li2021", FEW, 8, 256),
+    "`li2021_advanced`": Conversion("li2021_advanced", FEW[1::2], 8, 128),
+    "`default`": Conversion("default", FEW, 8, 512),
     "SpikingJelly 99.9 %, channel, half": SpikingJelly({"mode": "99.9%", "channel_wise": True, "half_threshold": True}),
 }
 CONVERSIONS: dict[str, dict[str, Conversion | SpikingJelly]] = {
     "vgg": RELU,
     "resnet20": RELU,
-    "vgg_plain": {f"`{name}`": Conversion(name) for name in ("cao2015", "diehl2015_model", "diehl2015_data")},
+    "vgg_plain": {f"`{name}`": Conversion(name, final=64) for name in ("cao2015", "diehl2015_model", "diehl2015_data")},
     "vgg_qcfs": {
         "`bu2022`": Conversion("bu2022", final=8),
         "`hao2023`": Conversion("hao2023", final=8),
