@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from conversion_ext import backends, encoders, errors, neurons, nn, normalizers, readouts, recipes, tuners
-from conversion_ext import training as training
+from conversion_ext import backends, encoders, errors, neurons, nn, normalizers, readouts, recipes, training, tuners
 from conversion_ext.backends.base import register_backend
 from conversion_ext.check import check
 from conversion_ext.conversion import Conversion
@@ -24,11 +23,15 @@ from conversion_ext.passes.base import register_pass
 from conversion_ext.recipe import Recipe
 from conversion_ext.recipes import register_recipe
 from conversion_ext.simulate import Simulation, simulate
-from conversion_ext.synops import OperationCount, synops
+from conversion_ext.synops import OperationCount as OperationCount
+from conversion_ext.synops import synops
+from conversion_ext.training.finetune import FinetuneResult as FinetuneResult
+from conversion_ext.training.finetune import finetune
 from conversion_ext.tune import TuneResult as TuneResult
 from conversion_ext.tune import tune
 from conversion_ext.tuners import BiasCorrection, WeightCompensation, register_tuner
-from conversion_ext.twin import Forecast, forecast, twin
+from conversion_ext.twin import Forecast as Forecast
+from conversion_ext.twin import forecast, twin
 from conversion_ext.types import PerChannel, PerLayer, Reset
 
 __all__ = [
@@ -38,10 +41,8 @@ __all__ = [
     "Conversion",
     "ConversionError",
     "Evaluation",
-    "Forecast",
     "Maximum",
     "MeanSquaredError",
-    "OperationCount",
     "PerChannel",
     "PerLayer",
     "Percentile",
@@ -58,6 +59,7 @@ __all__ = [
     "encoders",
     "errors",
     "evaluate",
+    "finetune",
     "forecast",
     "neurons",
     "nn",
@@ -73,6 +75,7 @@ __all__ = [
     "reset",
     "simulate",
     "synops",
+    "training",
     "tune",
     "tuners",
     "twin",

@@ -23,7 +23,7 @@ from conversion_ext.recipe import Recipe
 from conversion_ext.recorder import RECORDS, Recorder
 from conversion_ext.schedule import Schedule, schedule
 
-__all__ = ["Simulation", "run", "simulate", "times"]
+__all__ = ["Simulation", "means", "run", "simulate", "times"]
 
 
 @dataclass
@@ -152,12 +152,12 @@ def run(
     N = next(v.shape[1 if sequence else 0] for v in inputs if isinstance(v, Tensor))
     chunks = engine.chunks(N, plan, time_chunk)
     if sequence:
-        outputs = engine.sequence(_means(lambda t, K: tuple(v[t : t + K] for v in inputs), block), chunks, block)
+        outputs = engine.sequence(means(lambda t, K: tuple(v[t : t + K] for v in inputs), block), chunks, block)
     elif recipe.encoder.constant:
         outputs = engine.constant(inputs, chunks, block)
     else:
         read = encoded(recipe.encoder, inputs, plan.warm_up + plan.T, generator)
-        outputs = engine.sequence(_means(read, block), chunks, block)
+        outputs = engine.sequence(means(read, block), chunks, block)
     kept: list[list[Tensor]] = []
     with engine.running():
         for K, output in outputs:
@@ -196,7 +196,7 @@ def _inputs(snn: Root, x: Any, x_seq: Any) -> tuple[Any, ...]:
     return inputs
 
 
-def _means(read: Reader, block: int) -> Reader:
+def means(read: Reader, block: int) -> Reader:
     """Return a reader of the means of blocks, given one of single steps."""
 
     def mean(x_seq: Any) -> Any:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import inspect
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from conversion_ext.errors import BackendError, StateError, require
-from conversion_ext.neurons import Neuron, State, advance
+from conversion_ext.errors import BackendError, StateError, UnknownNameError, require
+from conversion_ext.neurons import Heaviside, Neuron, State, advance
 from conversion_ext.nn.stateful import state_dtype
 from conversion_ext.registry import Registry
 
@@ -27,6 +29,7 @@ __all__ = [
     "initial_potential",
     "initial_state",
     "learn",
+    "named_surrogate",
     "register_backend",
     "state_dtype",
 ]
@@ -67,6 +70,14 @@ class Backend(Protocol):
 
     def reset(self, neuron: nn.Module) -> None:
         """Forget the state of this neuron and of no other."""
+        ...
+
+    def set_surrogate(self, neuron: nn.Module, surrogate: str | Heaviside | None, detach_reset: bool) -> None:
+        """Let gradients through the spikes of ``neuron`` be those of ``surrogate``: a function ``z -> [z >= 0]``.
+
+        A name is one of the framework's own, None leaves the neuron its present one. With ``detach_reset`` none flow
+        through what a spike does to the state. Raises UnknownNameError, which lists the framework's names.
+        """
         ...
 
     def root(self) -> type[nn.Module]:
@@ -177,6 +188,30 @@ def learn(neuron: nn.Module, spec: Neuron) -> None:
 
 def _fires(z: Tensor) -> Tensor:
     return (z >= 0).to(z.dtype)
+
+
+def named_surrogate(
+    surrogate: str | Heaviside, makers: Iterable[tuple[str, Callable[..., Heaviside]]], backend: str
+) -> Heaviside:
+    """Return what the maker of this name makes without being told anything, or the function that was given itself."""
+    if isinstance(surrogate, str):
+        known = {
+            name: make
+            for name, make in makers
+            if all(p.default is not p.empty for p in inspect.signature(make).parameters.values())
+        }
+        require(
+            surrogate in known,
+            f"surrogate={surrogate!r}: {backend} has {', '.join(sorted(known))}; name one of them or give a function.",
+            UnknownNameError,
+        )
+        return known[surrogate]()
+    require(
+        callable(surrogate),
+        f"surrogate={surrogate!r}: give a name or a function z -> [z >= 0] that has a gradient.",
+        TypeError,
+    )
+    return surrogate
 
 
 def check_state(state: Tensor, x: Tensor, what: object) -> None:

@@ -7,7 +7,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from conversion_ext.backends.base import Backend, check_neuron, check_state, initial_state, learn, register_backend
+from conversion_ext.backends.base import (
+    Backend,
+    check_neuron,
+    check_state,
+    initial_state,
+    learn,
+    named_surrogate,
+    register_backend,
+)
+from conversion_ext.neurons import Heaviside as HeavisideFunction
 from conversion_ext.neurons import Neuron, State, advance
 
 __all__ = ["ReferenceBackend", "ReferenceNeuron"]
@@ -41,6 +50,8 @@ class ReferenceNeuron(nn.Module):
         super().__init__()
         self.spec = spec
         self.state: State | None = None
+        self.heaviside: HeavisideFunction = heaviside
+        self.detach_reset = False
         learn(self, spec)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,7 +64,9 @@ class ReferenceNeuron(nn.Module):
             self.state = initial_state(self.spec, v_init, x_seq[0])
         else:
             check_state(self.state[0], x_seq[0], self.spec)
-        spikes, self.state = advance(self.spec.holding(self), x_seq, self.state, heaviside)
+        spikes, self.state = advance(
+            self.spec.holding(self), x_seq, self.state, self.heaviside, detach_reset=self.detach_reset
+        )
         return spikes
 
     def extra_repr(self) -> str:
@@ -90,6 +103,13 @@ class ReferenceBackend(Backend):
     def reset(self, neuron: nn.Module) -> None:
         """Forget the state."""
         cast(ReferenceNeuron, neuron).state = None
+
+    def set_surrogate(self, neuron: nn.Module, surrogate: str | HeavisideFunction | None, detach_reset: bool) -> None:
+        """Set what the steps to come use."""
+        own = cast(ReferenceNeuron, neuron)
+        own.detach_reset = detach_reset
+        if surrogate is not None:
+            own.heaviside = named_surrogate(surrogate, [("atan", lambda: heaviside)], self.name)
 
     def root(self) -> type[nn.Module]:
         """Return ``Root`` itself."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from typing import Any, cast
 
 import torch
@@ -15,9 +16,10 @@ from conversion_ext.backends.base import (
     citizen,
     initial_state,
     learn,
+    named_surrogate,
     register_backend,
 )
-from conversion_ext.neurons import IF, LIF, PLIF, Neuron, State, advance
+from conversion_ext.neurons import IF, LIF, PLIF, Heaviside, Neuron, State, advance
 from conversion_ext.types import Reset
 
 __all__ = ["SnnTorchBackend", "SnnTorchNeuron"]
@@ -39,6 +41,7 @@ class SnnTorchNeuron(nn.Module):
     """
 
     mem: Tensor
+    detach_reset = False
 
     def __init__(self, spec: Neuron) -> None:
         mechanism = "zero" if isinstance(spec, IF | LIF | PLIF) and spec.reset is Reset.ZERO else "subtract"
@@ -65,7 +68,9 @@ class SnnTorchNeuron(nn.Module):
             state = initial_state(self.spec, v_init, x_seq[0])
         else:
             check_state(state[0], x_seq[0], self.spec)
-        spikes, self.state = advance(self.spec.holding(self), x_seq, state, self.heaviside)
+        spikes, self.state = advance(
+            self.spec.holding(self), x_seq, state, self.heaviside, detach_reset=self.detach_reset
+        )
         return spikes
 
     @property
@@ -128,6 +133,14 @@ class SnnTorchBackend(Backend):
     def reset(self, neuron: nn.Module) -> None:
         """Forget the state."""
         cast(SnnTorchNeuron, neuron).reset_mem()
+
+    def set_surrogate(self, neuron: nn.Module, surrogate: str | Heaviside | None, detach_reset: bool) -> None:
+        """Set ``spike_grad``; names are those of the functions in ``snntorch.surrogate`` that make one."""
+        own = cast(Any, neuron)
+        own.detach_reset = detach_reset
+        if surrogate is not None:
+            module = importlib.import_module("snntorch.surrogate")
+            own.spike_grad = named_surrogate(surrogate, inspect.getmembers(module, inspect.isfunction), self.name)
 
     def root(self) -> type[nn.Module]:
         """Return ``Root`` itself: snnTorch has no class for networks."""

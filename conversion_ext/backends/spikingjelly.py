@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable
 from typing import Any, Self, TypeVar, cast
 
@@ -16,10 +17,11 @@ from conversion_ext.backends.base import (
     citizen,
     initial_potential,
     learn,
+    named_surrogate,
     register_backend,
     state_dtype,
 )
-from conversion_ext.neurons import IF, LIF, PLIF, Neuron, State, advance
+from conversion_ext.neurons import IF, LIF, PLIF, Heaviside, Neuron, State, advance
 from conversion_ext.types import Reset
 
 __all__ = ["SpikingJellyBackend", "SpikingJellyNode", "SpikingJellyRoot", "adopt", "choose_backend"]
@@ -47,6 +49,7 @@ class SpikingJellyNode(nn.Module):
         super().__init__()
         self.spec = spec
         self.surrogate_function = _framework("surrogate").ATan()
+        self.detach_reset = False
         for name in spec.state:
             cast(Any, self).register_memory(name, float(spec.v_init) if name == spec.state[0] else 0.0)
         learn(self, spec)
@@ -62,7 +65,9 @@ class SpikingJellyNode(nn.Module):
             for value in (getattr(self, name) for name in self.spec.state)
         )
         check_state(state[0], x_seq[0], self.spec)
-        spikes, state = advance(self.spec.holding(self), x_seq, state, self.surrogate_function)
+        spikes, state = advance(
+            self.spec.holding(self), x_seq, state, self.surrogate_function, detach_reset=self.detach_reset
+        )
         for name, value in zip(self.spec.state, state, strict=True):
             setattr(self, name, value)
         return spikes
@@ -191,6 +196,17 @@ class SpikingJellyBackend(Backend):
     def reset(self, neuron: nn.Module) -> None:
         """Forget the state."""
         cast(Any, neuron).reset()
+
+    def set_surrogate(self, neuron: nn.Module, surrogate: str | Heaviside | None, detach_reset: bool) -> None:
+        """Set ``surrogate_function`` and ``detach_reset``; names are those of the classes in ``surrogate``."""
+        own = cast(Any, neuron)
+        own.detach_reset = detach_reset
+        if surrogate is not None:
+            module = _framework("surrogate")
+            base = module.SurrogateFunctionBase
+            classes = inspect.getmembers(module, lambda v: inspect.isclass(v) and issubclass(v, base) and v is not base)
+            del own.surrogate_function  # a module's name takes no function
+            own.surrogate_function = named_surrogate(surrogate, classes, self.name)
 
     def root(self) -> type[nn.Module]:
         """Return ``Root`` with SpikingJelly's ``StepModule`` as a base."""

@@ -26,11 +26,13 @@ def advance(
     heaviside: Heaviside,
     in_place: bool = False,
     count: Tensor | None = None,
+    detach_reset: bool = False,
 ) -> tuple[Tensor, State]:
     """Advance ``spec`` over x_seq [T, N, ...]; return spikes in the dtype of x_seq and the new state.
 
     Changes neither ``x_seq`` nor ``state``; ``in_place`` permits to write to the tensors of ``state``. The spikes,
-    each as many as it says whatever its sign, are added to ``count`` [N, ...].
+    each as many as it says whatever its sign, are added to ``count`` [N, ...]. With ``detach_reset`` no gradient flows
+    through what a spike does to the state.
     """
     differentiable = torch.is_grad_enabled() and (x_seq.requires_grad or state[0].requires_grad)
     if type(spec) is IF and not differentiable:
@@ -38,7 +40,10 @@ def advance(
         return _fire(state[0], x_seq, spec.reset, count), state
     spikes: list[Tensor] = []
     for x in x_seq:
-        s, state = spec.step(x.to(state[0].dtype), state, heaviside)
+        before, charge = state, x.to(state[0].dtype)
+        s, state = spec.step(charge, before, heaviside)
+        if differentiable and detach_reset:  # the state of a step whose spikes are constants
+            state = spec.step(charge, before, lambda z: heaviside(z).detach())[1]
         spikes.append(s.to(x.dtype))
         if count is not None:
             count.add_(s.abs())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from conversion_ext.nn.site import SpikingSite
 from conversion_ext.nn.stateful import Memory, Stateful
 from conversion_ext.types import Steps
 
-__all__ = ["Root", "fold_time", "keep_samples", "map_state", "reset", "unfold_time"]
+__all__ = ["Root", "fold_time", "keep_samples", "map_state", "memories", "recall", "reset", "unfold_time"]
 
 
 class Root(nn.Module):
@@ -143,6 +143,30 @@ def map_state(snn: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
                 module.backend.set_state(module.neuron, tuple(change(part) for part in state))
         elif isinstance(module, Memory):
             module.map_state(change)
+
+
+def memories(snn: nn.Module) -> list[Any]:
+    """Return all that ``snn`` remembers, for ``recall``; tensors are not copied."""
+    kept = []
+    for module in snn.modules():
+        if isinstance(module, SpikingSite):
+            kept.append(module.backend.state(module.neuron))
+        elif isinstance(module, Memory):
+            kept.append({name: getattr(module, name) for name in module.remembered})
+    return kept
+
+
+def recall(snn: nn.Module, kept: Sequence[Any]) -> None:
+    """Make what ``memories`` returned for ``snn`` what it remembers."""
+    holders = (module for module in snn.modules() if isinstance(module, SpikingSite | Memory))
+    for module, memory in zip(holders, kept, strict=True):
+        if isinstance(module, Memory):
+            for name, value in memory.items():
+                setattr(module, name, value)
+        elif memory is None:
+            module.restart()
+        else:
+            module.backend.set_state(module.neuron, memory)
 
 
 def keep_samples(snn: nn.Module, index: Tensor) -> None:

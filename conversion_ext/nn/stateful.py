@@ -77,6 +77,11 @@ class Memory(nn.Module):
         """Return what a module remembers before its first step."""
         return {"t": 0, **dict.fromkeys(self.state_names)}
 
+    @property
+    def remembered(self) -> tuple[str, ...]:
+        """The attributes that change from step to step."""
+        return tuple(self._unused())
+
     def reset(self) -> None:
         """Forget all steps seen so far."""
         for name, value in self._unused().items():

@@ -3,6 +3,16 @@
 from __future__ import annotations
 
 from conversion_ext.training import losses
+from conversion_ext.training.gradients import Gradient, Online, Rate, ThroughTime, register_gradient
 from conversion_ext.training.terms import ActivityBand, Distillation
 
-__all__ = ["ActivityBand", "Distillation", "losses"]
+__all__ = [
+    "ActivityBand",
+    "Distillation",
+    "Gradient",
+    "Online",
+    "Rate",
+    "ThroughTime",
+    "losses",
+    "register_gradient",
+]

@@ -1,0 +1,161 @@
+"""Fine-tune a converted network at a fixed number of steps, and never return a worse one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from conversion_ext.errors import require
+from conversion_ext.neurons import Heaviside
+from conversion_ext.nn.root import Root, reset
+from conversion_ext.training.gradients import Gradient, gradient_of
+from conversion_ext.training.loop import Epoch, Loop, Terms
+from conversion_ext.training.losses import loss_of
+from conversion_ext.training.mechanics import mechanics_of
+from conversion_ext.training.samples import divide
+from conversion_ext.training.student import Student, check_trainable, give_back
+from conversion_ext.training.terms import Distillation
+
+__all__ = ["FinetuneResult", "finetune"]
+
+RATES = {"adamw": 1e-3, "sgd": 0.01}
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """``snn``: the network of the best epoch; ``history``: all epochs, 0 for the start; ``samples``: how many judged.
+
+    ``best``: the number of that epoch; 0 where training helped nothing, and then ``snn`` is the network given.
+    """
+
+    snn: Root
+    history: tuple[Epoch, ...]
+    best: int
+    samples: int
+
+    def __str__(self) -> str:
+        start, best = self.history[0].accuracy, self.history[self.best].accuracy
+        said = (
+            f"epoch {self.best} is returned: {start:.4f} -> {best:.4f}"
+            if self.best
+            else f"no epoch was better than the converted network, which is returned: {start:.4f}"
+        )
+        rows = [f"epoch {e.number:3d}  loss {e.loss:8.4f}  accuracy {e.accuracy:.4f}" for e in self.history]
+        return "\n".join([f"accuracy on {self.samples} held-out samples", *rows, said])
+
+
+def finetune(
+    snn: Root,
+    loader: Any,
+    *,
+    T: int,
+    epochs: int = 1,
+    validation: Any = None,
+    teacher: nn.Module | None = None,
+    distillation: Distillation | None = None,
+    loss: Any = "rate",
+    regularizers: Sequence[Callable[[dict[str, Tensor]], Tensor]] = (),
+    gradient: str | Gradient = "bptt",
+    surrogate: str | Heaviside | None = None,
+    detach_reset: bool = True,
+    learn: Sequence[str] = ("weights",),
+    optimizer: str | Callable[[Any], torch.optim.Optimizer] = "adamw",
+    rate: float | None = None,
+    weight_decay: float = 0.0,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 500,
+    accelerator: Any = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> FinetuneResult:
+    """Return ``snn`` fine-tuned for T steps, or as it was if no epoch did better on data held out.
+
+    ``loader``: labelled batches with a length, or a pair of tensors; ``validation``: others that judge, by default
+    every tenth sample (at most 5,000) of a DataLoader's data set, or every tenth batch of a list, which then is not
+    learned from. ``gradient``: "bptt", "rate", "online" or a value of ``cx.training``; ``surrogate``: a name of the
+    framework's, or a function; ``loss(outputs [T, N, C], target [N])``: a value, a function or a name;
+    ``regularizers`` take {site: rates [N, ...]}; ``teacher``, mostly the ANN, adds ``distillation``. ``learn``: of
+    "weights", "thresholds" (with ``fold=False``), "potentials", "neurons". ``optimizer``: "adamw", "sgd" or a function
+    of parameters; ``rate``, the largest, falls along a cosine. Training goes on from the file ``checkpoint`` if there is one
+    and ends as if never interrupted. ``accelerator``: an ``accelerate.Accelerator`` for devices, mixed precision and
+    several processes, each with its own part of the data. ``snn`` is not changed; what it has frozen stays as it is.
+
+    Raises ValueError for arguments that do not fit, CalibrationError for data that cannot be used.
+    """
+    require(
+        isinstance(snn, Root), f"snn is a {type(snn).__name__}; pass what conversion_ext.convert returned.", TypeError
+    )
+    for name, value in (("T", T), ("epochs", epochs), ("checkpoint_every", checkpoint_every)):
+        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        require(whole, f"{name}={value!r}: give an integer >= 1.")
+    check_trainable(snn, learn)
+    require(
+        teacher is None or isinstance(teacher, nn.Module),
+        f"teacher is a {type(teacher).__name__}; pass the ANN, a torch.nn.Module.",
+        TypeError,
+    )
+    require(
+        distillation is None or teacher is not None, f"distillation={distillation!r} needs a teacher: pass teacher=ann."
+    )
+    student = Student(snn, learn, surrogate, detach_reset, bool(regularizers))
+    rule = gradient_of(gradient)
+    rule.prepare(student.snn)
+    parameters = [p for p in student.parameters() if p.requires_grad]
+    require(bool(parameters), "Nothing of this network is to be learned: its parameters are all frozen.")
+    own = _optimizer(optimizer, rate, weight_decay, student)
+    device = parameters[0].device
+    mechanics = mechanics_of(accelerator, device)
+    data, judges = divide(loader, validation, seed)
+    terms = Terms(loss_of(loss), tuple(regularizers), distillation or Distillation(), teacher, mechanics.device)
+    loop = Loop(snn, student, rule, terms, own, mechanics, data, judges, T, epochs, seed, progress)
+    if checkpoint is not None:
+        loop.keep(Path(checkpoint), checkpoint_every)
+    loop.train()
+    return _result(snn, loop, f"{type(rule).__name__}, {type(own).__name__}")
+
+
+def _result(snn: Root, loop: Loop, how: str) -> FinetuneResult:
+    """Return the best network where ``snn`` lies, with a note of what was done to it."""
+    found, best, history = loop.judged, loop.winner(), loop.history
+    give_back(found, loop.chosen)
+    found = found.to(next(snn.parameters()).device)
+    if best:
+        note = (
+            f"Fine-tuned for T={loop.T} ({how}): {history[0].accuracy:.4f} -> {history[best].accuracy:.4f} on "
+            f"{loop.samples} held-out samples in epoch {best}."
+        )
+        found.record = replace(snn.record, T=loop.T, notes=(*snn.record.notes, note))
+    reset(found)
+    return FinetuneResult(found, tuple(history), best, loop.samples)
+
+
+def _optimizer(choice: Any, rate: float | None, weight_decay: float, student: Student) -> torch.optim.Optimizer:
+    """Return the optimizer; decay pulls at weights only, towards 0, where thresholds and potentials do not belong."""
+    learned = [p for p in student.parameters() if p.requires_grad]
+    require(rate is None or rate > 0, f"rate={rate!r}: the learning rate is a positive number.")
+    if callable(choice):
+        require(
+            rate is None and weight_decay == 0,
+            "An optimizer of your own has its rate and weight decay; leave out rate= and weight_decay=.",
+        )
+        made: Any = choice(learned)
+        require(
+            isinstance(made, torch.optim.Optimizer), f"optimizer={choice!r} returned no torch optimizer.", TypeError
+        )
+        return made
+    require(
+        choice in RATES, f"optimizer={choice!r}: choose one of {', '.join(RATES)}, or give a function of parameters."
+    )
+    groups = [
+        {"params": [p for p in learned if p.dim() > 1], "weight_decay": weight_decay},
+        {"params": [p for p in learned if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    rate = RATES[choice] if rate is None else rate
+    if choice == "adamw":
+        return torch.optim.AdamW([g for g in groups if g["params"]], lr=rate)
+    return torch.optim.SGD([g for g in groups if g["params"]], lr=rate, momentum=0.9, nesterov=True)

@@ -1,0 +1,185 @@
+"""How the gradient of a loss gets through time: rules as values, one loss or one for each part of the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from conversion_ext.encoders.base import encoded
+from conversion_ext.errors import require
+from conversion_ext.neurons import SignedEncoder
+from conversion_ext.nn.root import Root, fold_time, map_state
+from conversion_ext.nn.stepping import Neurons, Stepping
+from conversion_ext.registry import Registry
+from conversion_ext.simulate import means
+from conversion_ext.training.student import Student
+from conversion_ext.types import Steps
+
+__all__ = [
+    "Gradient",
+    "Objective",
+    "Online",
+    "Presentation",
+    "Rate",
+    "ThroughTime",
+    "gradient_of",
+    "gradients",
+    "register_gradient",
+]
+
+Objective = Callable[[Tensor, dict[str, Tensor]], Tensor]
+"""``(outputs [T, N, C], {site: rates [N, ...]}) -> loss []``"""
+
+
+class Presentation:
+    """A batch as the network sees it: T steps, in blocks of K, through the recipe's encoder."""
+
+    def __init__(self, snn: Root, inputs: tuple[Any, ...], T: int, block: int, generator: torch.Generator) -> None:
+        encoder = snn.conversion.recipe.encoder
+        self.inputs, self.T, self.block = inputs, T, block
+        self.read = None if encoder.constant else encoded(encoder, inputs, T, generator)
+
+    def steps(self, first: int, count: int, block: int) -> tuple[tuple[Any, ...], Steps]:
+        """Return ``count`` steps (or blocks), to be called in order: inputs as ``Root.run`` takes them, and steps."""
+        if self.read is None:
+            return self.inputs, Steps(count, constant=True, block=block)
+        frames = means(self.read, block)(first, count)
+        return tuple(fold_time(v) for v in frames), Steps(count, block=block)
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """Base of all rules. ``losses`` runs a batch and yields losses, each to be back-propagated before the next.
+
+    ``network`` is the student as it is to be called: ``network(inputs, steps)`` returns (outputs [T, N, C], {site:
+    rates [N, ...]}); its state is reset.
+    """
+
+    def prepare(self, snn: Root) -> None:
+        """Change the copy that is trained, once."""
+
+    def losses(
+        self, network: Callable[..., Any], student: Student, batch: Presentation, objective: Objective
+    ) -> Iterator[Tensor]:
+        """Yield the losses of a batch."""
+        raise TypeError(f"{type(self).__name__} must define losses().")
+
+
+@dataclass(frozen=True)
+class ThroughTime(Gradient):
+    """Back-propagation through all steps and the surrogate of every spike (BPTT).
+
+    Memory grows with T; with ``recompute`` only that many steps are kept and the others run once more in the backward
+    pass (gradient checkpointing through time): the same gradient for a third more time.
+
+    Reference: Neftci, Mostafa, Zenke, 2019 (surrogate gradients); Chen et al., 2016 (checkpointing).
+    """
+
+    recompute: int | None = None
+
+    def __post_init__(self) -> None:
+        require(
+            self.recompute is None or (isinstance(self.recompute, int) and self.recompute >= 1),
+            f"ThroughTime(recompute={self.recompute!r}): give the steps to keep at once, >= 1, or None for all.",
+        )
+
+    def losses(
+        self, network: Callable[..., Any], student: Student, batch: Presentation, objective: Objective
+    ) -> Iterator[Tensor]:
+        """Yield one loss, of all steps."""
+        yield objective(*network(*batch.steps(0, batch.T // batch.block, batch.block), self.recompute))
+
+
+@dataclass(frozen=True)
+class Online(Gradient):
+    """The gradient of the last ``steps`` steps alone: the state is a constant when they begin.
+
+    Memory does not depend on T. The loss at each part is that of the outputs so far, earlier ones constant, so the
+    last is the loss of all; parts weigh as many steps as they have.
+
+    Reference: Meng et al., ICCV 2023 (SLTT, ``steps=1``); Williams, Peng, 1990 (truncation).
+    """
+
+    steps: int = 1
+
+    def __post_init__(self) -> None:
+        require(
+            isinstance(self.steps, int) and not isinstance(self.steps, bool) and self.steps >= 1,
+            f"Online(steps={self.steps!r}): give the steps through which a gradient goes, >= 1.",
+        )
+
+    def losses(
+        self, network: Callable[..., Any], student: Student, batch: Presentation, objective: Objective
+    ) -> Iterator[Tensor]:
+        """Yield a loss for every part of the steps."""
+        total, past = batch.T // batch.block, list[Tensor]()
+        for first in range(0, total, self.steps):
+            count = min(self.steps, total - first)
+            map_state(student.snn, torch.detach)
+            outputs, rates = network(*batch.steps(first, count, batch.block))
+            yield objective(torch.cat([*past, outputs]), rates) * (count / total)
+            past.append(outputs.detach())
+
+
+@dataclass(frozen=True)
+class Rate(Gradient):
+    """Without time: the network's :func:`twin` is trained, each neuron's rate with the gradient of ``clamp(z, 0, 1)``.
+
+    One pass costs as much as one of the ANN, whatever T. What the twin does not know, the unevenness of spike trains,
+    is not trained away; weights are those of the spiking network.
+
+    Reference: Bu et al., ICLR 2022 (quantized activations, straight-through).
+    """
+
+    def prepare(self, snn: Root) -> None:
+        """Let spikes have straight-through gradients."""
+        for site in snn.sites().values():
+            site.stepping = StraightThrough()
+
+    def losses(
+        self, network: Callable[..., Any], student: Student, batch: Presentation, objective: Objective
+    ) -> Iterator[Tensor]:
+        """Yield one loss, of the output for mean rates."""
+        yield objective(*network(*batch.steps(0, 1, batch.T)))
+
+
+class StraightThrough(Stepping):
+    """Spikes with the gradient of the current, where that is within what a neuron can say."""
+
+    def steps(self, neurons: Neurons, z_seq: Tensor) -> Tensor:
+        """Return the spikes for z_seq [T, N, ...]."""
+        spec = neurons.spec
+        with torch.no_grad():
+            spikes = neurons.run(z_seq)
+        least = -1 if isinstance(spec, SignedEncoder) else 0
+        through = z_seq.clamp(least, spec.levels)
+        return spikes + (through - through.detach())
+
+
+gradients: Registry[Gradient] = Registry("gradient")
+
+
+def register_gradient(name: str, gradient: Gradient) -> Gradient:
+    """Add a rule under ``name``, after which ``finetune(..., gradient=name)`` finds it."""
+    return gradients.register(name, gradient)
+
+
+def gradient_of(gradient: str | Gradient) -> Gradient:
+    """Return the rule registered under a name, or the rule given."""
+    if isinstance(gradient, str):
+        return gradients.get(gradient)
+    require(
+        isinstance(gradient, Gradient),
+        f"gradient={gradient!r}: give a name, {', '.join(gradients.names())}, or a value such as ThroughTime().",
+        TypeError,
+    )
+    return gradient
+
+
+register_gradient("bptt", ThroughTime())
+register_gradient("rate", Rate())
+register_gradient("online", Online())

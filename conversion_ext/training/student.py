@@ -1,0 +1,130 @@
+"""The copy of a converted network that is trained, and the way of what it learned back into a converted network."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from conversion_ext.errors import require
+from conversion_ext.neurons import Heaviside
+from conversion_ext.nn.root import Root, memories, recall, unfold_time
+from conversion_ext.nn.site import SpikingSite
+from conversion_ext.nn.stepping import Stepping
+from conversion_ext.types import Steps
+
+__all__ = ["LEARN", "Student", "check_trainable", "give_back"]
+
+LEARN = ("weights", "thresholds", "potentials", "neurons")
+SMALLEST = 0.01  # of what a threshold starts from: a negative one would turn its neurons around
+
+
+class Student(nn.Module):
+    """A copy of ``snn`` whose parameters are what is learned.
+
+    ``learn`` names kinds of them: "weights" (also biases; those frozen in ``snn`` stay so), "thresholds" and
+    "potentials" (the initial ones) of all sites, "neurons" (what neurons themselves have, as a leak).
+    """
+
+    def __init__(
+        self, snn: Root, learn: Sequence[str], surrogate: str | Heaviside | None, detach_reset: bool, watch: bool
+    ) -> None:
+        super().__init__()
+        self.snn = copy.deepcopy(snn)
+        self.watch = watch
+        self.seen: dict[str, Tensor] = {}
+        sites = self.snn.sites()
+        own = {id(p): p for site in sites.values() for p in site.neuron.parameters()}
+        for parameter in self.snn.parameters():
+            kind = "neurons" if id(parameter) in own else "weights"
+            parameter.requires_grad_(parameter.requires_grad and kind in learn)
+        for site in sites.values():
+            site.backend.set_surrogate(site.neuron, surrogate, detach_reset)
+            for name in [n for n, kind in (("threshold", "thresholds"), ("v_init", "potentials")) if kind in learn]:
+                value = getattr(site, name)
+                delattr(site, name)
+                site.register_parameter(name, nn.Parameter(value.clone()))
+            if watch:
+                site.register_forward_hook(self._see)
+        self.floors = {site.key: SMALLEST * site.threshold.detach().clone() for site in sites.values()}
+
+    def learned(self) -> dict[str, Tensor]:
+        """Return a copy of every value that is learned, by its name in the converted network."""
+        return {name: p.detach().clone() for name, p in self.snn.named_parameters() if p.requires_grad}
+
+    def constrain(self) -> None:
+        """Keep thresholds positive."""
+        with torch.no_grad():
+            for key, site in self.snn.sites().items():
+                if site.threshold.requires_grad:
+                    site.threshold.clamp_(min=self.floors[key].to(site.threshold.device))
+
+    def forward(
+        self, inputs: tuple[Any, ...], steps: Steps, recompute: int | None = None
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """Return outputs [T, N, C] and, where ``watch``, {site: spikes per step [N, ...]}."""
+        if recompute is None or recompute >= steps.T:
+            return self._run(inputs, steps)
+        outputs, sums = [], dict[str, Tensor]()
+        for first in range(0, steps.T, recompute):
+            part = steps._replace(T=min(recompute, steps.T - first))
+            given = inputs if steps.constant else tuple(_cut(v, steps.T, first, part.T) for v in inputs)
+            output, rates = checkpoint(self._resume, memories(self.snn), given, part, use_reentrant=False)
+            outputs.append(output)
+            sums = {key: part.T * rate + sums.get(key, 0.0) for key, rate in rates.items()}
+        return torch.cat(outputs), {key: value / steps.T for key, value in sums.items()}
+
+    def _resume(self, before: Any, inputs: tuple[Any, ...], steps: Steps) -> tuple[Any, dict[str, Tensor]]:
+        recall(self.snn, before)  # once more in the backward pass, when the state is another
+        return self._run(inputs, steps)
+
+    def _run(self, inputs: tuple[Any, ...], steps: Steps) -> tuple[Any, dict[str, Tensor]]:
+        self.seen = {}
+        outputs = unfold_time(self.snn.run(inputs, steps), steps.T)
+        rates = {key: emitted.unflatten(0, (steps.T, -1)).mean(0) for key, emitted in self.seen.items()}
+        self.seen = {}
+        return outputs, rates
+
+    def _see(self, site: nn.Module, args: Any, emitted: Tensor) -> None:
+        assert isinstance(site, SpikingSite)
+        self.seen[site.key] = emitted / site.amplitude(emitted.dim()) if site.scaled else emitted
+
+
+def _cut(value: Any, T: int, first: int, count: int) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return value.unflatten(0, (T, -1))[first : first + count].flatten(0, 1)
+
+
+def check_trainable(snn: Root, learn: Sequence[str]) -> None:
+    """Raise ValueError unless ``snn`` can be trained and has what is to be learned."""
+    unknown = [kind for kind in learn if kind not in LEARN]
+    require(bool(learn) and not unknown, f"learn={tuple(learn)!r}: name some of {', '.join(LEARN)}.")
+    pacing = next(
+        (site.stepping for site in snn.sites().values() if type(site.stepping).steps is not Stepping.steps), None
+    )
+    require(
+        pacing is None,
+        f"The tuner behind {type(pacing).__name__} acts while simulating, which has no gradient; convert with a recipe "
+        "without it and fine-tune that.",
+    )
+    require(
+        "thresholds" not in learn or not snn.conversion.folded,
+        'learn="thresholds": they are folded into the weights of this network; convert with fold=False.',
+    )
+    require(
+        "neurons" not in learn or any(True for site in snn.sites().values() for _ in site.neuron.parameters()),
+        'learn="neurons": no neuron of this network has parameters; convert with one that has.',
+    )
+
+
+def give_back(snn: Root, learned: Mapping[str, Tensor]) -> None:
+    """Write learned values into a converted network, in place."""
+    values = dict(snn.named_parameters()) | dict(snn.named_buffers())
+    with torch.no_grad():
+        for name, value in learned.items():
+            values[name].copy_(value)
