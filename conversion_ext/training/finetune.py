@@ -78,12 +78,13 @@ def finetune(
     ``loader``: labelled batches with a length, or a pair of tensors; ``validation``: others that judge, by default
     every tenth sample (at most 5,000) of a DataLoader's data set, or every tenth batch of a list, which then is not
     learned from. ``gradient``: "bptt", "rate", "online" or a value of ``cx.training``; ``surrogate``: a name of the
-    framework's, or a function; ``loss(outputs [T, N, C], target [N])``: a value, a function or a name;
-    ``regularizers`` take {site: rates [N, ...]}; ``teacher``, mostly the ANN, adds ``distillation``. ``learn``: of
-    "weights", "thresholds" (with ``fold=False``), "potentials", "neurons". ``optimizer``: "adamw", "sgd" or a function
-    of parameters; ``rate``, the largest, falls along a cosine. Training goes on from the file ``checkpoint`` if there is one
-    and ends as if never interrupted. ``accelerator``: an ``accelerate.Accelerator`` for devices, mixed precision and
-    several processes, each with its own part of the data. ``snn`` is not changed; what it has frozen stays as it is.
+    framework's, or a function; ``loss(outputs [T, N, C], target [N])``: a value, a function or a name; ``regularizers``
+    take {site: rates [N, ...]}; ``teacher``, mostly the ANN, adds ``distillation``. ``learn``: of "weights",
+    "thresholds" (with ``fold=False``), "potentials", "neurons". ``optimizer``: "adamw", "sgd" or a function of
+    parameters; ``rate``, the largest, falls along a cosine. Training goes on from ``checkpoint``, if there is such a
+    file, and ends as if never interrupted. ``accelerator``: an ``accelerate.Accelerator`` for devices, mixed precision
+    and several processes, each with its own part of the data. ``snn`` is not changed; what it has frozen stays as it
+    is.
 
     Raises ValueError for arguments that do not fit, CalibrationError for data that cannot be used.
     """

@@ -32,7 +32,8 @@ class Placed:
                 f"A batch is a {type(batch).__name__} without a target; fine-tuning needs (input, target) batches.",
                 CalibrationError,
             )
-            x, target = tuple(batch)[:2]
+            pair: Any = batch
+            x, target = pair[:2]
             parts = tuple(_to(part, self.device) for part in x) if isinstance(x, tuple) else _to(x, self.device)
             yield parts, _to(target, self.device)
 
