@@ -1,19 +1,25 @@
-"""Accuracy at few steps, family by family, beside SpikingJelly: ``python -m tests.benchmarks.latency``.
+"""Accuracy at few steps, family by family, beside SpikingJelly: ``python -m tests.benchmarks.latency --store FOLDER``.
 
-Four networks trained on Fashion-MNIST (``train.py``). Every conversion is calibrated on 1,024 of the first 55,000
-training images, drawn anew for each of ``--draws``; the gap to the ANN in points of accuracy is the mean over draws on
-the same ``--images``, with its 95 % interval from the differences image by image (``±``, over images). ``--held-out``
-takes the last 5,000 training images, for development, instead of test images. Every conversion is run once for each T;
-SpikingJelly's do not depend on T and are read at every T of one run, plainly and delayed as its
-``estimate_delay_start`` says, the better of the two at each T.
+Four networks trained on Fashion-MNIST (``train.py``). A conversion is calibrated on 1,024 of the first 55,000
+training images; up to 4 steps there are ``--draws`` such draws (beyond, and for multi-level spikes, where draws
+differ little, one), and each of the ``--images`` is run on the network of one of them, in turn. The gap to the ANN in
+points of accuracy is the mean over these images with its paired 95 % interval (``±``). ``--held-out`` takes the last
+5,000 training images, for development, instead of test images. Ours are converted anew for each T; SpikingJelly's do
+not depend on T and are read at every T of one run, plainly and delayed as its ``estimate_delay_start`` says, the
+better of the two at each T. What takes long (SpikingJelly, 32 and 64 steps, ablations, the run to 4T) is seen on the
+first ``--few`` images and one draw, and so is what it is compared with. Finished rows lie in ``--store``: the same
+command goes on where it was stopped, and prints the tables of what is there.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,149 +28,272 @@ from torch import Tensor, nn
 import conversion_ext as cx
 from conversion_ext.data import load
 from conversion_ext.neurons import BurstIF
-from tests.benchmarks.networks import NETWORKS
+from conversion_ext.types import Family
 from tests.benchmarks.train import HELD_OUT, trained
 
 STEPS = (1, 2, 4, 8, 16)
+MORE_STEPS = (32, 64)
 CALIBRATION = 1024
+NETWORKS = ("vgg", "resnet20", "inception", "mobilenet")
 BATCH = 100
 
 
 @dataclass(frozen=True)
 class Row:
-    """One conversion at T steps; ``gaps`` [images]: right by the ANN minus right by the network, mean over draws."""
+    """One conversion at T steps; ``right`` [images] tells where it agrees with the labels."""
 
     name: str
     family: str
     T: int
-    gaps: Tensor
+    draws: int
+    right: Tensor
     total_steps: int
     latency_steps: int
-    spikes: float
+    spikes: float = float("nan")
 
     def __str__(self) -> str:
-        mean, error = 100 * self.gaps.mean(), 196 * self.gaps.std() / len(self.gaps) ** 0.5
         spikes = "-" if self.spikes != self.spikes else f"{self.spikes:,.0f}"
-        return (
-            f"| {self.name} | {self.family} | {self.T} | {mean:.2f} ± {error:.2f} "
-            f"| {self.total_steps} | {self.latency_steps} | {spikes} |"
-        )
+        return f"{self.draws} | {self.total_steps} | {self.latency_steps} | {spikes}"
 
 
-def recipes() -> dict[str, cx.Recipe]:
-    """Return our conversions: the defaults of the families, and what they are made of."""
-    default, signed, many = (cx.recipes.get(f"default{name}") for name in ("", "-signed", "-multilevel"))
-    return {
-        "thresholds only": replace(default, tuners=()),
-        "thresholds, potentials": replace(default, tuners=default.tuners[1:]),
-        "thresholds, weights": replace(default, tuners=default.tuners[:1]),
-        "default": default,
-        "default, K = T": replace(default, block=None),
-        "default-signed": signed,
-        "3 spikes per step": replace(many, neuron=BurstIF(3)),
-        "3 spikes per step, signed": replace(many, neuron=BurstIF(3, signed=True)),
-        "default-multilevel (15)": many,
-    }
+def interval(differences: Tensor) -> str:
+    """Return the mean in points with its 95 % interval over images."""
+    return f"{100 * differences.mean():.2f} ± {196 * differences.std() / len(differences) ** 0.5:.2f}"
 
 
-def decided(snn: nn.Module, x: Tensor, T: int) -> tuple[Tensor, cx.Simulation]:
-    """Return the classes after T steps, and the last simulation for its accounts."""
-    classes, spikes, run = [], 0.0, None
-    for part in x.split(BATCH):
-        run = cx.simulate(snn, part, T, at=(T,))
-        classes.append(run.output.argmax(1))
-        spikes += float(run.spikes_per_sample.sum())
-    assert run is not None
-    run.spikes["all"] = torch.tensor([spikes / len(x)])
-    return torch.cat(classes), run
+@dataclass(frozen=True)
+class Bench:
+    """One trained network, the images it is judged by and the draws it is calibrated on."""
 
+    network: str
+    x: Tensor
+    y: Tensor
+    draws: list[Tensor]
+    few: int
+    store: Path
 
-def ours(
-    ann: nn.Module,
-    recipe: cx.Recipe,
-    draws: list[Tensor],
-    x: Tensor,
-    wrong: Callable[[Tensor], Tensor],
-    name: str,
-    T: int,
-) -> Row:
-    """Return the row of one of our recipes."""
-    gaps, run = [], None
-    for images in draws:
-        snn = cx.convert(ann, list(images.split(256)), recipe=recipe, T=T, backend="reference", progress=False)
-        classes, run = decided(snn, x, T)
-        gaps.append(wrong(classes))
-    assert run is not None
-    mean = torch.stack(gaps).mean(0)
-    return Row(name, str(recipe.family), T, mean, run.total_steps, run.latency_steps, float(run.spikes["all"]))
+    @cached_property
+    def ann(self) -> nn.Module:
+        """The trained network."""
+        return trained(self.network)
 
-
-def spikingjelly() -> dict[str, Callable[[Any], Any]]:
-    """Return SpikingJelly's recipes by name, as functions of the calibration batches."""
-    from spikingjelly.activation_based.ann2snn import LocalThresholdBalancingRecipe, RateCodingRecipe  # noqa: PLC0415
-
-    best: dict[str, Any] = {"channel_wise": True, "half_threshold": True}
-    return {
-        "SJ max": lambda data: RateCodingRecipe(data, mode="max"),
-        "SJ 99.9%": lambda data: RateCodingRecipe(data, mode="99.9%"),
-        "SJ 99.9%, channel, half": lambda data: RateCodingRecipe(data, mode="99.9%", **best),
-        "SJ 99.9%, channel, half, pool before spikes": lambda data: RateCodingRecipe(
-            data, mode="99.9%", pre_spike_maxpool=True, **best
-        ),
-        "SJ 99%, channel, half": lambda data: RateCodingRecipe(data, mode="99%", **best),
-        "SJ LTB, 20 passes": lambda data: LocalThresholdBalancingRecipe(data * 20),
-    }
-
-
-def theirs(
-    ann: nn.Module, make: Callable[[Any], Any], draws: list[Tensor], x: Tensor, wrong: Callable[[Tensor], Tensor],
-    name: str, steps: tuple[int, ...],
-) -> Iterator[Row]:  # fmt: skip
-    """Yield the rows of one of SpikingJelly's recipes, the better readout of each T."""
-    from spikingjelly.activation_based import functional  # noqa: PLC0415
-    from spikingjelly.activation_based.ann2snn import Converter  # noqa: PLC0415
-
-    plain, late = ({T: [] for T in steps} for _ in range(2))
-    for images in draws:
-        batches = [(part, torch.zeros(len(part))) for part in images.split(64)]
-        snn = Converter(make(batches)).convert(ann).eval()
-        starts = {T: _start(snn, images[:64], T) for T in steps}
-        found: dict[tuple[bool, int], list[Tensor]] = {(d, T): [] for d in (False, True) for T in steps}
+    @cached_property
+    def right(self) -> Tensor:
+        """Where the ANN agrees with the labels, [images]."""
         with torch.no_grad():
-            for part in x.split(BATCH):
-                functional.reset_net(snn)
+            return torch.cat([self.ann(part) for part in self.x.split(BATCH)]).argmax(1) == self.y
+
+    def kept(self, name: str, compute: Callable[[], Any]) -> Any:
+        """Return what was computed under ``name``, by an earlier run too."""
+        path = self.store / f"{hashlib.sha1(f'{self.network} {name}'.encode()).hexdigest()}.pt"
+        if not path.exists():
+            value = compute()
+            torch.save(value, path.with_suffix(".part"))
+            path.with_suffix(".part").rename(path)
+        return torch.load(path, weights_only=False)
+
+    def convert(self, recipe: cx.Recipe, T: int, draw: int) -> nn.Module:
+        """Return the network converted for T steps on one draw."""
+        data = list(self.draws[draw].split(256))
+        return cx.convert(self.ann, data, recipe=recipe, T=T, backend="reference", progress=False)
+
+    def ours(self, name: str, recipe: cx.Recipe, T: int, *, few: bool) -> Row:
+        """Return the row of one of our recipes."""
+        draws, images = (1, self.few) if few else (len(self.draws) if T <= 4 else 1, len(self.x))
+        draws = draws if recipe.family != Family.MULTI_LEVEL else 1
+
+        def compute() -> Row:
+            right, spikes, run = torch.zeros(images, dtype=torch.bool), 0.0, None
+            for draw in range(draws):
+                snn = self.convert(recipe, T, draw)
+                x, y = self.x[:images][draw::draws], self.y[:images][draw::draws]
+                classes = []
+                for part in x.split(BATCH):
+                    run = cx.simulate(snn, part, T, at=(T,))
+                    classes.append(run.output.argmax(1))
+                    spikes += float(run.spikes_per_sample.sum())
+                right[draw::draws] = torch.cat(classes) == y
+            assert run is not None
+            return Row(name, str(recipe.family), T, draws, right, run.total_steps, run.latency_steps, spikes / images)
+
+        return self.kept(f"{name} {T} {draws} {images}", compute)
+
+    def longer(self, T: int) -> Tensor:
+        """Return where the default recipe for T steps is right at every step from T to 4T, [steps, few]."""
+
+        def compute() -> Tensor:
+            snn = self.convert(cx.recipes.get("default"), T, 0)
+            at = tuple(range(T, 4 * T + 1))
+            parts = self.x[: self.few].split(BATCH)
+            classes = [cx.simulate(snn, part, 4 * T, at=at).outputs.argmax(2) for part in parts]
+            return torch.cat(classes, 1) == self.y[: self.few]
+
+        return self.kept(f"to 4T {T} {self.few}", compute)
+
+    def theirs(self, name: str, make: Callable[[Any], Any], pool: bool) -> list[Row] | str:
+        """Return the rows of one of SpikingJelly's recipes, or why it refuses."""
+
+        def compute() -> list[Row] | str:
+            try:
+                return list(self._theirs(name, make, pool))
+            except ValueError as error:
+                return str(error).splitlines()[0]
+
+        return self.kept(f"{name} {self.few}", compute)
+
+    def _theirs(self, name: str, make: Callable[[Any], Any], pool: bool) -> Iterator[Row]:
+        from spikingjelly.activation_based import functional  # noqa: PLC0415
+        from spikingjelly.activation_based.ann2snn import Converter  # noqa: PLC0415
+
+        batches = [(part, torch.zeros(len(part))) for part in self.draws[0].split(64)]
+        snn = Converter(make(batches)).convert(self.ann).eval()
+        if pool and not _use_our_pools(snn):
+            return
+        steps = STEPS + MORE_STEPS
+        starts = {T: _start(snn, self.draws[0][:64], T) for T in steps}
+        found: dict[tuple[bool, int], list[Tensor]] = {(late, T): [] for late in (False, True) for T in steps}
+        for part in self.x[: self.few].split(BATCH):
+            _reset(snn)
+            with torch.no_grad():
                 outputs = torch.stack([snn(part) for _ in range(max(steps))])
-                for T in steps:
-                    found[False, T].append(outputs[:T].sum(0).argmax(1))
-                    found[True, T].append(outputs[starts[T] : T].sum(0).argmax(1))
+            for T in steps:
+                found[False, T].append(outputs[:T].sum(0).argmax(1))
+                found[True, T].append(outputs[starts[T] : T].sum(0).argmax(1))
+        functional.reset_net(snn)
         for T in steps:
-            plain[T].append(wrong(torch.cat(found[False, T])))
-            late[T].append(wrong(torch.cat(found[True, T])))
-    for T in steps:
-        best = min((torch.stack(each[T]).mean(0) for each in (plain, late)), key=lambda gaps: float(gaps.mean()))
-        yield Row(name, "binary", T, best, T, T, float("nan"))
+            right = [torch.cat(found[late, T]) == self.y[: self.few] for late in (False, True)]
+            yield Row(name, "binary", T, 1, max(right, key=lambda r: int(r.sum())), T, T)
+
+
+def _reset(snn: nn.Module) -> None:
+    from spikingjelly.activation_based import functional  # noqa: PLC0415
+
+    functional.reset_net(snn)
+    for module in snn.modules():
+        if isinstance(module, cx.nn.SpikingMaxPool2d):
+            module.reset()
+
+
+def _use_our_pools(snn: nn.Module) -> bool:
+    """Put exact spiking max-pools in the place of SpikingJelly's; return whether there was any."""
+    pools = [(name, module) for name, module in snn.named_modules() if isinstance(module, nn.MaxPool2d)]
+    for name, module in pools:
+        parent, _, leaf = name.rpartition(".")
+        options = {key: getattr(module, key) for key in ("stride", "padding", "dilation", "ceil_mode")}
+        setattr(snn.get_submodule(parent), leaf, cx.nn.SpikingMaxPool2d(module.kernel_size, **options))
+    return bool(pools)
 
 
 def _start(snn: nn.Module, x: Tensor, T: int) -> int:
     """Return the first step that SpikingJelly's delayed readout counts."""
-    from spikingjelly.activation_based import functional  # noqa: PLC0415
     from spikingjelly.activation_based.ann2snn import estimate_delay_start  # noqa: PLC0415
 
-    functional.reset_net(snn)
+    _reset(snn)
     start = estimate_delay_start(snn, [x], "cpu", T)
-    functional.reset_net(snn)
+    _reset(snn)
     return min(start, T - 1)
+
+
+def recipes() -> dict[str, tuple[cx.Recipe, tuple[int, ...], tuple[int, ...]]]:
+    """Return our conversions, each with the steps seen on all images and those seen on few."""
+    default, signed, many = (cx.recipes.get(f"default{name}") for name in ("", "-signed", "-multilevel"))
+    return {
+        "default": (default, STEPS, MORE_STEPS),
+        "default, K = T (its own twin)": (replace(default, block=None), STEPS[1:], ()),
+        "default-signed": (signed, STEPS[1:], ()),
+        "at most 3 spikes per step": (replace(many, neuron=BurstIF(3, signed=True)), STEPS[:4], ()),
+        "default-multilevel (15)": (many, STEPS[:3], ()),
+        "thresholds only": (replace(default, tuners=()), (), STEPS[1:4]),
+        "thresholds, potentials": (replace(default, tuners=default.tuners[1:]), (), STEPS[1:4]),
+        "thresholds, weights": (replace(default, tuners=default.tuners[:1]), (), STEPS[1:4]),
+    }
+
+
+def spikingjelly() -> dict[str, tuple[Callable[[Any], Any], bool]]:
+    """Return SpikingJelly's recipes by name, as functions of the data, and whether our max-pools go into them."""
+    from spikingjelly.activation_based.ann2snn import LocalThresholdBalancingRecipe, RateCodingRecipe  # noqa: PLC0415
+
+    def rate(mode: str, **options: Any) -> Callable[[Any], Any]:
+        return lambda data: RateCodingRecipe(data, mode=mode, **options)
+
+    best: dict[str, Any] = {"channel_wise": True, "half_threshold": True}
+    return {
+        "SJ max": (rate("max"), False),
+        "SJ 99.9%": (rate("99.9%"), False),
+        "SJ 99.9%, channel, half": (rate("99.9%", **best), False),
+        "SJ 99.9%, channel, half, pool before spikes": (rate("99.9%", pre_spike_maxpool=True, **best), False),
+        "SJ 99%, channel, half": (rate("99%", **best), False),
+        "SJ LTB, 20 passes": (lambda data: LocalThresholdBalancingRecipe(data * 20), False),
+        "SJ 99.9%, channel, half, with our max-pool": (rate("99.9%", **best), True),
+    }
+
+
+def run(benches: list[Bench], only: str) -> None:
+    """Compute every row, the most telling first."""
+    found = {name: value for name, value in recipes().items() if only in name}
+
+    def ours(few: bool) -> None:
+        for name, (recipe, *steps) in found.items():
+            for T in steps[few]:
+                for bench in benches:
+                    print(bench.network, bench.ours(name, recipe, T, few=few).name, T, flush=True)
+
+    ours(few=False)
+    for bench in benches:
+        for name, (make, pool) in spikingjelly().items() if only in "SJ" else ():
+            bench.theirs(name, make, pool)
+            print(bench.network, name, flush=True)
+        for T in (2, 4, 8) if only in "default" else ():
+            bench.longer(T)
+    ours(few=True)
+
+
+def table(bench: Bench, only: str) -> None:
+    """Print what was found of one network."""
+    right = bench.right.double()
+    print(f"\n{bench.network}: ANN {100 * right.mean():.2f} % on {len(right)} images\n")
+    print("| conversion | family | T | gap, points | images | draws | neuron steps | latency, steps | spikes |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    ours: dict[int, Row] = {}
+    for name, (recipe, *steps) in recipes().items():
+        for few in (False, True):
+            for T in steps[few] if only in name else ():
+                row = bench.ours(name, recipe, T, few=bool(few))
+                gap = interval(right[: len(row.right)] - row.right.double())
+                print(f"| {name} | {row.family} | {T} | {gap} | {len(row.right)} | {row} |")
+                ours |= {T: row} if name == "default" else {}
+    for name, (make, pool) in spikingjelly().items() if only in "SJ" else ():
+        rows = bench.theirs(name, make, pool)
+        if isinstance(rows, str):
+            print(f"| {name} | refused: {rows} |")
+            continue
+        for row in rows:
+            gap = interval(right[: bench.few] - row.right.double())
+            print(f"| {name} | {row.family} | {row.T} | {gap} | {bench.few} | {row} |")
+        gains = [(r.T, ours[r.T].right[: bench.few].double() - r.right.double()) for r in rows if r.T in ours]
+        print(f"  default beyond {name}: " + ", ".join(f"T={T} {interval(gain)}" for T, gain in gains))
+    for T in (2, 4, 8) if only in "default" else ():
+        steps = bench.longer(T).double()
+        best = steps[0]
+        falls = []
+        for now in steps[1:]:
+            falls.append(best - now)
+            best = max(best, now, key=lambda r: float(r.mean()))
+        worst = max(falls, key=lambda fall: float(fall.mean()))
+        marks = ", ".join(f"{100 * steps[k * T - T].mean():.2f} at {k * T}" for k in (1, 2, 4))
+        print(f"  default for T = {T} run to {4 * T}: {marks}; deepest fall below an earlier step {interval(worst)}")
 
 
 def main() -> None:
     """Convert, run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("networks", nargs="*", default=list(NETWORKS))
+    parser.add_argument("networks", nargs="*", default=NETWORKS)
     parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--few", type=int, default=2_000)
     parser.add_argument("--draws", type=int, default=3)
-    parser.add_argument("--T", type=int, nargs="*", default=list(STEPS))
     parser.add_argument("--only", default="", help="rows whose name holds this")
     parser.add_argument("--held-out", action="store_true")
+    parser.add_argument("--store", type=Path, required=True, help="folder of finished rows, one for each setting")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", message="Not active on the calibration data")
     data = load("fashion-mnist")
@@ -175,28 +304,12 @@ def main() -> None:
     for seed in range(options.draws):
         order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))
         draws.append(pool[order[:CALIBRATION]])
-    for network in options.networks:
-        ann = trained(network)
-        with torch.no_grad():
-            right = torch.cat([ann(part) for part in x.split(BATCH)]).argmax(1) == y
-        what = "held-out training" if options.held_out else "test"
-        print(f"\n{network}: ANN {100 * right.double().mean():.2f} % on {len(y)} {what} images, {len(draws)} draws\n")
-        print("| conversion | family | T | gap, points | neuron steps | latency, steps | spikes per inference |")
-        print("|---|---|---|---|---|---|---|", flush=True)
-
-        def wrong(classes: Tensor, right: Tensor = right) -> Tensor:
-            return right.double() - (classes == y).double()
-
-        for name, recipe in recipes().items():
-            for T in options.T if options.only in name else ():
-                print(ours(ann, recipe, draws, x, wrong, name, T), flush=True)
-        for name, make in spikingjelly().items():
-            if options.only in name:
-                try:
-                    for row in theirs(ann, make, draws, x, wrong, name, tuple(options.T)):
-                        print(row, flush=True)
-                except ValueError as error:
-                    print(f"| {name} | refused: {str(error).splitlines()[0]} | | | | | |", flush=True)
+    options.store.mkdir(parents=True, exist_ok=True)
+    few = min(options.few, len(x))
+    benches = [Bench(network, x, y, draws, few, options.store) for network in options.networks]
+    run(benches, options.only)
+    for bench in benches:
+        table(bench, options.only)
 
 
 if __name__ == "__main__":
