@@ -126,6 +126,7 @@ def negate(node: Node, module: nn.Module | None) -> Operator:
 @register_operator(
     torch.matmul, operator.matmul, "matmul", torch.bmm, torch.einsum, torch.pow, operator.pow, "pow", torch.sqrt,
     torch.exp, torch.log, "sqrt", "exp", "log", "square", torch.square, torch.maximum, torch.minimum,
+    torch.sign, "sign",
 )  # fmt: skip
 def nonlinear(node: Node, module: nn.Module | None) -> Operator:
     """Functions that are not homogeneous, or not of one tensor; of sizes alone they are numbers."""

@@ -20,7 +20,7 @@ __all__ = ["Compensation"]
 
 @dataclass(frozen=True, kw_only=True)
 class Compensation(Tuner):
-    """Multiply by ``kappa`` >= 1 what every layer of neurons sends, because what it keeps in its membranes is lost.
+    """Multiply by ``kappa`` >= 1 what every layer sends, for what its membranes keep (a reconstruction of Hu's).
 
     With ``v_init = 0`` a neuron ends with a charge of about 1/2 on average, so that a layer emits the share
     ``1 - 1 / (2 T mean rate)`` of its activation, and layers one behind the other lose exponentially. ``kappa=None``
@@ -29,7 +29,7 @@ class Compensation(Tuner):
     Changes ``SpikingSite.gain``: with folding all weights and shortcuts that read the site; no bias.
 
     Reference: Hu, Tang, Pan, TNNLS 2021 (compensation of propagation errors). A reconstruction: their equations were
-    not at hand, their published code multiplies all weights and shortcuts of a network, not the biases, by one number.
+    not found, their published code multiplies all weights and shortcuts of a network, not the biases, by one number.
     """
 
     kappa: float | None = None

@@ -81,6 +81,37 @@ def test_binary_weights_stay_binary():
     assert all(len(weight.unique()) == 2 for weight in weights(per_channel)[1:])
 
 
+class BinaryNet(nn.Module):
+    """Signs as weights and as activations (Courbariaux et al., 2016), BatchNorm between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Conv2d(1, 6, 3, bias=False), nn.Linear(54, 8, bias=False)])
+        self.norms, self.head = nn.ModuleList([nn.BatchNorm2d(6), nn.BatchNorm1d(8)]), nn.Linear(8, 4)
+        for layer in self.layers:
+            parametrize.register_parametrization(layer, "weight", Sign())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.sign(self.norms[0](self.layers[0](x)))
+        x = nn.functional.avg_pool2d(x, 2).flatten(1)
+        return self.head(self.norms[1](self.layers[1](x)).sign())
+
+
+def test_binary_activations_are_the_same_at_every_step():
+    """A sign is no rate of spikes but a graded value: of constant current it is -1 or 1 at each step, as in the ANN."""
+    ann = make_live(BinaryNet(), 1, 8, 8).double()
+    snn = converted(ann)
+    seen: set[float] = set()
+    snn.get_submodule("body.head").register_forward_pre_hook(lambda m, args: seen.update(args[0].unique().tolist()))
+    for output in cx.simulate(snn, X, 5).outputs:
+        torch.testing.assert_close(output, ann(X), rtol=0, atol=1e-12)
+    assert seen == {-1.0, 1.0}
+    assert all(len(row.unique()) <= 2 for row in weights(snn)[0].flatten(1))
+    assert {p.reason for p in cx.check(ann, X, graded=False)} == {
+        "this function is not positively homogeneous, so its output is graded, not spikes."
+    }
+
+
 def quantized(ann: nn.Sequential, activations: bool) -> nn.Module:
     q = pytest.importorskip("torch.ao.quantization")
     fake = q.FakeQuantize.with_args(observer=q.MinMaxObserver, quant_min=-128, quant_max=127, dtype=torch.qint8,

@@ -49,6 +49,19 @@ def test_higher_thresholds_cost_less_and_more_time_says_more():
     assert all(p.gain is None for p in points)
 
 
+@torch.no_grad()
+def test_one_setting_is_the_curve_of_accuracy_against_operations():
+    """Rueckauer et al. 2017: every point costs more than the one before, in the end as time does, and says more."""
+    ann = network()
+    points = sweep(ann, X, [(X, ann(X).argmax(1))], (4, 16, 64, 256), recipe="rueckauer2017", backend="reference")
+    cost, right = [p.synops for p in points], [p.accuracy for p in points]
+    ratios = [now / before for before, now in zip(cost, cost[1:], strict=False)]
+    assert all(ratio > 3.9 for ratio in ratios)  # from a potential of 0 the first spikes are late
+    assert ratios[-1] < 4.4
+    assert right[0] < right[1] <= right[2] <= right[3]
+    assert right[3] > 0.9
+
+
 @pytest.mark.parametrize("bad", [{"T": ()}, {"thresholds": (0.0,)}, {"gains": (-1.0,)}, {"thresholds": ()}])
 def test_bad_values_are_refused_before_any_work(bad):
     with pytest.raises(ValueError, match="="):
