@@ -24,6 +24,7 @@ from conversion_ext.errors import ConversionError, require
 from conversion_ext.normalizers import normalizers
 from conversion_ext.operators import operators
 from conversion_ext.recipe import Recipe
+from conversion_ext.training.gradients import gradients
 from conversion_ext.training.losses import losses
 from conversion_ext.tuners import tuners
 
@@ -80,7 +81,7 @@ class Method(NamedTuple):
 
 
 def _add_methods(parser: argparse.ArgumentParser) -> None:
-    """List everything that is registered: recipes, normalizers, tuners, losses, backends, operators."""
+    """List everything that is registered: recipes, normalizers, tuners, losses, gradients, backends, operators."""
     parser.add_argument("--markdown", action="store_true", help="as the table of the README")
     parser.set_defaults(run=_methods)
 
@@ -116,7 +117,7 @@ def registered() -> Iterator[Method]:
     """Iterate over everything registered; an operator is one row for all calls that it covers."""
     for name, recipe in recipes.items():
         yield Method("recipe", name, _choices(recipe))
-    for registry in (normalizers, tuners, losses, backends):
+    for registry in (normalizers, tuners, losses, gradients, backends):
         for name, value in registry.items():
             yield Method(registry.kind, name, _effect(value))
     calls: dict[Any, list[str]] = defaultdict(list)

@@ -42,7 +42,7 @@ def advance(
     for x in x_seq:
         before, charge = state, x.to(state[0].dtype)
         s, state = spec.step(charge, before, heaviside)
-        if differentiable and detach_reset:  # the state of a step whose spikes are constants
+        if detach_reset and s.requires_grad:  # the state of a step whose spikes are constants
             state = spec.step(charge, before, lambda z: heaviside(z).detach())[1]
         spikes.append(s.to(x.dtype))
         if count is not None:

@@ -18,7 +18,7 @@ from conversion_ext.training.loop import Epoch, Loop, Terms
 from conversion_ext.training.losses import loss_of
 from conversion_ext.training.mechanics import mechanics_of
 from conversion_ext.training.samples import divide
-from conversion_ext.training.student import Student, check_trainable, give_back
+from conversion_ext.training.student import Student, check_trainable, give_back, in_spikes
 from conversion_ext.training.terms import Distillation
 
 __all__ = ["FinetuneResult", "finetune"]
@@ -77,14 +77,14 @@ def finetune(
 
     ``loader``: labelled batches with a length, or a pair of tensors; ``validation``: others that judge, by default
     every tenth sample (at most 5,000) of a DataLoader's data set, or every tenth batch of a list, which then is not
-    learned from. ``gradient``: "bptt", "rate", "online" or a value of ``cx.training``; ``surrogate``: a name of the
-    framework's, or a function; ``loss(outputs [T, N, C], target [N])``: a value, a function or a name; ``regularizers``
-    take {site: rates [N, ...]}; ``teacher``, mostly the ANN, adds ``distillation``. ``learn``: of "weights",
-    "thresholds" (with ``fold=False``), "potentials", "neurons". ``optimizer``: "adamw", "sgd" or a function of
-    parameters; ``rate``, the largest, falls along a cosine. Training goes on from ``checkpoint``, if there is such a
-    file, and ends as if never interrupted. ``accelerator``: an ``accelerate.Accelerator`` for devices, mixed precision
-    and several processes, each with its own part of the data. ``snn`` is not changed; what it has frozen stays as it
-    is.
+    learned from. ``gradient``: a name of ``cx.training.gradients``, as "bptt", "rate" or "online", or a value;
+    ``surrogate``: a name of the framework's, or a function; ``loss(outputs [T, N, C], target [N])``: a value, function
+    or name; ``regularizers`` take {site: rates [N, ...]}; ``teacher``, mostly the ANN, adds ``distillation``.
+    ``learn``: of "weights", "thresholds" and "gains" (with ``fold=False``), "potentials", "neurons". ``optimizer``:
+    "adamw", "sgd" or a function of parameters; ``rate``, the largest, falls along a cosine. Training goes on from
+    ``checkpoint``, if there is such a file, and ends as if never interrupted. ``accelerator``: an
+    ``accelerate.Accelerator`` for devices, mixed precision and several processes, each with its own part of the data.
+    ``snn`` is not changed; what it has frozen stays as it is.
 
     Raises ValueError for arguments that do not fit, CalibrationError for data that cannot be used.
     """
@@ -112,7 +112,10 @@ def finetune(
     device = parameters[0].device
     mechanics = mechanics_of(accelerator, device)
     data, judges = divide(loader, validation, seed)
-    terms = Terms(loss_of(loss), tuple(regularizers), distillation or Distillation(), teacher, mechanics.device)
+    measure = loss_of(loss)
+    if getattr(measure, "spiking", False):
+        measure = in_spikes(measure, student.snn)
+    terms = Terms(measure, tuple(regularizers), distillation or Distillation(), teacher, mechanics.device)
     loop = Loop(snn, student, rule, terms, own, mechanics, data, judges, T, epochs, seed, progress)
     if checkpoint is not None:
         loop.keep(Path(checkpoint), checkpoint_every)

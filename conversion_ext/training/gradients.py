@@ -20,12 +20,14 @@ from conversion_ext.training.student import Student
 from conversion_ext.types import Steps
 
 __all__ = [
+    "DSR",
     "Gradient",
     "Objective",
     "Online",
     "Presentation",
     "Rate",
     "ThroughTime",
+    "WholeTrains",
     "gradient_of",
     "gradients",
     "register_gradient",
@@ -99,7 +101,9 @@ class Online(Gradient):
     """The gradient of the last ``steps`` steps alone: the state is a constant when they begin.
 
     Memory does not depend on T. The loss at each part is that of the outputs so far, earlier ones constant, so the
-    last is the loss of all; parts weigh as many steps as they have.
+    last is the loss of all; parts weigh as many steps as they have. With ``steps=1`` the gradient is that of
+    SpikingJelly's ``SLTTLIFNode``, an IF neuron for ``tau = inf``. snnTorch's ``backprop.RTRL`` is no neuron but a loop
+    around such a gradient, with an update at every step; its ``RLeaky`` feeds spikes back, which no ReLU does.
 
     Reference: Meng et al., ICCV 2023 (SLTT, ``steps=1``); Williams, Peng, 1990 (truncation).
     """
@@ -126,8 +130,49 @@ class Online(Gradient):
 
 
 @dataclass(frozen=True)
-class Rate(Gradient):
-    """Without time: the network's :func:`twin` is trained, each neuron's rate with the gradient of ``clamp(z, 0, 1)``.
+class WholeTrains(Gradient):
+    """Base of rules that differentiate the spikes of all steps at once, by a stepping of their own."""
+
+    def stepping(self) -> Stepping:
+        """Return what steps a site while it is trained."""
+        raise TypeError(f"{type(self).__name__} must define stepping().")
+
+    def prepare(self, snn: Root) -> None:
+        """Let every site be stepped so."""
+        for site in snn.sites().values():
+            require(
+                not any(p.requires_grad for p in (site.v_init, *site.neuron.parameters())),
+                f"{self} has no gradient for initial potentials and what neurons learn; leave them out of learn=.",
+            )
+            site.stepping = self.stepping()
+
+    def losses(
+        self, network: Callable[..., Any], student: Student, batch: Presentation, objective: Objective
+    ) -> Iterator[Tensor]:
+        """Yield one loss, of all steps."""
+        require(batch.block == 1, f"{self} needs single steps, and this recipe has block={batch.block}; use block=1.")
+        yield objective(*network(*batch.steps(0, batch.T, 1)))
+
+
+@dataclass(frozen=True)
+class DSR(WholeTrains):
+    """Spike trains as they are, each with the gradient of its rate: ``dr/dz[t] = 1/T [0 <= mean z <= 1]``.
+
+    As :class:`Rate` it knows no time, but its forward is the spiking one, unevenness included, at the price of T
+    passes. The gradient is that of SpikingJelly's ``DSRIFNode``, an IF neuron whose initial potential, ``1 - alpha``,
+    is one for the layer; here each neuron keeps its own, in every backend.
+
+    Reference: Meng et al., CVPR 2022 (differentiation on spike representation).
+    """
+
+    def stepping(self) -> Stepping:
+        """Return spikes with straight-through gradients."""
+        return StraightThrough()
+
+
+@dataclass(frozen=True)
+class Rate(WholeTrains):
+    """Without time: the network's ``cx.twin`` is trained, each neuron's rate with the gradient of ``clamp(z, 0, 1)``.
 
     One pass costs as much as one of the ANN, whatever T. What the twin does not know, the unevenness of spike trains,
     is not trained away; weights are those of the spiking network.
@@ -135,10 +180,9 @@ class Rate(Gradient):
     Reference: Bu et al., ICLR 2022 (quantized activations, straight-through).
     """
 
-    def prepare(self, snn: Root) -> None:
-        """Let spikes have straight-through gradients."""
-        for site in snn.sites().values():
-            site.stepping = StraightThrough()
+    def stepping(self) -> Stepping:
+        """Return spikes with straight-through gradients."""
+        return StraightThrough()
 
     def losses(
         self, network: Callable[..., Any], student: Student, batch: Presentation, objective: Objective
@@ -148,7 +192,7 @@ class Rate(Gradient):
 
 
 class StraightThrough(Stepping):
-    """Spikes with the gradient of the current, where that is within what a neuron can say."""
+    """Spikes with the gradient of their mean current, where that is within what a neuron can say."""
 
     def steps(self, neurons: Neurons, z_seq: Tensor) -> Tensor:
         """Return the spikes for z_seq [T, N, ...]."""
@@ -156,7 +200,7 @@ class StraightThrough(Stepping):
         with torch.no_grad():
             spikes = neurons.run(z_seq)
         least = -1 if isinstance(spec, SignedEncoder) else 0
-        through = z_seq.clamp(least, spec.levels)
+        through = z_seq.mean(0, keepdim=True).clamp(least, spec.levels)
         return spikes + (through - through.detach())
 
 
@@ -183,3 +227,4 @@ def gradient_of(gradient: str | Gradient) -> Gradient:
 register_gradient("bptt", ThroughTime())
 register_gradient("rate", Rate())
 register_gradient("online", Online())
+register_gradient("dsr", DSR())

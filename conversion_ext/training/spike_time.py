@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,16 +11,46 @@ from torch import Tensor
 from conversion_ext.errors import require
 from conversion_ext.neurons import IF, LIF, Neuron
 from conversion_ext.nn.stepping import Neurons, Stepping
+from conversion_ext.training.gradients import WholeTrains, register_gradient
 from conversion_ext.types import Reset
 
-__all__ = ["SpikeTimes"]
+__all__ = ["TSSLBP", "SpikeTimes"]
 
 STEEPEST = 8.0  # a potential that hardly rose says little about when it crossed the threshold
 WIDTH = 0.2  # of the sigmoid for neurons that are nearly silent, in units of the threshold
 
 
+@dataclass(frozen=True)
+class TSSLBP(WholeTrains):
+    """TSSL-BP: a spike has the gradient of its time, ``ds/du = clamp(1 / (u[t] - v[t-1]), 0, 8)``.
+
+    A potential u that ends higher crossed the threshold earlier. The gradient goes on to u[t+1] through what the reset
+    leaves of u[t] and through what an earlier spike takes away. While the trace ``a = a + (s - a) / tau`` of a neuron
+    is below ``1 / (4 tau)`` it is nearly silent, and a step has the derivative of a sigmoid of width 0.2 instead,
+    with no gradient from later ones.
+
+    The paper's network is LIF with hard reset, whose spikes are filtered with the time constant tau; there the
+    gradient is that of the authors' code. Spikes of a converted network reach the next layer at once, ``tau = 1``.
+    For IF and LIF with either reset, in every backend; initial potentials are not learned by it.
+
+    Reference: Zhang, Li, NeurIPS 2020 (temporal spike sequence learning).
+    """
+
+    tau: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(
+            isinstance(self.tau, float | int) and 1 <= self.tau < torch.inf,
+            f"TSSLBP(tau={self.tau!r}): the time constant of the trace is a number of steps >= 1.",
+        )
+
+    def stepping(self) -> Stepping:
+        """Return spikes with the gradients of their times."""
+        return SpikeTimes(self.tau)
+
+
 class SpikeTimes(Stepping):
-    """Spikes with the gradient of TSSL-BP (see ``TSSLBP``)."""
+    """Spikes with the gradients of their times (see ``TSSLBP``)."""
 
     def __init__(self, tau: float) -> None:
         super().__init__()
@@ -86,3 +117,6 @@ class _SpikeTimes(torch.autograd.Function):
         silent = traces < 1 / (4 * ctx.tau)
         grad = torch.where(silent, grad_s * f / ((1 + f).square() * WIDTH), torch.stack(grads[::-1]))
         return grad.to(grad_outputs[0].dtype), None, None, None, None, None
+
+
+register_gradient("tssl-bp", TSSLBP())

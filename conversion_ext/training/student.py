@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from conversion_ext import graph
 from conversion_ext.errors import require
 from conversion_ext.neurons import Heaviside
 from conversion_ext.nn.root import Root, memories, recall, unfold_time
 from conversion_ext.nn.site import SpikingSite
 from conversion_ext.nn.stepping import Stepping
+from conversion_ext.training.losses import Loss
 from conversion_ext.types import Steps
 
-__all__ = ["LEARN", "Student", "check_trainable", "give_back"]
+__all__ = ["LEARN", "Student", "check_trainable", "give_back", "in_spikes"]
 
-LEARN = ("weights", "thresholds", "potentials", "neurons")
+LEARN = ("weights", "thresholds", "gains", "potentials", "neurons")
+BUFFERS = {"thresholds": "threshold", "gains": "gain", "potentials": "v_init"}  # of a site
 SMALLEST = 0.01  # of what a threshold starts from: a negative one would turn its neurons around
 
 
@@ -27,7 +30,8 @@ class Student(nn.Module):
     """A copy of ``snn`` whose parameters are what is learned.
 
     ``learn`` names kinds of them: "weights" (also biases; those frozen in ``snn`` stay so), "thresholds" and
-    "potentials" (the initial ones) of all sites, "neurons" (what neurons themselves have, as a leak).
+    "potentials" (the initial ones) of all sites, "gains" (graded spikes: what a spike is worth beside the threshold),
+    "neurons" (what neurons themselves have, as a leak).
     """
 
     def __init__(
@@ -44,7 +48,7 @@ class Student(nn.Module):
             parameter.requires_grad_(parameter.requires_grad and kind in learn)
         for site in sites.values():
             site.backend.set_surrogate(site.neuron, surrogate, detach_reset)
-            for name in [n for n, kind in (("threshold", "thresholds"), ("v_init", "potentials")) if kind in learn]:
+            for name in [BUFFERS[kind] for kind in learn if kind in BUFFERS]:
                 value = getattr(site, name)
                 delattr(site, name)
                 site.register_parameter(name, nn.Parameter(value.clone()))
@@ -113,13 +117,26 @@ def check_trainable(snn: Root, learn: Sequence[str]) -> None:
         "without it and fine-tune that.",
     )
     require(
-        "thresholds" not in learn or not snn.conversion.folded,
-        'learn="thresholds": they are folded into the weights of this network; convert with fold=False.',
+        not {"thresholds", "gains"} & set(learn) or not snn.conversion.folded,
+        f"learn={tuple(learn)!r}: thresholds and gains are gone, they are folded into the weights; use fold=False.",
     )
     require(
         "neurons" not in learn or any(True for site in snn.sites().values() for _ in site.neuron.parameters()),
         'learn="neurons": no neuron of this network has parameters; convert with one that has.',
     )
+
+
+def in_spikes(loss: Loss, snn: Root) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return ``loss`` as a function of what ``snn`` emits: spikes of its output neurons times what they are worth."""
+    require(
+        snn.conversion.recipe.readout.spiking,
+        f"{loss} reads spikes, but this network has no output neurons; convert with a recipe whose readout is "
+        "SpikeCount() or FirstSpike().",
+    )
+    node = next(n for n in snn.body.graph.nodes if n.op == "output").all_input_nodes[0]
+    while not isinstance(site := graph.module_of(snn.body, node), SpikingSite):  # scales of a folded network follow
+        (node,) = node.all_input_nodes
+    return lambda outputs, target: loss(outputs / site.amplitude(outputs.dim() - 1), target)
 
 
 def give_back(snn: Root, learned: Mapping[str, Tensor]) -> None:
