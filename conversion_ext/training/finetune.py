@@ -19,7 +19,8 @@ from conversion_ext.training.losses import loss_of
 from conversion_ext.training.mechanics import mechanics_of
 from conversion_ext.training.samples import divide
 from conversion_ext.training.student import Student, check_trainable, give_back, in_spikes
-from conversion_ext.training.terms import Distillation
+from conversion_ext.training.teacher import Teacher
+from conversion_ext.training.terms import Distillation, RateDistillation
 
 __all__ = ["FinetuneResult", "finetune"]
 
@@ -57,7 +58,7 @@ def finetune(
     epochs: int = 1,
     validation: Any = None,
     teacher: nn.Module | None = None,
-    distillation: Distillation | None = None,
+    distillation: Distillation | RateDistillation | Sequence[Distillation | RateDistillation] | None = None,
     loss: Any = "rate",
     regularizers: Sequence[Callable[[dict[str, Tensor]], Tensor]] = (),
     gradient: str | Gradient = "bptt",
@@ -79,7 +80,8 @@ def finetune(
     every tenth sample (at most 5,000) of a DataLoader's data set, or every tenth batch of a list, which then is not
     learned from. ``gradient``: a name of ``cx.training.gradients``, as "bptt", "rate" or "online", or a value;
     ``surrogate``: a name of the framework's, or a function; ``loss(outputs [T, N, C], target [N])``: a value, function
-    or name; ``regularizers`` take {site: rates [N, ...]}; ``teacher``, mostly the ANN, adds ``distillation``.
+    or name; ``regularizers`` take {site: rates [N, ...]}; ``teacher``, mostly the ANN, adds ``distillation``,
+    one or several terms, by default of its output.
     ``learn``: of "weights", "thresholds" and "gains" (with ``fold=False``), "potentials", "neurons". ``optimizer``:
     "adamw", "sgd" or a function of parameters; ``rate``, the largest, falls along a cosine. Training goes on from
     ``checkpoint``, if there is such a file, and ends as if never interrupted. ``accelerator``: an
@@ -95,15 +97,9 @@ def finetune(
         whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
         require(whole, f"{name}={value!r}: give an integer >= 1.")
     check_trainable(snn, learn)
-    require(
-        teacher is None or isinstance(teacher, nn.Module),
-        f"teacher is a {type(teacher).__name__}; pass the ANN, a torch.nn.Module.",
-        TypeError,
-    )
-    require(
-        distillation is None or teacher is not None, f"distillation={distillation!r} needs a teacher: pass teacher=ann."
-    )
-    student = Student(snn, learn, surrogate, detach_reset, bool(regularizers))
+    said = _distillation(distillation, teacher)
+    watch = bool(regularizers) or any(isinstance(term, RateDistillation) for term in said)
+    student = Student(snn, learn, surrogate, detach_reset, watch)
     rule = gradient_of(gradient)
     rule.prepare(student.snn)
     parameters = [p for p in student.parameters() if p.requires_grad]
@@ -112,15 +108,51 @@ def finetune(
     device = parameters[0].device
     mechanics = mechanics_of(accelerator, device)
     data, judges = divide(loader, validation, seed)
-    measure = loss_of(loss)
-    if getattr(measure, "spiking", False):
-        measure = in_spikes(measure, student.snn)
-    terms = Terms(measure, tuple(regularizers), distillation or Distillation(), teacher, mechanics.device)
+    terms = _terms(loss, regularizers, said, teacher, student, mechanics.device)
     loop = Loop(snn, student, rule, terms, own, mechanics, data, judges, T, epochs, seed, progress)
     if checkpoint is not None:
         loop.keep(Path(checkpoint), checkpoint_every)
     loop.train()
     return _result(snn, loop, f"{type(rule).__name__}, {type(own).__name__}")
+
+
+def _distillation(distillation: Any, teacher: Any) -> tuple[Distillation | RateDistillation, ...]:
+    """Return what a teacher adds, checked."""
+    require(
+        teacher is None or isinstance(teacher, nn.Module),
+        f"teacher is a {type(teacher).__name__}; pass the ANN, a torch.nn.Module.",
+        TypeError,
+    )
+    require(
+        distillation is None or teacher is not None, f"distillation={distillation!r} needs a teacher: pass teacher=ann."
+    )
+    if teacher is None:
+        return ()
+    said = (Distillation(),) if distillation is None else distillation
+    said = tuple(said) if isinstance(said, Sequence) else (said,)
+    require(
+        all(isinstance(term, Distillation | RateDistillation) for term in said),
+        f"distillation={distillation!r}: give Distillation(), RateDistillation(), or several of them.",
+        TypeError,
+    )
+    return said
+
+
+def _terms(
+    loss: Any,
+    regularizers: Sequence[Any],
+    said: Sequence[Any],
+    teacher: nn.Module | None,
+    student: Student,
+    device: Any,
+) -> Terms:
+    """Return what is minimized."""
+    measure = loss_of(loss)
+    if getattr(measure, "spiking", False):
+        measure = in_spikes(measure, student.snn)
+    layers = any(isinstance(term, RateDistillation) for term in said)
+    voice = None if teacher is None else Teacher(teacher, student.snn, device, layers)
+    return Terms(measure, tuple(regularizers), said, voice)
 
 
 def _result(snn: Root, loop: Loop, how: str) -> FinetuneResult:

@@ -100,8 +100,8 @@ class ThroughTime(Gradient):
 class Online(Gradient):
     """The gradient of the last ``steps`` steps alone: the state is a constant when they begin.
 
-    Memory does not depend on T. The loss at each part is that of the outputs so far, earlier ones constant, so the
-    last is the loss of all; parts weigh as many steps as they have. With ``steps=1`` the gradient is that of
+    Memory does not depend on T. The loss at each part is that of the outputs and rates so far, earlier ones constant,
+    so the last is the loss of all; parts weigh as many steps as they have. With ``steps=1`` the gradient is that of
     SpikingJelly's ``SLTTLIFNode``, an IF neuron for ``tau = inf``. snnTorch's ``backprop.RTRL`` is no neuron but a loop
     around such a gradient, with an update at every step; its ``RLeaky`` feeds spikes back, which no ReLU does.
 
@@ -120,13 +120,16 @@ class Online(Gradient):
         self, network: Callable[..., Any], student: Student, batch: Presentation, objective: Objective
     ) -> Iterator[Tensor]:
         """Yield a loss for every part of the steps."""
-        total, past = batch.T // batch.block, list[Tensor]()
+        total, past, sent = batch.T // batch.block, list[Tensor](), dict[str, Tensor]()
         for first in range(0, total, self.steps):
             count = min(self.steps, total - first)
             map_state(student.snn, torch.detach)
             outputs, rates = network(*batch.steps(first, count, batch.block))
-            yield objective(torch.cat([*past, outputs]), rates) * (count / total)
+            sums = {key: count * rate + sent.get(key, 0.0) for key, rate in rates.items()}
+            so_far = {key: value / (first + count) for key, value in sums.items()}
+            yield objective(torch.cat([*past, outputs]), so_far) * (count / total)
             past.append(outputs.detach())
+            sent = {key: value.detach() for key, value in sums.items()}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from conversion_ext.batches import check_inputs
@@ -23,7 +23,8 @@ from conversion_ext.training.gradients import Gradient, Objective, Presentation
 from conversion_ext.training.mechanics import load_checkpoint, save_checkpoint
 from conversion_ext.training.samples import Placed
 from conversion_ext.training.student import Student, give_back
-from conversion_ext.training.terms import Distillation
+from conversion_ext.training.teacher import Teacher
+from conversion_ext.training.terms import Distillation, RateDistillation
 
 __all__ = ["Epoch", "Loop", "Terms"]
 
@@ -48,22 +49,24 @@ class Terms:
         self,
         loss: Callable[[Tensor, Tensor], Tensor],
         regularizers: Sequence[Callable[[dict[str, Tensor]], Tensor]],
-        distillation: Distillation,
-        teacher: nn.Module | None,
-        device: torch.device,
+        distillation: Sequence[Distillation | RateDistillation],
+        teacher: Teacher | None,
     ) -> None:
         self.loss, self.regularizers, self.distillation = loss, regularizers, distillation
-        self.teacher = None if teacher is None else copy.deepcopy(teacher).to(device).eval()
+        self.teacher = teacher
 
     def of(self, inputs: tuple[Any, ...], target: Tensor) -> Objective:
         """Return the objective for a batch."""
-        with torch.no_grad():
-            wanted = None if self.teacher is None else self.teacher(*inputs)
+        said = None if self.teacher is None else self.teacher.of(inputs)
 
         def objective(outputs: Tensor, rates: dict[str, Tensor]) -> Tensor:
             total = self.loss(outputs, target)
-            if wanted is not None:
-                total = total + self.distillation(outputs, wanted)
+            if said is not None:
+                for term in self.distillation:
+                    if isinstance(term, RateDistillation):
+                        total = total + term(rates, said.rates)
+                    else:
+                        total = total + term(outputs, said.output)
             for term in self.regularizers:
                 total = total + term(rates)
             return total

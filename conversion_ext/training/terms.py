@@ -13,7 +13,7 @@ from torch import Tensor
 from conversion_ext.errors import require
 from conversion_ext.nn.stateful import state_dtype
 
-__all__ = ["ActivityBand", "Distillation", "require_range"]
+__all__ = ["ActivityBand", "Distillation", "RateDistillation", "require_range"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,28 @@ class Distillation:
         )
         divergence = F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
         return self.weight * self.temperature**2 * divergence
+
+
+@dataclass(frozen=True)
+class RateDistillation:
+    """Distance from a teacher's activations, layer by layer: ``weight mean_sites mean_n,i (r - a / lambda)^2``.
+
+    ``distillation(rates, wanted)`` takes {site: spikes per step [N, ...]} and {site: the rate that says the teacher's
+    activation, within what a neuron can say [N, ...]}; sites that the teacher does not have are left out.
+
+    Reference: Wu et al., IEEE TNNLS 2023 (tandem learning: layer-wise outputs of the ANN as targets).
+    """
+
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_range(self, "weight", 0, float("inf"))
+
+    def __call__(self, rates: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Tensor:
+        """Return the distance, []."""
+        shared = [key for key in rates if key in wanted]
+        require(bool(shared), f"{self}: the teacher has none of the sites {', '.join(rates)}; use the ANN converted.")
+        return self.weight * torch.stack([F.mse_loss(rates[key], wanted[key]) for key in shared]).mean()
 
 
 @dataclass(frozen=True)
