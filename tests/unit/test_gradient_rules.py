@@ -178,8 +178,8 @@ def test_what_has_no_such_gradient_is_refused():
     for rule, said in ((OTTT(), r"OTTT is for IF and LIF"), (TSSLBP(), r"for IF and LIF neurons")):
         with pytest.raises(ValueError, match=said):
             gradients(snn, x, torch.zeros(8, dtype=torch.long), rule)
+    snn, x, y = perceptron("reference")
     for gradient in ("dsr", "rate", "tssl-bp"):
-        snn, x, y = live(32, fold=False)
         with pytest.raises(ValueError, match="no gradient for initial potentials"):
             cx.finetune(snn, (x, y), T=T, gradient=gradient, learn=("potentials",), progress=False)
     with pytest.raises(ValueError, match="leave it at 1"):
