@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from conversion_ext.errors import require
 from conversion_ext.neurons import Heaviside
 from conversion_ext.nn.root import Root, reset
-from conversion_ext.training.gradients import Gradient, gradient_of
+from conversion_ext.training.gradients import Gradient, WholeTrains, gradient_of
 from conversion_ext.training.loop import Epoch, Loop, Terms
 from conversion_ext.training.losses import loss_of
 from conversion_ext.training.mechanics import mechanics_of
@@ -80,13 +80,12 @@ def finetune(
     every tenth sample (at most 5,000) of a DataLoader's data set, or every tenth batch of a list, which then is not
     learned from. ``gradient``: a name of ``cx.training.gradients``, as "bptt", "rate" or "online", or a value;
     ``surrogate``: a name of the framework's, or a function; ``loss(outputs [T, N, C], target [N])``: a value, function
-    or name; ``regularizers`` take {site: rates [N, ...]}; ``teacher``, mostly the ANN, adds ``distillation``,
-    one or several terms, by default of its output.
-    ``learn``: of "weights", "thresholds" and "gains" (with ``fold=False``), "potentials", "neurons". ``optimizer``:
-    "adamw", "sgd" or a function of parameters; ``rate``, the largest, falls along a cosine. Training goes on from
-    ``checkpoint``, if there is such a file, and ends as if never interrupted. ``accelerator``: an
-    ``accelerate.Accelerator`` for devices, mixed precision and several processes, each with its own part of the data.
-    ``snn`` is not changed; what it has frozen stays as it is.
+    or name; ``regularizers`` take {site: rates [N, ...]}; ``teacher``, mostly the ANN, adds ``distillation``, one term
+    or several, by default of its output. ``learn``: of "weights", "thresholds" and "gains" (with ``fold=False``),
+    "potentials", "neurons". ``optimizer``: "adamw", "sgd" or a function of parameters; ``rate``, the largest, falls
+    along a cosine. Training goes on from ``checkpoint``, if there is such a file, and ends as if never interrupted.
+    ``accelerator``: an ``accelerate.Accelerator`` for devices, mixed precision and several processes, each with its own
+    part of the data. ``snn`` is not changed; what it has frozen stays as it is.
 
     Raises ValueError for arguments that do not fit, CalibrationError for data that cannot be used.
     """
@@ -101,6 +100,10 @@ def finetune(
     watch = bool(regularizers) or any(isinstance(term, RateDistillation) for term in said)
     student = Student(snn, learn, surrogate, detach_reset, watch)
     rule = gradient_of(gradient)
+    require(
+        surrogate is None or not isinstance(rule, WholeTrains),
+        f"surrogate={surrogate!r}: {rule} differentiates spikes in its own way; leave out surrogate=.",
+    )
     rule.prepare(student.snn)
     parameters = [p for p in student.parameters() if p.requires_grad]
     require(bool(parameters), "Nothing of this network is to be learned: its parameters are all frozen.")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from conversion_ext.encoders.base import encoded
 from conversion_ext.errors import require
-from conversion_ext.neurons import SignedEncoder
+from conversion_ext.neurons import Neuron, SignedEncoder
 from conversion_ext.nn.root import Root, fold_time, map_state
 from conversion_ext.nn.stepping import Neurons, Stepping
 from conversion_ext.registry import Registry
@@ -136,8 +136,8 @@ class Online(Gradient):
 class WholeTrains(Gradient):
     """Base of rules that differentiate the spikes of all steps at once, by a stepping of their own."""
 
-    def stepping(self) -> Stepping:
-        """Return what steps a site while it is trained."""
+    def stepping(self, spec: Neuron) -> Stepping:
+        """Return what steps the neurons of a site while it is trained; raise where they have no such gradient."""
         raise TypeError(f"{type(self).__name__} must define stepping().")
 
     def prepare(self, snn: Root) -> None:
@@ -147,7 +147,7 @@ class WholeTrains(Gradient):
                 not any(p.requires_grad for p in (site.v_init, *site.neuron.parameters())),
                 f"{self} has no gradient for initial potentials and what neurons learn; leave them out of learn=.",
             )
-            site.stepping = self.stepping()
+            site.stepping = self.stepping(site.spec)
 
     def losses(
         self, network: Callable[..., Any], student: Student, batch: Presentation, objective: Objective
@@ -168,7 +168,7 @@ class DSR(WholeTrains):
     Reference: Meng et al., CVPR 2022 (differentiation on spike representation).
     """
 
-    def stepping(self) -> Stepping:
+    def stepping(self, spec: Neuron) -> Stepping:
         """Return spikes with straight-through gradients."""
         return StraightThrough()
 
@@ -183,7 +183,7 @@ class Rate(WholeTrains):
     Reference: Bu et al., ICLR 2022 (quantized activations, straight-through).
     """
 
-    def stepping(self) -> Stepping:
+    def stepping(self, spec: Neuron) -> Stepping:
         """Return spikes with straight-through gradients."""
         return StraightThrough()
 

@@ -14,7 +14,7 @@ from conversion_ext.nn.stepping import Neurons, Stepping
 from conversion_ext.training.gradients import WholeTrains, register_gradient
 from conversion_ext.types import Reset
 
-__all__ = ["TSSLBP", "SpikeTimes"]
+__all__ = ["TSSLBP"]
 
 STEEPEST = 8.0  # a potential that hardly rose says little about when it crossed the threshold
 WIDTH = 0.2  # of the sigmoid for neurons that are nearly silent, in units of the threshold
@@ -44,38 +44,36 @@ class TSSLBP(WholeTrains):
             f"TSSLBP(tau={self.tau!r}): the time constant of the trace is a number of steps >= 1.",
         )
 
-    def stepping(self) -> Stepping:
+    def stepping(self, spec: Neuron) -> Stepping:
         """Return spikes with the gradients of their times."""
-        return SpikeTimes(self.tau)
+        require(
+            type(spec) is IF or type(spec) is LIF,
+            f"{self} is for IF and LIF neurons, and here they are {spec}; use another gradient.",
+        )
+        assert isinstance(spec, IF | LIF)
+        soft = spec.reset is Reset.SUBTRACT
+        if isinstance(spec, LIF):
+            return SpikeTimes(1 / spec.tau, 1 / spec.tau if spec.decay_input else 1.0, soft, self.tau)
+        return SpikeTimes(0.0, 1.0, soft, self.tau)
 
 
 class SpikeTimes(Stepping):
-    """Spikes with the gradients of their times (see ``TSSLBP``)."""
+    """Spikes with the gradients of their times.
 
-    def __init__(self, tau: float) -> None:
+    Neurons lose ``leak`` of their potential in a step and get ``share`` of a current; ``tau`` is that of the trace.
+    """
+
+    def __init__(self, leak: float, share: float, soft: bool, tau: float) -> None:
         super().__init__()
-        self.tau = tau
+        self.leak, self.share, self.soft, self.tau = leak, share, soft, tau
 
     def steps(self, neurons: Neurons, z_seq: Tensor) -> Tensor:
         """Return the spikes for z_seq [T, N, ...]."""
-        leak, share = _leak(neurons.spec)
         v = neurons.potential
         v = (neurons.start(z_seq[0]) if v is None else v).detach()
         with torch.no_grad():
             s_seq = neurons.run(z_seq)
-        soft = neurons.spec.reset is Reset.SUBTRACT  # type: ignore[attr-defined]
-        return _SpikeTimes.apply(share * z_seq, s_seq, v, leak, soft, self.tau)
-
-
-def _leak(spec: Neuron) -> tuple[float, float]:
-    """Return what of the potential is lost in a step, and what of the current arrives."""
-    require(
-        type(spec) is IF or type(spec) is LIF,
-        f"Spike times have gradients for IF and LIF neurons, and here they are {spec}; use another gradient.",
-    )
-    if isinstance(spec, LIF):
-        return 1 / spec.tau, 1 / spec.tau if spec.decay_input else 1.0
-    return 0.0, 1.0
+        return _SpikeTimes.apply(self.share * z_seq, s_seq, v, self.leak, self.soft, self.tau)
 
 
 class _SpikeTimes(torch.autograd.Function):

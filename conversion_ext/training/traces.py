@@ -92,6 +92,7 @@ def _before_sites(snn: Root) -> dict[nn.Module, float]:
         else:
             value = kept[node]
             if isinstance(module, LAYERS):
+                require(module not in found, f"{node.target} is called twice, and a trace is that of one input.")
                 found[module] = value
         for source in node.all_input_nodes:
             kept[source] = value

@@ -182,6 +182,8 @@ def test_what_has_no_such_gradient_is_refused():
     for gradient in ("dsr", "rate", "tssl-bp"):
         with pytest.raises(ValueError, match="no gradient for initial potentials"):
             cx.finetune(snn, (x, y), T=T, gradient=gradient, learn=("potentials",), progress=False)
+        with pytest.raises(ValueError, match="leave out surrogate="):
+            cx.finetune(snn, (x, y), T=T, gradient=gradient, surrogate="atan", progress=False)
     with pytest.raises(ValueError, match="leave it at 1"):
         OTTT(2)
     with pytest.raises(ValueError, match="tau="):

@@ -12,7 +12,7 @@ from torch import Tensor
 from conversion_ext.backends import available, get_backend
 from conversion_ext.neurons import IF, LIF, Neuron, SignedIF
 from conversion_ext.nn.site import SpikingSite
-from conversion_ext.training.spike_time import SpikeTimes
+from conversion_ext.training import TSSLBP
 from conversion_ext.types import PerLayer, Reset
 
 T = 9
@@ -20,7 +20,7 @@ T = 9
 
 def site(spec: Neuron, tau: float, name: str = "reference") -> SpikingSite:
     found = SpikingSite("a", spec, get_backend(name), torch.ones((), dtype=torch.float64), PerLayer())
-    found.stepping = SpikeTimes(tau)
+    found.stepping = TSSLBP(tau).stepping(spec)
     return found
 
 
@@ -119,6 +119,5 @@ def test_a_sequence_goes_on_from_the_state():
 
 
 def test_other_neurons_are_refused():
-    neurons = site(SignedIF(), 1.0)
     with pytest.raises(ValueError, match=r"IF and LIF.*SignedIF"):
-        neurons.stepping(neurons, currents())
+        TSSLBP().stepping(SignedIF())
