@@ -47,6 +47,7 @@ class Student(nn.Module):
             kind = "neurons" if id(parameter) in own else "weights"
             parameter.requires_grad_(parameter.requires_grad and kind in learn)
         for site in sites.values():
+            site.neuron.train()  # nodes of SpikingJelly 0.0.0.0.14 have no gradient in evaluation
             site.backend.set_surrogate(site.neuron, surrogate, detach_reset)
             for name in [BUFFERS[kind] for kind in learn if kind in BUFFERS]:
                 value = getattr(site, name)
