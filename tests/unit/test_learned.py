@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import conversion_ext as cx
 from conversion_ext.backends import available, get_backend
 from conversion_ext.neurons import PLIF
-from conversion_ext.training import losses
+from conversion_ext.training import ActivityBand, losses
 from conversion_ext.training.student import Student, in_spikes
 
 pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
@@ -20,11 +20,11 @@ BACKENDS = available()
 T = 3
 
 
-def problem(samples: int = 200) -> tuple[nn.Sequential, Tensor, Tensor]:
+def problem(samples: int = 200, outputs: int = 2) -> tuple[nn.Sequential, Tensor, Tensor]:
     """A network that was not trained, inputs, and classes that it does not know."""
     torch.manual_seed(0)
     x = torch.rand(samples, 8)
-    ann = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2))
+    ann = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, outputs))
     return ann, x, (x[:, :4].sum(1) > x[:, 4:].sum(1)).long()
 
 
@@ -145,3 +145,28 @@ def test_losses_of_spikes_need_output_neurons():
         cx.finetune(snn, (x, y), T=T, loss="count", progress=False)
     with_neurons, *_ = convert("reference", readout=cx.readouts.FirstSpike())
     assert in_spikes(losses.CountCrossEntropy(), with_neurons)(torch.zeros(T, 3, 2), y[:3]) > 0
+
+
+@pytest.mark.parametrize(
+    "of", [losses.RateCrossEntropy(), losses.CountCrossEntropy()], ids=lambda of: type(of).__name__
+)
+def test_a_population_of_outputs_learns_and_decides_together(of):
+    ann, x, y = problem(outputs=6)
+    readout = cx.readouts.Population(2, cx.readouts.SpikeCount() if of.spiking else cx.readouts.MeanOutput())
+    recipe = replace(cx.recipes.get("bu2022_opi"), readout=readout)
+    snn = cx.convert(ann, x, recipe=recipe, backend="reference", progress=False)
+    result = cx.finetune(
+        snn, batches(x, y), T=T, epochs=6, rate=0.01, loss=losses.Population(2, of), validation=(x, y), progress=False
+    )
+    assert result.history[result.best].accuracy > max(0.7, result.history[0].accuracy)
+
+
+def test_a_band_of_activity_draws_in_neurons_from_both_sides():
+    snn, x, y = convert("reference")
+    band = ActivityBand(0.15, 0.3)
+    before = cx.simulate(snn, x, T).firing_rate
+    result = cx.finetune(
+        snn, batches(x, y), T=T, epochs=8, rate=0.02, regularizers=(band,), loss=lambda o, y: 0 * o.sum(),
+        validation=[(x, y)], progress=False,
+    )  # fmt: skip
+    assert result.history[-1].loss < 0.2 * band(before)
