@@ -91,9 +91,10 @@ def _before_sites(snn: Root) -> dict[nn.Module, float]:
             continue
         else:
             value = kept[node]
-            if isinstance(module, LAYERS):
-                require(module not in found, f"{node.target} is called twice, and a trace is that of one input.")
-                found[module] = value
+            layers = [] if module is None else [part for part in module.modules() if isinstance(part, LAYERS)]
+            for layer in layers:
+                require(layer not in found, f"{node.target} is called twice, and a trace is that of one input.")
+                found[layer] = value
         for source in node.all_input_nodes:
             kept[source] = value
     return found
