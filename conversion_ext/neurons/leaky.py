@@ -93,6 +93,8 @@ class RefractoryLIF(Neuron):
     Times are in steps. A spike at a time within a step (found from v at its end) sets v to 0 and holds it there for
     ``refractory`` steps, whatever part of a step that ends in. So a constant j > 1 gives the LIF rate
     ``1 / (refractory + tau log(1 + 1 / (j - 1)))`` spikes per step, to within one spike. v does not fall below 0.
+    Neither framework has a refractory period: this is a ``MemoryModule`` of its own in SpikingJelly, a subclass of
+    ``Leaky`` in snnTorch.
 
     Reference: Hunsberger, Eliasmith, arXiv:1611.05141; the dynamics are those of Nengo's ``LIF``.
     """

@@ -202,7 +202,7 @@ def main() -> None:
         done[network, name] = asdict(measure(network, name, few, everything))
         with arguments.rows.open("a") as file:
             file.write(json.dumps(done[network, name]) + "\n")
-        print(f"{network}, {name}: {len(wanted) - len(done)} rows to go", flush=True)
+        print(f"{network}, {name}: {sum(key not in done for key in wanted)} rows to go", flush=True)
     if all(key in done for key in wanted):
         rows = [
             Row(**{**done[key], "accuracy": {int(T): v for T, v in done[key]["accuracy"].items()}}) for key in wanted
