@@ -1,12 +1,13 @@
-"""Every recipe of the literature on trained networks: ``python -m tests.benchmarks.literature --rows FILE --test``.
+"""Every recipe of the literature on trained networks: ``python -m tests.benchmarks.literature --store FILE --test``.
 
 Accuracy in % after T = 1, 2, 4 ... 256 steps on ``--images`` images of Fashion-MNIST, the ANN and SpikingJelly 2.0's
-recipes beside; ``steps`` are the neuron steps that the last T takes. What is tuned or trained for few steps is run up
+recipe beside; ``steps`` are the neuron steps that the last T takes. What is tuned or trained for few steps is run up
 to T = 32, anew for each T where it depends on it. The last column is one T on all 10,000 images of the test set
 (``--test``; by default images held out of training are looked at, 5,000 of them).
 
-One line of JSON per finished row goes to FILE, so that a run that was interrupted goes on; ``--limit`` ends it after
-so many rows. Where none is missing, a table in markdown is printed and, with ``--plot PATH``, drawn.
+The work is done in parts, those up to T = 32 first, then all images, then larger T. One line of JSON per finished part
+goes to FILE, so that a run that was interrupted goes on; ``--limit`` ends it after so many parts. In the end a table in
+markdown is printed, where what is not run yet is left empty, and with ``--plot PATH`` drawn.
 ``python -m tests.benchmarks.train NETWORK`` makes weights.
 """
 
@@ -15,9 +16,8 @@ from __future__ import annotations
 import argparse
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ RELU: dict[str, Conversion | SpikingJelly] = {
 CONVERSIONS: dict[str, dict[str, Conversion | SpikingJelly]] = {
     "vgg": RELU,
     "resnet20": RELU,
-    "vgg_plain": {f"`{name}`": Conversion(name, final=64) for name in ("cao2015", "diehl2015_model", "diehl2015_data")},
+    "vgg_plain": {f"`{name}`": Conversion(name, final=32) for name in ("cao2015", "diehl2015_model", "diehl2015_data")},
     "vgg_qcfs": {
         "`bu2022`": Conversion("bu2022", final=8),
         "`hao2023`": Conversion("hao2023", final=8),
@@ -110,65 +110,92 @@ CONVERSIONS: dict[str, dict[str, Conversion | SpikingJelly]] = {
 }
 
 
+PARTS = ("few", "all", "long")
+Key = tuple[str, str, str]
+"""Network, conversion, part."""
+
+
 @dataclass(frozen=True)
-class Row:
-    """Accuracy in [0, 1] of one conversion of one network at each T, and on all images at one T."""
+class Part:
+    """Accuracy in [0, 1] of one conversion of one network at some T, on few or all images."""
 
     network: str
     conversion: str
+    part: str
     accuracy: dict[int, float]
     steps: int
-    final: float | None = None
-    final_at: int | None = None
+
+    @property
+    def key(self) -> Key:
+        """What it is part of."""
+        return self.network, self.conversion, self.part
+
+    @classmethod
+    def read(cls, line: str) -> Part:
+        """Return what ``write`` wrote."""
+        value = json.loads(line)
+        return cls(**{**value, "accuracy": {int(T): v for T, v in value["accuracy"].items()}})
+
+    def write(self) -> str:
+        """Return a line of JSON."""
+        return json.dumps(asdict(self)) + "\n"
 
 
-def measure(network: str, name: str, few: Sequence[Tensor], everything: Sequence[Tensor]) -> Row:
-    """Return one row."""
-    ann = trained(network)
+def steps_of(network: str, name: str, part: str) -> tuple[int, ...]:
+    """Return the T of one part; () for none."""
     if name == "ANN":
-        right = [float((_classes(ann, x) == y).double().mean()) for x, y in (few, everything)]
-        return Row(network, name, dict.fromkeys(LONG, right[0]), 1, right[1])
+        return (0,) if part == "all" else LONG if part == "few" else ()
     conversion = CONVERSIONS[network][name]
-    classes, steps = conversion.decisions(ann, few[0], conversion.at)
-    accuracy = dict(zip(conversion.at, (classes == few[1]).double().mean(1).tolist(), strict=True))
-    if conversion.final is None:
-        return Row(network, name, accuracy, steps)
-    classes, _ = conversion.decisions(ann, everything[0], (conversion.final,))
-    return Row(network, name, accuracy, steps, float((classes[0] == everything[1]).double().mean()), conversion.final)
+    if part == "all":
+        return () if conversion.final is None else (conversion.final,)
+    return tuple(T for T in conversion.at if (T in FEW) == (part == "few"))
 
 
-def _classes(ann: nn.Module, x: Tensor) -> Tensor:
-    return torch.cat([ann(part).argmax(1) for part in x.split(BATCH)])
+def measure(key: Key, data: Sequence[Tensor]) -> Part:
+    """Return one part."""
+    network, name, _ = key
+    ann, at = trained(network), steps_of(*key)
+    if name == "ANN":
+        classes, steps = torch.cat([ann(part).argmax(1) for part in data[0].split(BATCH)]).expand(len(at), -1), 1
+    else:
+        classes, steps = CONVERSIONS[network][name].decisions(ann, data[0], at)
+    return Part(*key, dict(zip(at, (classes == data[1]).double().mean(1).tolist(), strict=True)), steps)
 
 
 def _pool() -> Tensor:
     return load("fashion-mnist").train.tensors[0][:-HELD_OUT]
 
 
-def markdown(rows: Sequence[Row], at: Sequence[int]) -> str:
+def markdown(done: Mapping[Key, Part], rows: Sequence[tuple[str, str]]) -> str:
     """Return the table."""
-    lines = [f"| network | conversion | {' | '.join(f'T={T}' for T in at)} | steps | all images |"]
-    lines.append("|---|---|" + "---|" * (len(at) + 2))
+    lines = [f"| network | conversion | {' | '.join(f'T={T}' for T in LONG)} | steps | all images |"]
+    lines.append("|---|---|" + "---|" * (len(LONG) + 2))
     for row in rows:
-        cells = [f"{100 * row.accuracy[T]:.1f}" if T in row.accuracy else "-" for T in at]
-        last = "-" if row.final is None else f"{100 * row.final:.2f}"
-        last += f" (T={row.final_at})" if row.final_at else ""
-        lines.append(f"| {row.network} | {row.conversion} | {' | '.join(cells)} | {row.steps} | {last} |")
+        found = [done[*row, part] for part in ("few", "long") if (*row, part) in done]
+        accuracy = {T: v for part in found for T, v in part.accuracy.items()}
+        planned = {T for part in ("few", "long") for T in steps_of(*row, part)}
+        cells = [f"{100 * accuracy[T]:.1f}" if T in accuracy else "" if T in planned else "-" for T in LONG]
+        steps = str(found[-1].steps) if found else ""
+        last = "" if steps_of(*row, "all") else "-"
+        if (*row, "all") in done:
+            ((T, value),) = done[*row, "all"].accuracy.items()
+            last = f"{100 * value:.2f}" + (f" (T={T})" if T else "")
+        lines.append(f"| {' | '.join((*row, *cells, steps, last))} |")
     return "\n".join(lines)
 
 
-def draw(rows: Sequence[Row], path: Path) -> None:
+def draw(done: Mapping[Key, Part], rows: Sequence[tuple[str, str]], path: Path) -> None:
     """Draw accuracy over T, one panel per network."""
     import matplotlib.pyplot as plt  # noqa: PLC0415
 
-    networks = list(dict.fromkeys(row.network for row in rows))
+    networks = list(dict.fromkeys(network for network, _ in rows))
     figure, axes = plt.subplots(1, len(networks), figsize=(4.5 * len(networks), 4), squeeze=False)
     for axis, network in zip(axes[0], networks, strict=True):
-        for row in rows:
-            if row.network == network:
-                style = "k--" if row.conversion == "ANN" else "x:" if "SpikingJelly" in row.conversion else "o-"
-                label = row.conversion.replace("`", "")
-                axis.plot(list(row.accuracy), [100 * v for v in row.accuracy.values()], style, label=label, ms=3)
+        for name in [name for of, name in rows if of == network]:
+            parts = [done[network, name, part] for part in ("few", "long") if (network, name, part) in done]
+            accuracy = {T: 100 * v for part in parts for T, v in part.accuracy.items()}
+            style = "k--" if name == "ANN" else "x:" if "SpikingJelly" in name else "o-"
+            axis.plot(list(accuracy), list(accuracy.values()), style, label=name.replace("`", ""), ms=3)
         axis.set(title=network, xlabel="T", ylabel="accuracy in %", xscale="log")
         axis.legend(fontsize=7)
     figure.tight_layout()
@@ -179,8 +206,8 @@ def main() -> None:
     """Convert, evaluate and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", default=list(CONVERSIONS), help=f"of {', '.join(CONVERSIONS)}")
-    parser.add_argument("--rows", type=Path, required=True, help="where finished rows are kept")
-    parser.add_argument("--limit", type=int, help="rows to compute in this run")
+    parser.add_argument("--store", type=Path, required=True, help="where finished parts are kept")
+    parser.add_argument("--limit", type=int, help="parts to compute in this run")
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--test", action="store_true", help="on the test images")
     parser.add_argument("--plot", type=Path)
@@ -194,23 +221,19 @@ def main() -> None:
     split = load("fashion-mnist")
     everything = split.test.tensors if arguments.test else [part[-HELD_OUT:] for part in split.train.tensors]
     few = [part[: arguments.images] for part in everything]
-    lines = arguments.rows.read_text().splitlines() if arguments.rows.exists() else []
-    done = {(row["network"], row["conversion"]): row for row in map(json.loads, lines)}
-    wanted = [(network, name) for network in arguments.networks for name in ("ANN", *CONVERSIONS[network])]
-    missing = [key for key in wanted if key not in done]
-    for network, name in islice(missing, arguments.limit):
-        done[network, name] = asdict(measure(network, name, few, everything))
-        with arguments.rows.open("a") as file:
-            file.write(json.dumps(done[network, name]) + "\n")
-        print(f"{network}, {name}: {sum(key not in done for key in wanted)} rows to go", flush=True)
-    if all(key in done for key in wanted):
-        rows = [
-            Row(**{**done[key], "accuracy": {int(T): v for T, v in done[key]["accuracy"].items()}}) for key in wanted
-        ]
-        print(f"Accuracy in % on {len(few[1])} {'test' if arguments.test else 'held-out'} images of Fashion-MNIST\n")
-        print(markdown(rows, LONG))
-        if arguments.plot:
-            draw(rows, arguments.plot)
+    lines = arguments.store.read_text().splitlines() if arguments.store.exists() else []
+    done = {part.key: part for part in map(Part.read, lines)}
+    rows = [(network, name) for network in arguments.networks for name in ("ANN", *CONVERSIONS[network])]
+    missing = [(*row, part) for part in PARTS for row in rows if steps_of(*row, part) and (*row, part) not in done]
+    for count, key in enumerate(missing[: arguments.limit], 1):
+        done[key] = measure(key, everything if key[2] == "all" else few)
+        with arguments.store.open("a") as file:
+            file.write(done[key].write())
+        print(f"{', '.join(key)}: {len(missing) - count} parts to go", flush=True)
+    print(f"\nAccuracy in % on {len(few[1])} {'test' if arguments.test else 'held-out'} images of Fashion-MNIST\n")
+    print(markdown(done, rows))
+    if arguments.plot:
+        draw(done, rows, arguments.plot)
 
 
 if __name__ == "__main__":
