@@ -250,38 +250,50 @@ def run(benches: list[Bench], only: str) -> None:
 
 def table(bench: Bench, only: str) -> None:
     """Print what was found of one network."""
-    right = bench.right.double()
-    print(f"\n{bench.network}: ANN {100 * right.mean():.2f} % on {len(right)} images\n")
-    print("| conversion | family | T | gap, points | images | draws | neuron steps | latency, steps | spikes |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    ours: dict[int, Row] = {}
-    for name, (recipe, *steps) in recipes().items():
-        for few in (False, True):
-            for T in steps[few] if only in name else ():
-                row = bench.ours(name, recipe, T, few=bool(few))
-                gap = interval(right[: len(row.right)] - row.right.double())
-                print(f"| {name} | {row.family} | {T} | {gap} | {len(row.right)} | {row} |")
-                ours |= {T: row} if name == "default" else {}
+    right, few, steps = bench.right.double(), bench.few, STEPS + MORE_STEPS
+    print(
+        f"\n{bench.network}: ANN {100 * right.mean():.2f} % on {len(right)} images, {100 * right[:few].mean():.2f} % on"
+    )
+    print(f"the first {few}, on which stand the gaps with a star\n")
+    heads = "".join(f" T={T} |" for T in steps)
+    print(f"| conversion | family |{heads} at T=4: draws, neuron steps, latency in steps, spikes per inference |")
+    print(f"|---|---|{'---|' * len(steps)}---|")
+    rows: dict[str, list[Row]] = {}
+    for name, (recipe, *seen) in recipes().items():
+        if only in name:
+            rows[name] = [bench.ours(name, recipe, T, few=f) for f in (False, True) for T in seen[f]]
     for name, (make, pool) in spikingjelly().items() if only in "SJ" else ():
-        rows = bench.theirs(name, make, pool)
-        if isinstance(rows, str):
-            print(f"| {name} | refused: {rows} |")
-            continue
-        for row in rows:
-            gap = interval(right[: bench.few] - row.right.double())
-            print(f"| {name} | {row.family} | {row.T} | {gap} | {bench.few} | {row} |")
-        gains = [(r.T, ours[r.T].right[: bench.few].double() - r.right.double()) for r in rows if r.T in ours]
-        print(f"  default beyond {name}: " + ", ".join(f"T={T} {interval(gain)}" for T, gain in gains))
-    for T in (2, 4, 8) if only in "default" else ():
-        steps = bench.longer(T).double()
-        best = steps[0]
-        falls = []
-        for now in steps[1:]:
-            falls.append(best - now)
-            best = max(best, now, key=lambda r: float(r.mean()))
-        worst = max(falls, key=lambda fall: float(fall.mean()))
-        marks = ", ".join(f"{100 * steps[k * T - T].mean():.2f} at {k * T}" for k in (1, 2, 4))
-        print(f"  default for T = {T} run to {4 * T}: {marks}; deepest fall below an earlier step {interval(worst)}")
+        found = bench.theirs(name, make, pool)
+        if isinstance(found, str):
+            print(f"| {name} | refused: {found} |")
+        elif found:
+            rows[name] = found
+    for name, found in rows.items():
+        at = {row.T: row for row in found}
+        gaps = (gap(right, at[T]) if T in at else "-" for T in steps)
+        print(f"| {name} | {found[0].family} | {' | '.join(gaps)} | {at[4]} |")
+    if "default" in rows:
+        ours = {row.T: row.right[:few].double() for row in rows["default"]}
+        for name in [name for name in rows if name.startswith("SJ")]:
+            gains = [f"T={row.T} {interval(ours[row.T] - row.right.double())}" for row in rows[name]]
+            print(f"  default beyond {name}: {', '.join(gains)}")
+        for T in (2, 4, 8):
+            print(f"  default for T = {T}, run on: {falls(bench.longer(T).double(), T)}")
+
+
+def gap(right: Tensor, row: Row) -> str:
+    """Return by how many points a row is below the ANN, with a star where it saw only few images."""
+    return interval(right[: len(row.right)] - row.right.double()) + "*" * (len(row.right) < len(right))
+
+
+def falls(right: Tensor, T: int) -> str:
+    """Return accuracies at T, 2T and 4T, and by how much it is at most below what it was at an earlier step."""
+    best, worst = right[0], right[0] - right[0]
+    for now in right[1:]:
+        worst = max(worst, best - now, key=lambda fall: float(fall.mean()))
+        best = max(best, now, key=lambda at: float(at.mean()))
+    marks = ", ".join(f"{100 * right[k * T - T].mean():.2f} at {k * T}" for k in (1, 2, 4))
+    return f"{marks}; deepest fall below an earlier step {interval(worst)}"
 
 
 def main() -> None:
