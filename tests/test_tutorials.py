@@ -14,9 +14,11 @@ CHINESE = [path for path in NOTEBOOKS if path.stem.endswith("_zh")]
 ENGLISH = [path for path in NOTEBOOKS if path not in CHINESE]
 
 
-def test_there_are_notebooks():
+def test_the_readme_names_every_notebook():
     assert ENGLISH
     assert CHINESE
+    readme = (ROOT / "README.md").read_text()
+    assert not [path.name for path in NOTEBOOKS if f"(tutorials/{path.name})" not in readme]
 
 
 def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
