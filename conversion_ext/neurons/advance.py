@@ -38,6 +38,9 @@ def advance(
     if type(spec) is IF and not differentiable:
         state = state if in_place else (state[0].clone(),)
         return _fire(state[0], x_seq, spec.reset, count), state
+    if type(spec) is IF and spec.reset is Reset.SUBTRACT and detach_reset and count is None:
+        above, v = Charge.apply(x_seq.to(state[0].dtype), state[0])
+        return heaviside(above).to(x_seq.dtype), (v,)
     spikes: list[Tensor] = []
     for x in x_seq:
         before, charge = state, x.to(state[0].dtype)
@@ -48,6 +51,35 @@ def advance(
         if count is not None:
             count.add_(s.abs())
     return torch.stack(spikes), state
+
+
+class Charge(torch.autograd.Function):
+    """IF neurons with soft reset over x_seq [T, N, ...] from v [N, ...]: how far above threshold each step charges them.
+
+    Returns [T, N, ...], and the potential at the end. Where the reset is a constant the potential of a step is the sum
+    of the currents so far and a constant, so its gradient is a sum over the steps to come: no step need be recorded.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_seq: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Charge, fire, reset."""
+        above, fired, v = torch.empty_like(x_seq), torch.empty_like(v), v.clone()
+        one, zero = (torch.full((), value, dtype=v.dtype, device=v.device) for value in (1.0, 0.0))
+        for x, z in zip(x_seq, above, strict=True):
+            v.add_(x)
+            torch.sub(v, one, out=z)
+            torch.ge(z, zero, out=fired)
+            v.sub_(fired)
+        return above, v
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Add up from the last step to the first."""
+        of_above, of_v = grad_outputs
+        total, later = torch.empty_like(of_above), of_v
+        for t in reversed(range(len(of_above))):
+            later = torch.add(of_above[t], later, out=total[t])
+        return total, later
 
 
 def _fire(v: Tensor, x_seq: Tensor, reset: Reset, count: Tensor | None) -> Tensor:

@@ -1,0 +1,183 @@
+"""Convert, then fine-tune, beside its rivals: ``python -m tests.benchmarks.hybrid --rows FILE [ROW ...] [--test]``.
+
+Networks trained on Fashion-MNIST (``train.py``), T = 1, 2, 4. Every route starts from the same trained ANN, except
+training from scratch, and sees ``--images`` training images once (0: all 55,000), in batches of 32, without augmentation:
+
+- ``converted``: the default recipe at T, calibrated on 1,024 images; nothing is trained;
+- ``bptt``, ``rate``, ``online``: that, fine-tuned by ``cx.finetune`` with its defaults and this gradient;
+- ``qcfs``: ReLUs become ``cx.nn.QCFS`` with T levels, the ANN is trained, then converted (Bu et al., 2022);
+- ``scratch``: the network's own modules with SpikingJelly's IFNode (soft reset, detached) in the place of ReLUs and
+  BatchNorm over steps, from random weights, by surrogate gradients (AdamW, ``SCRATCH``, cosine).
+
+Guards judge by 2,000 of the last 5,000 training images, which nobody learns from; accuracy is that on all 5,000 of them
+or, with ``--test``, on the 10,000 test images. A row is ``network:route:T:backend``; one line of JSON per finished row goes to FILE, so that a run that was
+interrupted goes on. Without rows a table of FILE is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+import conversion_ext as cx
+from conversion_ext.data import load
+from tests.benchmarks.networks import NETWORKS
+from tests.benchmarks.train import HELD_OUT, accuracy, trained
+
+BATCH, CALIBRATION, JUDGES = 32, 1024, 2000
+SCRATCH = 1e-2  # learning rate
+TUNED = ("bptt", "rate", "online")
+
+Score = Callable[[Tensor, Tensor], float]
+
+
+class Data:
+    """Images to learn from, to judge by, and to report on."""
+
+    def __init__(self, images: int) -> None:
+        data = load("fashion-mnist")
+        x, y = data.train.tensors
+        order = torch.randperm(len(x) - HELD_OUT, generator=torch.Generator().manual_seed(0))
+        order = order[: images or None]
+        self.train = TensorDataset(x[order], y[order])
+        self.held_out = x[-HELD_OUT:], y[-HELD_OUT:]
+        self.test = data.test.tensors
+        self.calibration = list(x[order[:CALIBRATION]].split(256))
+
+    def loader(self) -> DataLoader[Any]:
+        """Return batches in random order."""
+        return DataLoader(self.train, BATCH, shuffle=True)
+
+
+def of_snn(snn: Any, T: int) -> Score:
+    """Return the accuracy of a converted network as a function of images and labels."""
+
+    def score(x: Tensor, y: Tensor) -> float:
+        loader = DataLoader(TensorDataset(x, y), 250)
+        return float(cx.evaluate(snn, loader, T, at=(T,), progress=False).accuracy[-1])
+
+    return score
+
+
+def converted(ann: nn.Module, data: Data, T: int, backend: str) -> Any:
+    """Return the default conversion."""
+    return cx.convert(ann, data.calibration, T=T, backend=backend, progress=False)
+
+
+def fit(network: nn.Module, outputs: Callable[[Tensor], Tensor], data: Data, rate: float) -> None:
+    """Train a network for one pass by AdamW, with the warm-up, cosine and clipping of ``cx.finetune``."""
+    optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.0)
+    loader = data.loader()
+    for step, (x, y) in enumerate(loader):
+        done = step / len(loader)
+        optimizer.param_groups[0]["lr"] = rate * min(done / 0.05 + 0.02, 1.0) * 0.5 * (1 + math.cos(math.pi * done))
+        optimizer.zero_grad()
+        F.cross_entropy(outputs(x), y).backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+    network.eval()
+
+
+def qcfs(ann: nn.Module, data: Data, T: int, backend: str) -> Any:
+    """Return the conversion of the ANN trained with quantized activations."""
+    quantized = cx.recipes.replace_relu(ann, lambda **given: cx.nn.QCFS(levels=T, **given), data.calibration)
+    quantized.train()
+    fit(quantized, quantized, data, 1e-3)
+    return cx.convert(quantized, data.calibration, recipe="bu2022", T=T, backend=backend, progress=False)
+
+
+class Scratch(nn.Module):
+    """An untrained network with neurons of SpikingJelly in the place of its ReLUs."""
+
+    def __init__(self, name: str, T: int) -> None:
+        super().__init__()
+        from spikingjelly.activation_based import functional, neuron, surrogate  # noqa: PLC0415
+
+        torch.manual_seed(0)
+        self.T, self.reset = T, functional.reset_net
+        self.network = NETWORKS[name]()
+        for module in list(self.network.modules()):
+            for key, child in module.named_children():
+                if isinstance(child, nn.ReLU):
+                    node = neuron.IFNode(v_reset=None, surrogate_function=surrogate.ATan(), detach_reset=True)
+                    setattr(module, key, node)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the mean output of T steps."""
+        self.reset(self.network)
+        return torch.stack([self.network(x) for _ in range(self.T)]).mean(0)
+
+
+def run(row: str, data: Data, test: bool) -> dict[str, Any]:
+    """Return what is known of a row after it was run."""
+    name, route, steps, backend = row.split(":")
+    T, ann, began = int(steps), trained(name), time.process_time()
+    if route == "ann":
+        score: Score = lambda x, y: accuracy(ann, x, y)  # noqa: E731
+    elif route == "scratch":
+        network = Scratch(name, T)
+        fit(network, network, data, SCRATCH)
+        score = lambda x, y: accuracy(network, x, y)  # noqa: E731
+    elif route == "qcfs":
+        score = of_snn(qcfs(copy.deepcopy(ann), data, T, backend), T)
+    else:
+        snn = converted(ann, data, T, backend)
+        if route in TUNED:
+            judges = DataLoader(TensorDataset(*(v[:JUDGES] for v in data.held_out)), 250)
+            snn = cx.finetune(snn, data.loader(), T=T, validation=judges, gradient=route, progress=False).snn
+        score = of_snn(snn, T)
+    seconds = time.process_time() - began
+    judged = score(*(data.test if test else data.held_out))
+    return {"row": row, "images": len(data.train), "seconds": round(seconds), "test" if test else "held_out": judged}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return a table: a line for each network, route and backend, a column for each T."""
+    which = "test" if all("test" in row for row in rows) else "held_out"
+    cells: dict[tuple[str, str, str], dict[str, str]] = {}
+    for row in rows:
+        name, route, T, backend = row["row"].split(":")
+        cells.setdefault((name, route, backend), {})[T] = f"{100 * row[which]:.2f} ({row['seconds']} s)"
+    lines = [f"| network | route | in | T=1 | T=2 | T=4 |  {which}", "|---|---|---|---|---|---|"]
+    lines += [
+        f"| {' | '.join(key)} | {' | '.join(found.get(T, 'not run') for T in '124')} |" for key, found in cells.items()
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what is missing, or print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", nargs="*", metavar="ROW")
+    parser.add_argument("--rows", type=Path, required=True)
+    parser.add_argument("--images", type=int, default=0)
+    parser.add_argument("--test", action="store_true")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore", message="Not active on the calibration data")
+    rows = [json.loads(line) for line in options.rows.read_text().splitlines()] if options.rows.exists() else []
+    missing = [row for row in options.work if row not in {done["row"] for done in rows}]
+    data = Data(options.images) if missing else None
+    for row in missing:
+        assert data is not None
+        rows.append(run(row, data, options.test))
+        with options.rows.open("a") as file:
+            file.write(json.dumps(rows[-1]) + "\n")
+        print(rows[-1], flush=True)
+    if not options.work:
+        print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
