@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,12 +13,24 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from conversion_ext import graph
+from conversion_ext.layout import channels_last
 from conversion_ext.nn.channel_scale import ChannelScale
+from conversion_ext.nn.root import Root, reset
 from conversion_ext.operators.base import Call, Operator, compress, ones, operator_of
 from conversion_ext.shapes import Shapes, propagate
 from conversion_ext.types import Steps
 
-__all__ = ["fold"]
+__all__ = ["fold", "folded"]
+
+
+def folded(snn: Root, inputs: Sequence[Any]) -> Root:
+    """Return a copy of ``snn``, converted with ``fold=False``, whose weights hold its thresholds as they are now."""
+    new = copy.deepcopy(snn)
+    notes = fold(new.body, inputs)
+    channels_last(new.body)
+    new.record = replace(snn.record, folded=True, notes=(*snn.record.notes, *notes))
+    reset(new)
+    return new
 
 
 def fold(body: GraphModule, inputs: Sequence[Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,14 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from conversion_ext.batches import check_inputs
 from conversion_ext.errors import require
+from conversion_ext.fold import folded
 from conversion_ext.neurons import Heaviside
 from conversion_ext.nn.root import Root, reset
-from conversion_ext.training.gradients import Gradient, WholeTrains, gradient_of
+from conversion_ext.training.gradients import Gradient, Presentation, WholeTrains, gradient_of
 from conversion_ext.training.loop import Epoch, Loop, Terms
 from conversion_ext.training.losses import loss_of
 from conversion_ext.training.mechanics import mechanics_of
-from conversion_ext.training.samples import divide
+from conversion_ext.training.samples import Placed, divide
 from conversion_ext.training.student import Student, check_trainable, give_back, in_spikes
 from conversion_ext.training.teacher import Teacher
 from conversion_ext.training.terms import Distillation, RateDistillation
@@ -65,6 +68,8 @@ def finetune(
     surrogate: str | Heaviside | None = None,
     detach_reset: bool = True,
     learn: Sequence[str] = ("weights",),
+    normalize: bool = False,
+    fold: bool = False,
     optimizer: str | Callable[[Any], torch.optim.Optimizer] = "adamw",
     rate: float | None = None,
     weight_decay: float = 0.0,
@@ -82,10 +87,12 @@ def finetune(
     ``surrogate``: a name of the framework's, or a function; ``loss(outputs [T, N, C], target [N])``: a value, function
     or name; ``regularizers`` take {site: rates [N, ...]}; ``teacher``, mostly the ANN, adds ``distillation``, one term
     or several, by default of its output. ``learn``: of "weights", "thresholds" and "gains" (with ``fold=False``),
-    "potentials", "neurons". ``optimizer``: "adamw", "sgd" or a function of parameters; ``rate``, the largest, falls
-    along a cosine. Training goes on from ``checkpoint``, if there is such a file, and ends as if never interrupted.
-    ``accelerator``: an ``accelerate.Accelerator`` for devices, mixed precision and several processes, each with its own
-    part of the data. ``snn`` is not changed; what it has frozen stays as it is.
+    "potentials", "neurons"; ``normalize`` puts BatchNorm behind the layers that learn, over samples and steps, and
+    folds it into them when they have; ``fold`` then folds thresholds into the weights. ``optimizer``: "adamw", "sgd" or
+    a function of parameters; ``rate``, the largest, falls along a cosine. Training goes on from ``checkpoint``, if
+    there is such a file, and ends as if never interrupted. ``accelerator``: an ``accelerate.Accelerator`` for devices,
+    mixed precision and several processes, each with its own part of the data. ``snn`` is not changed; what it has
+    frozen stays as it is.
 
     Raises ValueError for arguments that do not fit, CalibrationError for data that cannot be used.
     """
@@ -104,19 +111,32 @@ def finetune(
         surrogate is None or not isinstance(rule, WholeTrains),
         f"surrogate={surrogate!r}: {rule} differentiates spikes in its own way; leave out surrogate=.",
     )
-    rule.prepare(student.snn)
     parameters = [p for p in student.parameters() if p.requires_grad]
     require(bool(parameters), "Nothing of this network is to be learned: its parameters are all frozen.")
-    own = _optimizer(optimizer, rate, weight_decay, student)
     device = parameters[0].device
     mechanics = mechanics_of(accelerator, device)
     data, judges = divide(loader, validation, seed)
+    example = _example(judges, student, device)
+    if normalize:
+        block = snn.conversion.recipe.block_of(T)
+        batch = Presentation(student.snn, example, T, block, torch.Generator().manual_seed(0))
+        student.normalize(*batch.steps(0, T // block, block))
+    rule.prepare(student.snn)
+    own = _optimizer(optimizer, rate, weight_decay, student)
     terms = _terms(loss, regularizers, said, teacher, student, mechanics.device)
     loop = Loop(snn, student, rule, terms, own, mechanics, data, judges, T, epochs, seed, progress)
     if checkpoint is not None:
         loop.keep(Path(checkpoint), checkpoint_every)
     loop.train()
-    return _result(snn, loop, f"{type(rule).__name__}, {type(own).__name__}")
+    return _result(snn, loop, f"{type(rule).__name__}, {type(own).__name__}", example if fold else None)
+
+
+def _example(judges: Any, student: Student, device: torch.device) -> tuple[Any, ...]:
+    """Return the inputs of a batch that is not learned from."""
+    x, _ = next(iter(Placed(judges, device)))
+    inputs = x if isinstance(x, tuple) else (x,)
+    check_inputs(inputs, student, "The first batch of validation")
+    return inputs
 
 
 def _distillation(distillation: Any, teacher: Any) -> tuple[Distillation | RateDistillation, ...]:
@@ -158,9 +178,10 @@ def _terms(
     return Terms(measure, tuple(regularizers), said, voice)
 
 
-def _result(snn: Root, loop: Loop, how: str) -> FinetuneResult:
-    """Return the best network where ``snn`` lies, with a note of what was done to it."""
-    found, best, history = loop.judged, loop.winner(), loop.history
+def _result(snn: Root, loop: Loop, how: str, example: tuple[Any, ...] | None) -> FinetuneResult:
+    """Return the best network where ``snn`` lies, with a note of what was done to it; with an example it is folded."""
+    best, history = loop.winner(), loop.history
+    found = loop.judged if best else copy.deepcopy(snn)
     give_back(found, loop.chosen)
     found = found.to(next(snn.parameters()).device)
     if best:
@@ -169,6 +190,8 @@ def _result(snn: Root, loop: Loop, how: str) -> FinetuneResult:
             f"{loop.samples} held-out samples in epoch {best}."
         )
         found.record = replace(snn.record, T=loop.T, notes=(*snn.record.notes, note))
+    if example is not None and not found.conversion.folded:
+        found = folded(found, example)
     reset(found)
     return FinetuneResult(found, tuple(history), best, loop.samples)
 

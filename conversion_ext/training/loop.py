@@ -92,7 +92,7 @@ class Loop:
         self.judged = copy.deepcopy(snn).to(mechanics.device)
         self.samples = 0
         self.history: list[Epoch] = []
-        self.chosen = student.learned()
+        self.chosen = dict[str, Tensor]()  # what the best epoch learned; at the start nothing
         self.number, self.step, self.loss = 0, 0, 0.0  # where it is: after `step` steps of epoch `number` + 1
         self.path: Path | None = None
         self.every = 0
@@ -110,7 +110,7 @@ class Loop:
         }  # fmt: skip
         state = load_checkpoint(path, self.facts)
         if state is not None:
-            give_back(self.student.snn, state["learned"])
+            give_back(self.student.snn, state["student"])
             self.optimizer.load_state_dict(state["optimizer"])
             if self.mechanics.scaler is not None:
                 self.mechanics.scaler.load_state_dict(state["scaler"])
@@ -125,7 +125,7 @@ class Loop:
             return
         scaler = None if self.mechanics.scaler is None else self.mechanics.scaler.state_dict()
         save_checkpoint(self.path, {
-            "run": self.facts, "learned": self.student.learned(), "optimizer": self.optimizer.state_dict(),
+            "run": self.facts, "student": self.student.state(), "optimizer": self.optimizer.state_dict(),
             "scaler": scaler, "history": [asdict(epoch) for epoch in self.history], "chosen": self.chosen,
             "random": torch.get_rng_state() if self.step else None, "order": self.order, "samples": self.samples,
             "number": self.number, "step": self.step, "loss": self.loss,
@@ -152,7 +152,7 @@ class Loop:
 
     def judge(self, loss: float, seconds: float) -> None:
         """Add an epoch to the history, and keep what it learned if it is the best."""
-        learned = self.student.learned()
+        learned = self.student.learned() if self.number else {}  # folding BatchNorm rounds
         give_back(self.judged, learned)
         found = evaluate(self.judged, self.judges, self.T, at=(self.T,), progress=False)
         self.samples = found.samples

@@ -13,10 +13,11 @@ from torch.utils.checkpoint import checkpoint
 from conversion_ext import graph
 from conversion_ext.errors import require
 from conversion_ext.neurons import Heaviside
-from conversion_ext.nn.root import Root, memories, recall, unfold_time
+from conversion_ext.nn.root import Root, memories, recall, reset, unfold_time
 from conversion_ext.nn.site import SpikingSite
 from conversion_ext.nn.stepping import Stepping
 from conversion_ext.training.losses import Loss
+from conversion_ext.training.normalized import Normalized, normalizable
 from conversion_ext.types import Steps
 
 __all__ = ["LEARN", "Student", "check_trainable", "give_back", "in_spikes"]
@@ -57,9 +58,38 @@ class Student(nn.Module):
                 site.register_forward_hook(self._see)
         self.floors = {site.key: SMALLEST * site.threshold.detach().clone() for site in sites.values()}
 
+    def normalize(self, inputs: tuple[Any, ...], steps: Steps) -> None:
+        """Put BatchNorm behind the layers that learn; a batch of inputs says from where it starts."""
+        handles = []
+        for path in list(normalizable(self.snn.body)):
+            owner, _, name = path.rpartition(".")
+            module = Normalized(self.snn.body.get_submodule(path))
+            setattr(self.snn.body.get_submodule(owner), name, module)
+            handles.append(module.layer.register_forward_hook(module.observe))
+        with torch.no_grad():
+            self._run(inputs, steps)
+        for handle in handles:
+            handle.remove()
+        reset(self.snn)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return a copy of all that changes in training, by its name in the copy that is trained."""
+        kept = {name: p for name, p in self.snn.named_parameters() if p.requires_grad}
+        for path, module in self.snn.named_modules():
+            if isinstance(module, Normalized):
+                kept |= {f"{path}.{name}": buffer for name, buffer in module.named_buffers(recurse=False)}
+        return {name: value.detach().clone() for name, value in kept.items()}
+
     def learned(self) -> dict[str, Tensor]:
         """Return a copy of every value that is learned, by its name in the converted network."""
-        return {name: p.detach().clone() for name, p in self.snn.named_parameters() if p.requires_grad}
+        found, normalized = {}, {}
+        for path, module in self.snn.named_modules():
+            if isinstance(module, Normalized):
+                normalized |= {f"{path}.{name}": value for name, value in module.folded().items()}
+            elif not isinstance(self.snn.get_submodule(path.rpartition(".")[0]), Normalized):
+                own = module.named_parameters(path, recurse=False)
+                found |= {name: p.detach().clone() for name, p in own if p.requires_grad}
+        return found | normalized
 
     def constrain(self) -> None:
         """Keep thresholds positive."""

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import conversion_ext as cx
 from conversion_ext.training import Online, Rate, ThroughTime
 from conversion_ext.training.gradients import Presentation
+from conversion_ext.training.normalized import Normalized, normalizable
 from conversion_ext.training.samples import divide
 from conversion_ext.training.student import Student
 from conversion_ext.types import Steps
@@ -214,8 +215,53 @@ def test_thresholds_and_potentials_learn_and_thresholds_stay_positive():
     changed = {k for k, v in snapshot(found.snn).items() if not torch.equal(v, before[k])}
     assert changed
     assert {name.rpartition(".")[2] for name in changed} == {"threshold", "v_init"}
+    whole = finetune(snn, (x, (y + 1) % 5), rate=0.05, fold=True, **options).snn
+    assert (whole.conversion.folded, found.snn.conversion.folded) == (True, False)
+    assert not any(site.scaled for site in whole.sites().values())
+    torch.testing.assert_close(cx.simulate(whole, x, T).output, cx.simulate(found.snn, x, T).output)
     wild = finetune(snn, (x, (y + 1) % 5), optimizer="sgd", rate=1e4, **options)
     assert all((threshold > 0).all() for threshold in wild.snn.conversion.thresholds.values())
+
+
+def test_batch_norm_starts_as_nothing_and_is_folded_away():
+    _, snn, x, y = residual()
+    student = Student(snn, ("weights",), None, True, False)
+    student.normalize((x,), Steps(T, constant=True))
+    assert len(list(normalizable(snn.body))) == sum(isinstance(m, Normalized) for m in student.modules()) == 6
+    outputs, _ = student((x,), Steps(T, constant=True))  # the batch of its statistics
+    torch.testing.assert_close(outputs.mean(0), cx.simulate(snn, x, T).output, rtol=1e-3, atol=1e-3)
+    before = snapshot(snn)
+    assert student.learned().keys() == dict(snn.named_parameters()).keys()
+    for name, value in student.learned().items():
+        torch.testing.assert_close(value, before[name], rtol=1e-4, atol=1e-5)
+    found = finetune(snn, (x, (y + 1) % 5), epochs=4, rate=5e-3, normalize=True, validation=(x, (y + 1) % 5))
+    assert found.history[-1].loss < 0.8 * found.history[1].loss
+    assert found.best > 0
+
+
+def test_folded_layer_is_layer_and_batch_norm():
+    """Beside torch's BatchNorm, through a few steps of training statistics."""
+    convolution, oracle, x = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), torch.rand(5, 3, 6, 6)
+    module = Normalized(copy.deepcopy(convolution))
+    with torch.no_grad():
+        module.observe(convolution, None, convolution(x))
+        oracle.load_state_dict(
+            {"weight": module.scale, "bias": module.shift, "running_mean": module.mean, "running_var": module.variance,
+             "num_batches_tracked": torch.tensor(0)}
+        )  # fmt: skip
+        for _ in range(3):
+            x = 2 * torch.randn(5, 3, 6, 6) + 1
+            torch.testing.assert_close(module(x), oracle(convolution(x)))
+        whole = module.folded()
+        expected = oracle.eval()(convolution(x))
+        torch.testing.assert_close(F.conv2d(x, whole["weight"], whole["bias"]), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_spikes_with_gradients_are_those_without(backend):
+    _, snn, x, _ = residual(backend)
+    outputs, _ = Student(snn, ("weights",), None, True, False)((x,), Steps(T, constant=True))
+    assert torch.equal(outputs.mean(0), cx.simulate(snn, x, T, time_chunk=T).output)
 
 
 def test_terms_are_added_and_see_rates_and_teacher():
@@ -284,7 +330,7 @@ class Jittered(Dataset):
         return self.x[index] + 0.05 * torch.rand(self.x[index].shape), self.y[index]
 
 
-def interrupted(path: str, death: int | None):
+def interrupted(path: str, death: int | None, normalize: bool):
     """Fine-tune with everything that is random, for two epochs of 9 batches; die at the loss number ``death``."""
     torch.set_num_threads(1)
     _, snn, x, y = residual()
@@ -301,17 +347,17 @@ def interrupted(path: str, death: int | None):
     loader = DataLoader(Jittered(x, (y + 1) % 5), 10, shuffle=True, generator=torch.Generator().manual_seed(3))
     return finetune(
         snn, loader, epochs=2, rate=2e-3, checkpoint=path, checkpoint_every=2, regularizers=(dropped,), seed=5,
-        validation=(x, (y + 1) % 5),
+        validation=(x, (y + 1) % 5), normalize=normalize,
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("death", [7, 15])
-def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, death):
+@pytest.mark.parametrize(("death", "normalize"), [(7, False), (15, True)])
+def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, death, normalize):
     root, path = Path(__file__).parents[2], tmp_path / "killed.pt"
-    code = f"from tests.unit.test_finetune import interrupted; interrupted({str(path)!r}, {death})"
+    code = f"from tests.unit.test_finetune import interrupted; interrupted({str(path)!r}, {death}, {normalize})"
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == -signal.SIGKILL
     assert torch.load(path, weights_only=True)["step"] == (6 if death == 7 else 4)
-    resumed, whole = interrupted(str(path), None), interrupted(str(tmp_path / "whole.pt"), None)
+    resumed, whole = (interrupted(str(p), None, normalize) for p in (path, tmp_path / "whole.pt"))
     assert [(e.loss, e.accuracy) for e in resumed.history[1:]] == [(e.loss, e.accuracy) for e in whole.history[1:]]
     assert resumed.best == whole.best > 0
     one, two = snapshot(resumed.snn), snapshot(whole.snn)
