@@ -54,7 +54,7 @@ def advance(
 
 
 class Charge(torch.autograd.Function):
-    """IF neurons with soft reset over x_seq [T, N, ...] from v [N, ...]: how far above threshold each step charges them.
+    """IF neurons with soft reset over x_seq [T, N, ...] from v [N, ...]: how far above threshold each step gets them.
 
     Returns [T, N, ...], and the potential at the end. Where the reset is a constant the potential of a step is the sum
     of the currents so far and a constant, so its gradient is a sum over the steps to come: no step need be recorded.

@@ -1,7 +1,7 @@
 """Convert, then fine-tune, beside its rivals: ``python -m tests.benchmarks.hybrid --rows FILE [ROW ...] [--test]``.
 
 Networks trained on Fashion-MNIST (``train.py``), T = 1, 2, 4. Every route starts from the same trained ANN, except
-training from scratch, and sees ``--images`` training images once (0: all 55,000), in batches of 32, without augmentation:
+training from scratch, and sees ``--images`` training images once (0: all 55,000) in batches of 32, as they are:
 
 - ``converted``: the default recipe at T, calibrated on 1,024 images; nothing is trained;
 - ``bptt``, ``rate`` and every other name of a gradient: that, fine-tuned by ``cx.finetune`` with its defaults;
@@ -10,8 +10,9 @@ training from scratch, and sees ``--images`` training images once (0: all 55,000
   with BatchNorm over samples and steps and ``SCRATCH``, the better of two learning rates.
 
 Guards judge by 2,000 of the last 5,000 training images, which nobody learns from; accuracy is that on all 5,000 of them
-or, with ``--test``, on the 10,000 test images. A row is ``network:route:T:backend``; one line of JSON per finished row goes to FILE, so that a run that was
-interrupted goes on. Without rows a table of FILE is printed.
+or, with ``--test``, on the 10,000 test images. Seconds are of one CPU, preparation and guard included. A row is
+``network:route:T:backend``; one line of JSON per finished row goes to FILE, so that a run that was interrupted goes on.
+Without rows a table of FILE is printed.
 """
 
 from __future__ import annotations
