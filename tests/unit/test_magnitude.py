@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import conversion_ext as cx
 from conversion_ext.backends import available
+from conversion_ext.check import prepare
 from conversion_ext.encoders import Poisson
 from conversion_ext.nn import SpikingMagnitude
 from conversion_ext.types import Family
@@ -65,6 +66,10 @@ def test_converted_networks_take_magnitudes_of_rates(backend, fold):
     assert sum(isinstance(m, SpikingMagnitude) for m in snn.modules()) == 3
     laws.assert_sites_exact(snn, (x[:3],), T=12)
     laws.assert_is_ann_of_rates(ann, snn, (x[:3],), T=12)
+    with torch.no_grad():
+        rounded = laws.Rounded(prepare(ann, (x,)), snn, 4).run(x)
+        torch.testing.assert_close(cx.twin(snn, 4)(x), rounded)
+        torch.testing.assert_close(cx.simulate(snn, x, 4, block=4).output, rounded)
 
 
 def test_a_magnitude_of_signed_random_input_hands_on_spikes():
