@@ -71,6 +71,7 @@ class Bench:
     draws: list[Tensor]
     few: int
     store: Path
+    only_show: bool = False
 
     @cached_property
     def ann(self) -> nn.Module:
@@ -84,8 +85,10 @@ class Bench:
             return torch.cat([self.ann(part) for part in self.x.split(BATCH)]).argmax(1) == self.y
 
     def kept(self, name: str, compute: Callable[[], Any]) -> Any:
-        """Return what was computed under ``name``, by an earlier run too."""
+        """Return what was computed under ``name``, by an earlier run too; None for what is only to be shown."""
         path = self.store / f"{hashlib.sha1(f'{self.network} {name}'.encode()).hexdigest()}.pt"
+        if not path.exists() and self.only_show:
+            return None
         if not path.exists():
             value = compute()
             torch.save(value, path.with_suffix(".part"))
@@ -261,7 +264,7 @@ def table(bench: Bench, only: str) -> None:
     rows: dict[str, list[Row]] = {}
     for name, (recipe, *seen) in recipes().items():
         if only in name:
-            rows[name] = [bench.ours(name, recipe, T, few=f) for f in (False, True) for T in seen[f]]
+            rows[name] = [row for f in (False, True) for T in seen[f] if (row := bench.ours(name, recipe, T, few=f))]
     for name, (make, pool) in spikingjelly().items() if only in "SJ" else ():
         found = bench.theirs(name, make, pool)
         if isinstance(found, str):
@@ -270,15 +273,18 @@ def table(bench: Bench, only: str) -> None:
             rows[name] = found
     for name, found in rows.items():
         at = {row.T: row for row in found}
+        if not at:
+            continue
         gaps = (gap(right, at[T]) if T in at else "-" for T in steps)
-        print(f"| {name} | {found[0].family} | {' | '.join(gaps)} | {at[4]} |")
+        print(f"| {name} | {found[0].family} | {' | '.join(gaps)} | {at.get(4, '-')} |")
     if "default" in rows:
         ours = {row.T: row.right[:few].double() for row in rows["default"]}
         for name in [name for name in rows if name.startswith("SJ")]:
-            gains = [f"T={row.T} {interval(ours[row.T] - row.right.double())}" for row in rows[name]]
+            gains = [f"T={row.T} {interval(ours[row.T] - row.right.double())}" for row in rows[name] if row.T in ours]
             print(f"  default beyond {name}: {', '.join(gains)}")
         for T in (2, 4, 8):
-            print(f"  default for T = {T}, run on: {falls(bench.longer(T).double(), T)}")
+            if (longer := bench.longer(T)) is not None:
+                print(f"  default for T = {T}, run on: {falls(longer.double(), T)}")
 
 
 def gap(right: Tensor, row: Row) -> str:
@@ -306,6 +312,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="rows whose name holds this")
     parser.add_argument("--held-out", action="store_true")
     parser.add_argument("--store", type=Path, required=True, help="folder of finished rows, one for each setting")
+    parser.add_argument("--show", action="store_true", help="print what is in the store, and compute nothing")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", message="Not active on the calibration data")
     data = load("fashion-mnist")
@@ -318,8 +325,9 @@ def main() -> None:
         draws.append(pool[order[:CALIBRATION]])
     options.store.mkdir(parents=True, exist_ok=True)
     few = min(options.few, len(x))
-    benches = [Bench(network, x, y, draws, few, options.store) for network in options.networks]
-    run(benches, options.only)
+    benches = [Bench(network, x, y, draws, few, options.store, options.show) for network in options.networks]
+    if not options.show:
+        run(benches, options.only)
     for bench in benches:
         table(bench, options.only)
 
