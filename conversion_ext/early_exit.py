@@ -10,7 +10,6 @@ from torch import Tensor
 from conversion_ext.confidence import Confidence
 from conversion_ext.engine import Decoder, Engine
 from conversion_ext.errors import require
-from conversion_ext.nn.root import keep_samples, reset
 from conversion_ext.recorder import Recorder
 
 __all__ = ["run_until_sure"]
@@ -51,8 +50,8 @@ def run_until_sure(
                     break
                 rows, memory = rows[on], (memory[0][on], memory[1][on])
                 decoder.keep(on)
-                keep_samples(engine.snn, on)
+                engine.memories.keep(on)
                 inputs = tuple(v[on] if isinstance(v, Tensor) else v for v in inputs)
                 static = engine.prologue(*inputs)
-    reset(engine.snn)
+    engine.memories.reset()
     return outputs.clone(), steps.clone()

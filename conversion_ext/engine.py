@@ -13,11 +13,11 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from conversion_ext import graph
-from conversion_ext.nn.root import Root, map_state
+from conversion_ext.nn.root import Memories, Root
 from conversion_ext.nn.stateful import state_dtype
 from conversion_ext.precision import narrowed
 from conversion_ext.readouts import Readout
-from conversion_ext.schedule import Schedule
+from conversion_ext.schedule import Schedule, schedule
 from conversion_ext.types import Steps
 
 __all__ = ["Decoder", "Engine", "Reader"]
@@ -39,9 +39,14 @@ class Engine:
         if dtype is not None or weights is not None:  # the prologue is run once: nothing to gain from fewer bits
             self.main = split(narrowed(snn.body, dtype, weights))[1]
         self.narrow = dtype is not None
-        self.sites = list(snn.sites().values())
+        self.sites = snn.sites()
+        self.memories = Memories(snn)
         sizes = [shape.numel() for n in snn.body.graph.nodes if isinstance(shape := n.meta.get("shape"), torch.Size)]
         self.size = sum(sizes) / max(1, len(sizes))
+
+    def schedule(self, T: int | None, block: int | None = None, length: int | None = None) -> Schedule:
+        """Return the schedule of a run: see :func:`schedule`."""
+        return schedule(self.snn, self.sites, T, block, length)
 
     def chunks(self, N: int, plan: Schedule, time_chunk: int | None) -> Iterator[int]:
         """Yield how many steps (or blocks) to run in each call; no call goes beyond the end of the warm-up."""
@@ -52,17 +57,17 @@ class Engine:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Own the state of the network: no autograd, and it is overwritten where that saves a copy."""
-        map_state(self.snn, lambda part: part.detach().clone())
+        self.memories.map(lambda part: part.detach().clone())
         try:
-            for site in self.sites:
+            for site in self.sites.values():
                 site.owned = True
             with torch.inference_mode():
                 yield
         finally:
-            for site in self.sites:
+            for site in self.sites.values():
                 site.owned = False
             # What was made in inference mode cannot be written to, or have gradients, after it.
-            map_state(self.snn, lambda part: part.clone() if part.is_inference() else part)
+            self.memories.map(lambda part: part.clone() if part.is_inference() else part)
 
     def constant(self, inputs: tuple[Any, ...], chunks: Iterable[int], block: int = 1) -> Iterator[tuple[int, Any]]:
         """Yield (K, output [K*N, ...]) of ``chunks`` of K steps under constant current, the prologue run once."""

@@ -14,9 +14,8 @@ from conversion_ext.batches import check_inputs, labelled
 from conversion_ext.distributed import all_or_none, merged, rank
 from conversion_ext.engine import Engine
 from conversion_ext.errors import CalibrationError, require
-from conversion_ext.nn.root import Root, reset
+from conversion_ext.nn.root import Root
 from conversion_ext.recorder import Recorder
-from conversion_ext.schedule import schedule
 from conversion_ext.simulate import run, times
 
 __all__ = ["Evaluation", "evaluate"]
@@ -74,8 +73,9 @@ def evaluate(
     require(
         isinstance(snn, Root), f"snn is a {type(snn).__name__}; pass what conversion_ext.convert returned.", TypeError
     )
-    reset(snn)
-    plan = schedule(snn, T, block)
+    engine = Engine(snn, dtype, weights)
+    engine.memories.reset()
+    plan = engine.schedule(T, block)
     steps = times(at, T, plan.block)
     # One for all batches, and one of its own for every process, or each would see the same noise.
     noise = generator or torch.Generator().manual_seed(rank())
@@ -83,13 +83,12 @@ def evaluate(
     counts = _Counts(len(steps))
 
     def count() -> _Counts:
-        engine = Engine(snn, dtype, weights)
         silent = not progress or rank() > 0
         for batch, (x, target) in enumerate(tqdm(labelled(loader), desc="evaluation", disable=silent)):
             inputs = x if isinstance(x, tuple) else (x,)
             check_inputs(inputs, snn, f"Batch {batch}")
-            reset(snn)
-            with torch.no_grad(), Recorder(snn) as recorder:
+            engine.memories.reset()
+            with torch.no_grad(), Recorder(engine.sites) as recorder:
                 outputs = run(engine, inputs, plan, steps, recorder, time_chunk=time_chunk, generator=noise)
                 expected = None if ann is None else ann(*inputs).argmax(1).cpu()
             counts.add(_classes(outputs, target), target.cpu(), expected, recorder.rates(T))
@@ -109,7 +108,7 @@ def evaluate(
         counts.correct.double() / samples,
         None if ann is None else counts.same.double() / samples,
         None if ann is None else counts.ann_correct / samples,
-        {key: counts.spikes[key] / samples for key in snn.sites() if key in counts.spikes},
+        {key: counts.spikes[key] / samples for key in engine.sites if key in counts.spikes},
         plan.total_steps,
         plan.latency_steps,
         samples,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from conversion_ext.nn.root import Root
 from conversion_ext.nn.site import SpikingSite
 from conversion_ext.nn.stateful import state_dtype
 from conversion_ext.nn.stepping import Stepping
@@ -21,8 +20,8 @@ RECORDS = ("spikes", "potential")
 class Recorder:
     """While open, counts the spikes of every site and keeps what was asked for; no hook outlives it."""
 
-    def __init__(self, snn: Root, record: Sequence[str] = ()) -> None:
-        self.sites = snn.sites()
+    def __init__(self, sites: Mapping[str, SpikingSite], record: Sequence[str] = ()) -> None:
+        self.sites = sites
         self.record = record
         self.counts: dict[str, Tensor] = {}
         self.settled: dict[str, Tensor] = {}  # of samples that were let go
@@ -70,7 +69,7 @@ class Recorder:
     def spikes(self) -> dict[str, Tensor]:
         """Return {site: spikes per sample [N]}, those before ``begin`` included."""
         counts = self.counts or self.settled
-        return {key: count.flatten(1).sum(1) + self.before.get(key, 0) for key, count in counts.items()}
+        return {key: count.sum([*range(1, count.dim())]) + self.before.get(key, 0) for key, count in counts.items()}
 
     def rates(self, T: int | Tensor) -> dict[str, Tensor]:
         """Return {site: spikes per step} of T steps, for all samples or [N]."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from conversion_ext.errors import require
 from conversion_ext.nn.root import Root
-from conversion_ext.nn.site import depths
+from conversion_ext.nn.site import SpikingSite, depths
 
 __all__ = ["Schedule", "schedule"]
 
@@ -28,8 +29,14 @@ class Schedule:
     latency_steps: int
 
 
-def schedule(snn: Root, T: int | None, block: int | None = None, length: int | None = None) -> Schedule:
-    """Return the schedule of T steps in blocks of ``block`` (None: the recipe's).
+def schedule(
+    snn: Root,
+    sites: Mapping[str, SpikingSite],
+    T: int | None,
+    block: int | None = None,
+    length: int | None = None,
+) -> Schedule:
+    """Return the schedule of T steps of ``snn``, whose sites are ``sites``, in blocks of ``block`` (None: the recipe's).
 
     ``length`` is that of a sequence of frames, a warm-up included.
 
@@ -39,7 +46,7 @@ def schedule(snn: Root, T: int | None, block: int | None = None, length: int | N
     be waited for. Steppings that first go through ``wait`` steps of their input (see ``OffsetSpike``) delay every
     site's first spike by as many steps.
     """
-    steppings = {type(site.stepping): site.stepping for site in snn.sites().values()}.values()
+    steppings = {type(site.stepping): site.stepping for site in sites.values()}.values()
     warm_up = max((s.warm_up for s in steppings), default=0)
     if length is not None:
         T = T or length - warm_up

@@ -17,11 +17,10 @@ from conversion_ext.encoders.base import encoded
 from conversion_ext.engine import Decoder, Engine, Reader
 from conversion_ext.errors import require
 from conversion_ext.nn.root import Root
-from conversion_ext.nn.root import reset as forget
 from conversion_ext.readouts import Readout
 from conversion_ext.recipe import Recipe
 from conversion_ext.recorder import RECORDS, Recorder
-from conversion_ext.schedule import Schedule, schedule
+from conversion_ext.schedule import Schedule
 
 __all__ = ["Simulation", "means", "run", "simulate", "times"]
 
@@ -100,10 +99,11 @@ def simulate(
     so hooks on them see nothing; hook ``site.stepping``, whose output is the spikes, instead.
     """
     inputs = _inputs(snn, x, x_seq)
+    engine, left = Engine(snn, dtype, weights), None
     if reset:
-        forget(snn)
+        engine.memories.reset()
     length = None if x_seq is None else next(len(v) for v in inputs if isinstance(v, Tensor))
-    plan = schedule(snn, T, block, length)
+    plan = engine.schedule(T, block, length)
     steps = times(at, plan.T, plan.block)
     unknown = [name for name in record if name not in RECORDS]
     require(not unknown, f"record={list(record)}: {unknown} cannot be recorded; there are {', '.join(RECORDS)}.")
@@ -112,8 +112,7 @@ def simulate(
         time_chunk = 1  # a neuron shows its potential after a call, so every step must be one
         single = plan.block == 1 and plan.together == 1
         require(single, "record=('potential',) needs single steps, so block=1 and a recipe without OffsetSpike.")
-    engine, left = Engine(snn, dtype, weights), None
-    with Recorder(snn, record) as recorder:
+    with Recorder(engine.sites, record) as recorder:
         if exit is not None:
             _check_exit(snn, plan, at is None and x_seq is None and not record and reset)
             steps, decoder = (plan.T,), Decoder(readout or snn.conversion.recipe.readout)

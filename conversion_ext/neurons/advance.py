@@ -87,21 +87,33 @@ def _fire(v: Tensor, x_seq: Tensor, reset: Reset, count: Tensor | None) -> Tenso
     spikes = torch.empty_like(x_seq)
     one = torch.ones((), dtype=v.dtype, device=v.device)  # a number would be made a tensor at each comparison
     for x_part, v_part, s_part, c_part in _parts(x_seq, v, spikes, count):
-        # Arithmetic between two dtypes costs more than a conversion.
-        own = None if x_seq.dtype == v.dtype else torch.empty_like(v_part)
-        for x, s in zip(x_part, s_part, strict=True):
-            fired = s if own is None else own
-            v_part.add_(x if own is None else x.to(v.dtype))
-            torch.ge(v_part, one, out=fired)
+        wide = x_part.to(v.dtype)  # arithmetic between two dtypes costs more than a conversion
+        fired = s_part if wide is x_part else torch.empty_like(wide)
+        for x, s in zip(wide, fired, strict=True):
+            v_part.add_(x)
+            torch.ge(v_part, one, out=s)
             if reset is Reset.SUBTRACT:
-                v_part.sub_(fired)
+                v_part.sub_(s)
             else:
-                v_part.addcmul_(v_part, fired, value=-1)  # v - v = 0 where it fired, exactly
-            if c_part is not None:  # now that it is in the cache: a sum over all steps afterwards takes longer
-                c_part.add_(fired)
-            if own is not None:
-                s.copy_(fired)
+                v_part.addcmul_(v_part, s, value=-1)  # v - v = 0 where it fired, exactly
+        if c_part is not None:
+            _add_up(fired, c_part)
+        if wide is not x_part:
+            s_part.copy_(fired)
     return spikes
+
+
+def _add_up(spikes: Tensor, count: Tensor) -> None:
+    """Add spikes [T, N, ...] in {0, 1} to ``count`` [N, ...] while they are in the cache."""
+    T, size = len(spikes), count.numel()
+    reach = 1 + sum((n - 1) * step for n, step in zip(count.shape, count.stride(), strict=True))
+    if T > 1 and reach == size and spikes.stride()[1:] == count.stride():
+        # Several times as fast as a sum over the first dimension; sums of so few integers are exact in any order.
+        flat, rows = count.as_strided((size,), (1,)), spikes.as_strided((T, size), (spikes.stride(0), 1))
+        flat.addmv_(rows.mT, torch.ones(T, dtype=rows.dtype, device=rows.device))
+    else:
+        for s in spikes:
+            count.add_(s)
 
 
 def _parts(x_seq: Tensor, v: Tensor, spikes: Tensor, count: Tensor | None) -> Iterable[tuple[Any, ...]]:

@@ -17,7 +17,7 @@ from conversion_ext.nn.site import SpikingSite
 from conversion_ext.nn.stateful import Memory, Stateful
 from conversion_ext.types import Steps
 
-__all__ = ["Root", "fold_time", "keep_samples", "map_state", "memories", "recall", "reset", "unfold_time"]
+__all__ = ["Memories", "Root", "fold_time", "reset", "unfold_time"]
 
 
 class Root(nn.Module):
@@ -127,51 +127,53 @@ def reset(snn: nn.Module) -> None:
 
     Works for converted networks of each framework and for hand-written ones that hold conversion_ext.nn modules.
     """
-    for module in snn.modules():
-        if isinstance(module, SpikingSite):
-            module.restart()
-        elif isinstance(module, Memory):
+    Memories(snn).reset()
+
+
+class Memories:
+    """All that a network remembers, found by one walk over its modules, which takes as long as a step or two."""
+
+    def __init__(self, snn: nn.Module) -> None:
+        parts = list(snn.modules())
+        self.sites = [part for part in parts if isinstance(part, SpikingSite)]
+        self.others = [part for part in parts if isinstance(part, Memory)]
+
+    def reset(self) -> None:
+        """Forget it."""
+        for site in self.sites:
+            site.restart()
+        for module in self.others:
             module.reset()
 
-
-def map_state(snn: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
-    """Replace every tensor that ``snn`` remembers, [N, ...] each, by ``change`` of it."""
-    for module in snn.modules():
-        if isinstance(module, SpikingSite):
-            state = module.backend.state(module.neuron)
+    def map(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Replace every tensor, [N, ...] each, by ``change`` of it."""
+        for site in self.sites:
+            state = site.backend.state(site.neuron)
             if state is not None:
-                module.backend.set_state(module.neuron, tuple(change(part) for part in state))
-        elif isinstance(module, Memory):
+                new = tuple(change(part) for part in state)
+                if any(a is not b for a, b in zip(new, state, strict=True)):
+                    site.backend.set_state(site.neuron, new)
+        for module in self.others:
             module.map_state(change)
 
+    def values(self) -> list[Any]:
+        """Return it, for ``recall``; tensors are not copied."""
+        held = [{name: getattr(module, name) for name in module.remembered} for module in self.others]
+        return [*(site.backend.state(site.neuron) for site in self.sites), *held]
 
-def memories(snn: nn.Module) -> list[Any]:
-    """Return all that ``snn`` remembers, for ``recall``; tensors are not copied."""
-    kept = []
-    for module in snn.modules():
-        if isinstance(module, SpikingSite):
-            kept.append(module.backend.state(module.neuron))
-        elif isinstance(module, Memory):
-            kept.append({name: getattr(module, name) for name in module.remembered})
-    return kept
-
-
-def recall(snn: nn.Module, kept: Sequence[Any]) -> None:
-    """Make what ``memories`` returned for ``snn`` what it remembers."""
-    holders = (module for module in snn.modules() if isinstance(module, SpikingSite | Memory))
-    for module, memory in zip(holders, kept, strict=True):
-        if isinstance(module, Memory):
-            for name, value in memory.items():
+    def recall(self, kept: Sequence[Any]) -> None:
+        """Make what ``values`` returned what the network remembers."""
+        self.reset()
+        for site, state in zip(self.sites, kept, strict=False):
+            if state is not None:
+                site.backend.set_state(site.neuron, state)
+        for module, held in zip(self.others, kept[len(self.sites) :], strict=True):
+            for name, value in held.items():
                 setattr(module, name, value)
-        elif memory is None:
-            module.restart()
-        else:
-            module.backend.set_state(module.neuron, memory)
 
-
-def keep_samples(snn: nn.Module, index: Tensor) -> None:
-    """Let ``snn`` go on with some of its samples: their numbers ``index`` in the present batch."""
-    map_state(snn, lambda part: torch.index_select(part, 0, index, out=torch.empty_like(part[: len(index)])))
-    for module in snn.modules():
-        if isinstance(module, Stateful):
-            module.forget_shapes()
+    def keep(self, index: Tensor) -> None:
+        """Go on with some of the samples: their numbers ``index`` in the present batch."""
+        self.map(lambda part: torch.index_select(part, 0, index, out=torch.empty_like(part[: len(index)])))
+        for module in self.others:
+            if isinstance(module, Stateful):
+                module.forget_shapes()

@@ -91,7 +91,8 @@ class Memory(nn.Module):
         """Replace every tensor that it remembers by ``change`` of it."""
         for name in self.state_names:
             value = getattr(self, name)
-            setattr(self, name, tree_map(lambda v: change(v) if isinstance(v, Tensor) else v, value))
+            if value is not None:
+                setattr(self, name, tree_map(lambda v: change(v) if isinstance(v, Tensor) else v, value))
 
     def __getstate__(self) -> dict[str, Any]:
         # Tensors made under autograd cannot be deep-copied, and a copy is a new network: it starts at step 0.

@@ -12,7 +12,7 @@ from torch import Tensor
 from conversion_ext.encoders.base import encoded
 from conversion_ext.errors import require
 from conversion_ext.neurons import Neuron, SignedEncoder
-from conversion_ext.nn.root import Root, fold_time, map_state
+from conversion_ext.nn.root import Memories, Root, fold_time
 from conversion_ext.nn.stepping import Neurons, Stepping
 from conversion_ext.registry import Registry
 from conversion_ext.simulate import means
@@ -123,7 +123,7 @@ class Online(Gradient):
         total, past, sent = batch.T // batch.block, list[Tensor](), dict[str, Tensor]()
         for first in range(0, total, self.steps):
             count = min(self.steps, total - first)
-            map_state(student.snn, torch.detach)
+            Memories(student.snn).map(torch.detach)
             outputs, rates = network(*batch.steps(first, count, batch.block))
             sums = {key: count * rate + sent.get(key, 0.0) for key, rate in rates.items()}
             so_far = {key: value / (first + count) for key, value in sums.items()}

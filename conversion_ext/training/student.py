@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from conversion_ext import graph
 from conversion_ext.errors import require
 from conversion_ext.neurons import Heaviside
-from conversion_ext.nn.root import Root, memories, recall, reset, unfold_time
+from conversion_ext.nn.root import Memories, Root, reset, unfold_time
 from conversion_ext.nn.site import SpikingSite
 from conversion_ext.nn.stepping import Stepping
 from conversion_ext.training.losses import Loss
@@ -108,13 +108,13 @@ class Student(nn.Module):
         for first in range(0, steps.T, recompute):
             part = steps._replace(T=min(recompute, steps.T - first))
             given = inputs if steps.constant else tuple(_cut(v, steps.T, first, part.T) for v in inputs)
-            output, rates = checkpoint(self._resume, memories(self.snn), given, part, use_reentrant=False)
+            output, rates = checkpoint(self._resume, Memories(self.snn).values(), given, part, use_reentrant=False)
             outputs.append(output)
             sums = {key: part.T * rate + sums.get(key, 0.0) for key, rate in rates.items()}
         return torch.cat(outputs), {key: value / steps.T for key, value in sums.items()}
 
     def _resume(self, before: Any, inputs: tuple[Any, ...], steps: Steps) -> tuple[Any, dict[str, Tensor]]:
-        recall(self.snn, before)  # once more in the backward pass, when the state is another
+        Memories(self.snn).recall(before)  # once more in the backward pass, when the state is another
         return self._run(inputs, steps)
 
     def _run(self, inputs: tuple[Any, ...], steps: Steps) -> tuple[Any, dict[str, Tensor]]:
