@@ -13,6 +13,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from conversion_ext import graph
+from conversion_ext.neurons import advance, advance_compiled
 from conversion_ext.nn.root import Memories, Root
 from conversion_ext.nn.stateful import state_dtype
 from conversion_ext.precision import narrowed
@@ -33,8 +34,15 @@ CACHE = 5 << 20
 class Engine:
     """Runs a converted network over time. Built once, used for any number of batches."""
 
-    def __init__(self, snn: Root, dtype: str | torch.dtype | None = None, weights: str | None = None) -> None:
+    def __init__(
+        self,
+        snn: Root,
+        dtype: str | torch.dtype | None = None,
+        weights: str | None = None,
+        compile: bool = False,  # noqa: A002
+    ) -> None:
         self.snn = snn
+        self.run = advance_compiled if compile else advance
         self.prologue, self.main = halves(snn.body)
         if dtype is not None or weights is not None:  # the prologue is run once: nothing to gain from fewer bits
             self.main = split(narrowed(snn.body, dtype, weights))[1]
@@ -60,12 +68,12 @@ class Engine:
         self.memories.map(lambda part: part.detach().clone())
         try:
             for site in self.sites.values():
-                site.owned = True
+                site.owner = self.run
             with torch.inference_mode():
                 yield
         finally:
             for site in self.sites.values():
-                site.owned = False
+                site.owner = None
             # What was made in inference mode cannot be written to, or have gradients, after it.
             self.memories.map(lambda part: part.clone() if part.is_inference() else part)
 

@@ -60,6 +60,7 @@ def evaluate(
     block: int | None = None,
     dtype: str | torch.dtype | None = None,
     weights: str | None = None,
+    compile: bool = False,  # noqa: A002
     progress: bool = True,
 ) -> Evaluation:
     """Return the accuracy of ``snn`` over a labelled ``loader`` after the steps ``at`` (default: 1 ... T).
@@ -67,13 +68,13 @@ def evaluate(
     ``loader``: a re-iterable of (input [N, ...], target [N]) batches, or one such pair. The class is the largest
     decoded output. With ``ann`` the network it was made from is evaluated on the same samples. ``generator`` makes the
     noise of a random encoder, by default that of seed 0 (or the rank), for all batches in a row. ``time_chunk``,
-    ``block``, ``dtype`` and ``weights``: see :func:`simulate`. Under torch.distributed each process evaluates its own
-    part, and all get the whole result.
+    ``block``, ``dtype``, ``weights`` and ``compile``: see :func:`simulate`. Under torch.distributed each process
+    evaluates its own part, and all get the whole result.
     """
     require(
         isinstance(snn, Root), f"snn is a {type(snn).__name__}; pass what conversion_ext.convert returned.", TypeError
     )
-    engine = Engine(snn, dtype, weights)
+    engine = Engine(snn, dtype, weights, compile)
     engine.memories.reset()
     plan = engine.schedule(T, block)
     steps = times(at, T, plan.block)

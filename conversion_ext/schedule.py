@@ -36,7 +36,7 @@ def schedule(
     block: int | None = None,
     length: int | None = None,
 ) -> Schedule:
-    """Return the schedule of T steps of ``snn``, whose sites are ``sites``, in blocks of ``block`` (None: the recipe's).
+    """Return the schedule of T steps of ``snn`` with its ``sites``, in blocks of ``block`` (None: the recipe's).
 
     ``length`` is that of a sequence of frames, a warm-up included.
 

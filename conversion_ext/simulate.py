@@ -73,6 +73,7 @@ def simulate(
     exit: Confidence | None = None,  # noqa: A002
     dtype: str | torch.dtype | None = None,
     weights: str | None = None,
+    compile: bool = False,  # noqa: A002
     generator: torch.Generator | None = None,
 ) -> Simulation:
     """Run ``snn`` for T steps and return its decoded output after the steps ``at`` (default: all).
@@ -95,11 +96,14 @@ def simulate(
     torch has no public int8 convolution with real outputs). Spikes are exact in any case; membranes, counters
     and running sums stay float32, and so do the current of a constant input and the readout.
 
+    ``compile=True`` makes kernels of all that a neuron does in 16 steps by ``torch.compile``: the same spikes, worth
+    the seconds of the first run where many runs of one kind follow; where it does not work, that is said once.
+
     On a CPU the neurons of SpikingJelly and snnTorch are advanced on their own state without a call of their forward,
     so hooks on them see nothing; hook ``site.stepping``, whose output is the spikes, instead.
     """
     inputs = _inputs(snn, x, x_seq)
-    engine, left = Engine(snn, dtype, weights), None
+    engine, left = Engine(snn, dtype, weights, compile), None
     if reset:
         engine.memories.reset()
     length = None if x_seq is None else next(len(v) for v in inputs if isinstance(v, Tensor))

@@ -162,11 +162,12 @@ def advance_in_place(
     x_seq: Tensor,
     v_init: Tensor | float,
     count: Tensor | None = None,
+    run: Any = advance,
 ) -> Tensor:
     """Do what ``backend.run`` does, without autograd and without the framework: it costs many passes over memory.
 
     Spikes and the state left in the framework's module are those of ``run``, bit for bit; tensors of the state may
-    be overwritten. Spikes are added to ``count`` [N, ...].
+    be overwritten. Spikes are added to ``count`` [N, ...]. ``run``: ``advance`` or ``advance_compiled``.
     """
     state = backend.state(neuron)
     if state is None:
@@ -174,7 +175,8 @@ def advance_in_place(
         backend.set_state(neuron, state)
     else:
         check_state(state[0], x_seq[0], spec)
-    spikes, new = advance(spec.holding(neuron), x_seq, state, _fires, True, count)
+    step = advance if spec.learned else run  # what is learned is no constant to compile with
+    spikes, new = step(spec.holding(neuron), x_seq, state, _fires, True, count)
     if new is not state:
         backend.set_state(neuron, new)
     return spikes

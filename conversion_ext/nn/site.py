@@ -38,8 +38,9 @@ class SpikingSite(nn.Module):
     v_init: Tensor
     bias: Tensor
     gain: Tensor
-    owned: bool = False
-    """Whether whoever runs the network owns the state: it may be overwritten, and no gradients are wanted."""
+    owner: Callable[..., Any] | None = None
+    """``advance`` or ``advance_compiled`` where who runs the network owns the state: it may be overwritten, and no
+    gradients are wanted."""
     counts: dict[str, Tensor] | None = None
     """Where a site that ``counts_spikes`` adds them up, under its key: cheap while they are in the cache."""
 
@@ -143,8 +144,9 @@ class SpikingSite(nn.Module):
     def run(self, z_seq: Tensor, v_init: Tensor | None = None) -> Tensor:
         """Return spikes [T, N, ...] for currents z_seq; without state, neurons start from ``v_init`` or the site's."""
         start = self.v_init if v_init is None else v_init
-        if self.owned and not z_seq.is_cuda:  # CUDA has the framework's fused kernels
-            return advance_in_place(self.backend, self.neuron, self.spec, z_seq, start, self._count(z_seq[0]))
+        if self.owner is not None and not z_seq.is_cuda:  # CUDA has the framework's fused kernels
+            count = self._count(z_seq[0])
+            return advance_in_place(self.backend, self.neuron, self.spec, z_seq, start, count, self.owner)
         return self.backend.run(self.neuron, z_seq, start)
 
     @property

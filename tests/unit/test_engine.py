@@ -14,7 +14,7 @@ import conversion_ext as cx
 from conversion_ext.backends import available, get_backend
 from conversion_ext.backends.base import Backend, advance_in_place
 from conversion_ext.engine import Engine
-from conversion_ext.neurons import IF, LIF, BurstIF, Filtered, Neuron, SignedEncoder, SignedIF, advance
+from conversion_ext.neurons import IF, LIF, BurstIF, Filtered, Neuron, SignedEncoder, SignedIF, advance, compiled
 from conversion_ext.nn.root import Root
 from conversion_ext.types import Reset
 from tests import zoo
@@ -188,3 +188,68 @@ def test_what_was_split_goes_with_its_network():
     gc.collect()  # graphs refer to themselves, and one that is kept for another goes after it
     assert body() is None
     assert main() is None
+
+
+def broken_compiler(function, **_):
+    def run(*args):
+        raise RuntimeError("no compiler found")
+
+    return run
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch):
+    """Exchange ``torch.compile`` and forget what it has made."""
+
+    def exchange(compile_) -> None:
+        monkeypatch.setattr(torch, "compile", compile_)
+        monkeypatch.setattr(compiled, "_broken", [])
+        compiled._kernel.cache_clear()
+
+    yield exchange
+    compiled._kernel.cache_clear()
+
+
+LAYOUTS = {
+    "channels first": lambda x: x,
+    "channels last": lambda x: x.to(memory_format=torch.channels_last),
+    "gaps": lambda x: torch.stack([x, x], -1)[..., 0],
+}
+
+
+@pytest.mark.parametrize("make", [lambda f, dynamic: f, pytest.param(torch.compile, marks=pytest.mark.slow)],
+                         ids=["traced", "compiled"])  # fmt: skip
+@pytest.mark.parametrize("spec", SPECS[:5], ids=repr)
+def test_compiled_neurons_are_the_others_bit_for_bit(spec, make, compiler):
+    compiler(make)
+    backend = get_backend("reference")
+    for dtype in (torch.float32, torch.bfloat16):
+        for arrange in LAYOUTS.values():
+            x_seq = arrange(torch.randint(-12, 17, (19 * 4, 3, 5, 6)).to(dtype) / 10).unflatten(0, (19, 4))
+            counts: list[Tensor] = [torch.zeros(4, 3, 5, 6) for _ in range(2)]
+            found: list[tuple[Tensor, ...]] = []
+            for run, count in zip((advance, compiled.advance_compiled), counts, strict=True):
+                neuron = backend.neuron(spec)
+                with torch.inference_mode():
+                    spikes = [
+                        advance_in_place(backend, neuron, spec, x, 0.25, count, run) for x in x_seq.split([1, 18])
+                    ]
+                found.append((torch.cat(spikes), *backend.state(neuron)))
+            assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+            assert torch.equal(counts[0], counts[1])
+            assert torch.equal(counts[0], found[0][0].float().abs().sum(0))
+
+
+def test_a_simulation_compiles_where_asked_and_goes_without_where_that_fails(compiler):
+    snn, x = converted(), images()
+    expected, made = cx.simulate(snn, x, 9), []
+    compiler(lambda function, dynamic: made.append(function) or function)
+    found = cx.simulate(snn, x, 9, compile=True)
+    assert len(made) == 1
+    assert torch.equal(found.outputs, expected.outputs)
+    assert all(torch.equal(found.firing_rate[key], rate) for key, rate in expected.firing_rate.items())
+    compiler(broken_compiler)
+    with pytest.warns(UserWarning, match="torch.compile does not work here.*no compiler found") as said:
+        found = cx.simulate(snn, x, 9, compile=True)
+    assert len(said) == 1
+    assert torch.equal(found.outputs, expected.outputs)

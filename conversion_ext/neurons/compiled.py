@@ -1,0 +1,78 @@
+"""Neurons compiled: many steps, and all that they do, in one pass over memory."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from conversion_ext.neurons.advance import advance
+from conversion_ext.neurons.base import Heaviside, Neuron, State
+
+__all__ = ["advance_compiled"]
+
+# Steps of one compiled call: the compiler unrolls them, and takes the longer the more they are.
+PIECE = 16
+
+Kernel = Callable[..., Tensor]
+"""``(currents [T, M], *state [M], count [M]) -> spikes [T, M]``; state and count are overwritten."""
+
+
+def advance_compiled(
+    spec: Neuron, x_seq: Tensor, state: State, heaviside: Heaviside, in_place: bool = True, count: Tensor | None = None
+) -> tuple[Tensor, State]:
+    """Do what :func:`advance` does in place, by ``torch.compile``; where that does not work, say so and go without.
+
+    Results are those of ``advance``, bit for bit where a neuron adds, compares and rounds; ``exp`` may differ in its
+    last bit. The first call for a neuron, a dtype and a number of steps compiles, which takes seconds.
+    """
+    kept = (*state, torch.zeros_like(state[0]) if count is None else count)
+    rows = [_row(part, state[0]) for part in (x_seq, *kept)]
+    if _broken or any(row is None for row in rows):
+        return advance(spec, x_seq, state, heaviside, in_place, count)
+    currents, *flat = rows
+    assert currents is not None
+    kernel, pieces = _kernel(spec, heaviside), list[Tensor]()
+    for piece in currents.split(PIECE):
+        try:
+            pieces.append(kernel(piece, *flat))
+        except Exception as error:  # of many kinds: no compiler, no headers, no room for its files
+            if pieces:
+                raise
+            _broken.append(error)
+            warnings.warn(f"torch.compile does not work here, so neurons run without: {error}", stacklevel=2)
+            return advance(spec, x_seq, state, heaviside, in_place, count)
+    spikes = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    return spikes.as_strided(x_seq.shape, (state[0].numel(), *state[0].stride())), state
+
+
+_broken: list[Exception] = []
+
+
+@functools.cache
+def _kernel(spec: Neuron, heaviside: Heaviside) -> Kernel:
+    def steps(currents: Tensor, *kept: Tensor) -> Tensor:
+        *old, count = kept
+        state, total, spikes = tuple(old), count, list[Tensor]()
+        for x in currents.unbind(0):
+            s, state = spec.step(x.to(count.dtype), state, heaviside)
+            spikes.append(s.to(x.dtype))
+            total = total + s.abs()
+        for part, value in zip(kept, (*state, total), strict=True):
+            part.copy_(value)
+        return torch.stack(spikes)
+
+    return torch.compile(steps, dynamic=True)
+
+
+def _row(x: Tensor, like: Tensor) -> Tensor | None:
+    """View x [..., N, ...] as [..., M], None unless its [N, ...] fill their memory in the order of ``like``."""
+    lead, reach = x.dim() - like.dim(), 1
+    for n, step, expected in zip(like.shape, x.stride()[lead:], like.stride(), strict=True):
+        if n > 1 and step != expected:
+            return None
+        reach += (n - 1) * step if n > 1 else 0
+    return x.as_strided((*x.shape[:lead], reach), (*x.stride()[:lead], 1)) if reach == like.numel() else None
