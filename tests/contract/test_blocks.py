@@ -150,7 +150,7 @@ def test_latency_is_what_the_schedule_needs(name, sequence):
         given = {"x_seq": x.expand(8, *x.shape)} if sequence else {"x": x}
         result = cx.simulate(snn, T=8, block=K, **given)
         assert result.total_steps == 8
-        assert result.latency_steps == schedule(snn, snn.sites(), 8, K, sequence)
+        assert result.latency_steps == schedule(snn, 8, K, sequence)
 
 
 def test_random_codes_are_averaged():
