@@ -83,7 +83,8 @@ def finetune(
 
     ``loader``: labelled batches with a length, or a pair of tensors; ``validation``: others that judge, by default
     every tenth sample (at most 5,000) of a DataLoader's data set, or every tenth batch of a list, which then is not
-    learned from; better are some that the ANN never saw, which knows by heart what it was trained on. ``gradient``: a name of ``cx.training.gradients``, as "bptt", "rate" or "online", or a value;
+    learned from; better are some that the ANN was not trained on.
+    ``gradient``: a name of ``cx.training.gradients``, as "bptt", "rate" or "online", or a value;
     ``surrogate``: a name of the framework's, or a function; ``loss(outputs [T, N, C], target [N])``: a value, function
     or name; ``regularizers`` take {site: rates [N, ...]}; ``teacher``, mostly the ANN, adds ``distillation``, one term
     or several, by default of its output. ``learn``: of "weights", "thresholds" and "gains" (with ``fold=False``),
