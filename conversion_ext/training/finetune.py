@@ -49,7 +49,11 @@ class FinetuneResult:
             if self.best
             else f"no epoch was better than the converted network, which is returned: {start:.4f}"
         )
-        rows = [f"epoch {e.number:3d}  loss {e.loss:8.4f}  accuracy {e.accuracy:.4f}" for e in self.history]
+        losses = [f"loss {e.loss:8.4f}" if e.number else "not trained  " for e in self.history]
+        rows = [
+            f"epoch {e.number:3d}  {loss}  accuracy {e.accuracy:.4f}"
+            for e, loss in zip(self.history, losses, strict=True)
+        ]
         return "\n".join([f"accuracy on {self.samples} held-out samples", *rows, said])
 
 
