@@ -234,7 +234,9 @@ def test_compiled_neurons_are_the_others_bit_for_bit(spec, make, compiler):
                     spikes = [
                         advance_in_place(backend, neuron, spec, x, 0.25, count, run) for x in x_seq.split([1, 18])
                     ]
-                found.append((torch.cat(spikes), *backend.state(neuron)))
+                state = backend.state(neuron)
+                assert state is not None
+                found.append((torch.cat(spikes), *state))
             assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
             assert torch.equal(counts[0], counts[1])
             assert torch.equal(counts[0], found[0][0].float().abs().sum(0))
