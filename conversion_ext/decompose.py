@@ -130,12 +130,12 @@ def _squares(stop: SiteStop, part: int) -> Tensor:
     """Return the sums of squares of the ANN's activation, the four parts of the error and the whole error, [6]."""
     site, a = stop.site, stop.wanted(part)
     signed = isinstance(site.spec, SignedEncoder)  # it encodes what a function before it computes
-    most = site.amplitude(a.dim()) * site.spec.levels
+    amplitude = site.amplitude(a.dim())
     # A folded site takes and emits units of lambda.
-    scale, worth = (1, 1) if site.scaled else (site.view(a.dim()), site.amplitude(a.dim()))
+    scale, worth = (1, 1) if site.scaled else (site.view(a.dim()), amplitude)
     stages = [
         a,
-        torch.clamp(a, -most if signed else torch.zeros_like(most), most),
+        torch.clamp(a, amplitude * site.spec.lowest, amplitude * site.spec.levels),
         worth * _rate(site, (a if signed else stop.true_input(part)) / scale, stop.T),
         worth * _rate(site, stop.mean_input(part), stop.T),
         worth * stop.emitted(part).mean(0),

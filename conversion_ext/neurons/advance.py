@@ -96,24 +96,11 @@ def _fire(v: Tensor, x_seq: Tensor, reset: Reset, count: Tensor | None) -> Tenso
                 v_part.sub_(s)
             else:
                 v_part.addcmul_(v_part, s, value=-1)  # v - v = 0 where it fired, exactly
-        if c_part is not None:
-            _add_up(fired, c_part)
+            if c_part is not None:  # now that it is in the cache
+                c_part.add_(s)
         if wide is not x_part:
             s_part.copy_(fired)
     return spikes
-
-
-def _add_up(spikes: Tensor, count: Tensor) -> None:
-    """Add spikes [T, N, ...] in {0, 1} to ``count`` [N, ...] while they are in the cache."""
-    T, size = len(spikes), count.numel()
-    reach = 1 + sum((n - 1) * step for n, step in zip(count.shape, count.stride(), strict=True))
-    if T > 1 and reach == size and spikes.stride()[1:] == count.stride():
-        # Several times as fast as a sum over the first dimension; sums of so few integers are exact in any order.
-        flat, rows = count.as_strided((size,), (1,)), spikes.as_strided((T, size), (spikes.stride(0), 1))
-        flat.addmv_(rows.mT, torch.ones(T, dtype=rows.dtype, device=rows.device))
-    else:
-        for s in spikes:
-            count.add_(s)
 
 
 def _parts(x_seq: Tensor, v: Tensor, spikes: Tensor, count: Tensor | None) -> Iterable[tuple[Any, ...]]:

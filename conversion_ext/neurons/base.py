@@ -48,6 +48,11 @@ class Neuron:
         return 1
 
     @property
+    def lowest(self) -> int:
+        """The least that it says on average, in spikes per step."""
+        return 0
+
+    @property
     def learned(self) -> tuple[str, ...]:
         """The fields, numbers in [0, 1], that only start a parameter of its module, which training may change."""
         return ()

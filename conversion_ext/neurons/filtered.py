@@ -58,6 +58,11 @@ class Filtered(Neuron):
         """The most spikes of one step."""
         return self.of.levels
 
+    @property
+    def lowest(self) -> int:
+        """The least that the neuron says on average, in spikes per step."""
+        return self.of.lowest
+
     def hosting(self, neuron: Neuron) -> Neuron:
         """Return ``neuron`` behind this filter."""
         return replace(self, of=self.of.hosting(neuron))

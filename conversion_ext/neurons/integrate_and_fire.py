@@ -151,6 +151,11 @@ class SignedEncoder(Neuron):
         """The values its spikes take."""
         return Family.SIGNED
 
+    @property
+    def lowest(self) -> int:
+        """The least that it says on average, in spikes per step."""
+        return -1
+
     def step(self, x: Tensor, state: State, heaviside: Heaviside) -> tuple[Tensor, State]:
         """Charge, fire on either side, reset."""
         m = state[0] + x

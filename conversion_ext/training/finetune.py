@@ -49,12 +49,7 @@ class FinetuneResult:
             if self.best
             else f"no epoch was better than the converted network, which is returned: {start:.4f}"
         )
-        losses = [f"loss {e.loss:8.4f}" if e.number else "not trained  " for e in self.history]
-        rows = [
-            f"epoch {e.number:3d}  {loss}  accuracy {e.accuracy:.4f}"
-            for e, loss in zip(self.history, losses, strict=True)
-        ]
-        return "\n".join([f"accuracy on {self.samples} held-out samples", *rows, said])
+        return "\n".join([f"accuracy on {self.samples} held-out samples", *map(str, self.history), said])
 
 
 def finetune(
@@ -222,7 +217,8 @@ def _optimizer(choice: Any, rate: float | None, weight_decay: float, student: St
         {"params": [p for p in learned if p.dim() > 1], "weight_decay": weight_decay},
         {"params": [p for p in learned if p.dim() <= 1], "weight_decay": 0.0},
     ]
+    groups = [group for group in groups if group["params"]]
     rate = RATES[choice] if rate is None else rate
     if choice == "adamw":
-        return torch.optim.AdamW([g for g in groups if g["params"]], lr=rate)
-    return torch.optim.SGD([g for g in groups if g["params"]], lr=rate, momentum=0.9, nesterov=True)
+        return torch.optim.AdamW(groups, lr=rate)
+    return torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True)

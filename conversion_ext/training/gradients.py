@@ -11,7 +11,7 @@ from torch import Tensor
 
 from conversion_ext.encoders.base import encoded
 from conversion_ext.errors import require
-from conversion_ext.neurons import Neuron, SignedEncoder
+from conversion_ext.neurons import Neuron
 from conversion_ext.nn.root import Memories, Root, fold_time
 from conversion_ext.nn.stepping import Neurons, Stepping
 from conversion_ext.registry import Registry
@@ -121,9 +121,10 @@ class Online(Gradient):
     ) -> Iterator[Tensor]:
         """Yield a loss for every part of the steps."""
         total, past, sent = batch.T // batch.block, list[Tensor](), dict[str, Tensor]()
+        memories = Memories(student.snn)
         for first in range(0, total, self.steps):
             count = min(self.steps, total - first)
-            Memories(student.snn).map(torch.detach)
+            memories.map(torch.detach)
             outputs, rates = network(*batch.steps(first, count, batch.block))
             sums = {key: count * rate + sent.get(key, 0.0) for key, rate in rates.items()}
             so_far = {key: value / (first + count) for key, value in sums.items()}
@@ -199,11 +200,9 @@ class StraightThrough(Stepping):
 
     def steps(self, neurons: Neurons, z_seq: Tensor) -> Tensor:
         """Return the spikes for z_seq [T, N, ...]."""
-        spec = neurons.spec
         with torch.no_grad():
             spikes = neurons.run(z_seq)
-        least = -1 if isinstance(spec, SignedEncoder) else 0
-        through = z_seq.mean(0, keepdim=True).clamp(least, spec.levels)
+        through = z_seq.mean(0, keepdim=True).clamp(neurons.spec.lowest, neurons.spec.levels)
         return spikes + (through - through.detach())
 
 

@@ -41,6 +41,10 @@ class Epoch:
     accuracy: float
     seconds: float
 
+    def __str__(self) -> str:
+        loss = f"loss {self.loss:8.4f}" if self.number else "not trained  "
+        return f"epoch {self.number:3d}  {loss}  accuracy {self.accuracy:.4f}"
+
 
 class Terms:
     """What is minimized: a loss, what a teacher adds, and what regularizers add."""

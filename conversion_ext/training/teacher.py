@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from conversion_ext.calibration import trace
-from conversion_ext.neurons import SignedEncoder
 from conversion_ext.nn.root import Root
 from conversion_ext.types import Site
 
@@ -41,8 +40,8 @@ class Teacher:
         rates: dict[str, Tensor] = {}
         for key, activation in self.activations.items():
             site = sites[key]
-            least = -1 if isinstance(site.spec, SignedEncoder) else 0
-            rates[key] = (activation / site.amplitude(activation.dim())).clamp(least, site.spec.levels)
+            rate = activation / site.amplitude(activation.dim())
+            rates[key] = rate.clamp(site.spec.lowest, site.spec.levels)
         return Said(output, rates)
 
     def _with_sites(self, inputs: tuple[Any, ...]) -> nn.Module:

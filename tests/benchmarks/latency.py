@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 import conversion_ext as cx
 from conversion_ext.data import load
+from conversion_ext.decompose import decompose
 from conversion_ext.neurons import BurstIF
 from conversion_ext.types import Family
 from tests.benchmarks.train import HELD_OUT, trained
@@ -34,6 +35,7 @@ from tests.benchmarks.train import HELD_OUT, trained
 STEPS = (1, 2, 4, 8, 16)
 MORE_STEPS = (32, 64)
 CALIBRATION = 1024
+OUR_POOL = ", with our max-pool"
 NETWORKS = ("vgg", "resnet20", "inception", "mobilenet")
 BATCH = 100
 
@@ -53,7 +55,7 @@ class Row:
 
     def __str__(self) -> str:
         spikes = "-" if self.spikes != self.spikes else f"{self.spikes:,.0f}"
-        return f"{self.draws} | {self.total_steps} | {self.latency_steps} | {spikes}"
+        return f"{self.total_steps} | {self.latency_steps} | {spikes}"
 
 
 def interval(differences: Tensor) -> str:
@@ -132,6 +134,55 @@ class Bench:
             return torch.cat(classes, 1) == self.y[: self.few]
 
         return self.kept(f"to 4T {T} {self.few}", compute)
+
+    def errors(self) -> str:
+        """Return what each site of the default recipe for 4 steps loses, and by what, on a few images."""
+
+        def compute() -> str:
+            snn = self.convert(cx.recipes.get("default"), 4, 0)
+            return str(decompose(snn, self.ann, self.x[: min(512, self.few)], 4))
+
+        return self.kept("errors", compute)
+
+    def lines(self, only: str) -> dict[str, list[Row]]:
+        """Return the rows of each conversion; of SpikingJelly's settings the best at each T, and with our max-pool."""
+        found: dict[str, list[Row]] = {}
+        theirs = self.settings(only)
+        own = [rows for name, rows in theirs.items() if not name.endswith(OUR_POOL)]
+        if own:
+            best = [max(rows, key=lambda row: int(row.right.sum())) for rows in zip(*own, strict=True)]
+            found[f"SpikingJelly, the best of {len(own)} settings at each T, binary"] = best
+        found |= {f"{name}, binary": rows for name, rows in theirs.items() if name.endswith(OUR_POOL)}
+        for name, (recipe, *seen) in recipes().items():
+            rows = [
+                row
+                for f in (False, True)
+                for T in seen[f]
+                if only in name and (row := self.ours(name, recipe, T, few=f))
+            ]
+            found |= {f"{name}, {rows[0].family}": rows} if rows else {}
+        return found
+
+    def settings(self, only: str) -> dict[str, list[Row]]:
+        """Return the rows of those of SpikingJelly's settings that did not refuse."""
+        found = {name: self.theirs(name, *how) for name, how in spikingjelly().items() if only in "SJ"}
+        return {name: rows for name, rows in found.items() if isinstance(rows, list) and rows}
+
+    def remarks(self, only: str) -> None:
+        """Print how the default recipe compares with SpikingJelly's settings, when it runs on, and what it loses by."""
+        if only not in "default":
+            return
+        recipe, *seen = recipes()["default"]
+        rows = [row for f in (False, True) for T in seen[f] if (row := self.ours("default", recipe, T, few=f))]
+        ours = {row.T: row.right[: self.few].double() for row in rows}
+        for name, theirs in self.settings(only).items():
+            gains = [f"T={row.T} {interval(ours[row.T] - row.right.double())}" for row in theirs if row.T in ours]
+            print(f"default beyond {name}: {', '.join(gains)}")
+        for T in (2, 4, 8):
+            if (longer := self.longer(T)) is not None:
+                print(f"default for T = {T}, run on: {falls(longer.double(), T)}")
+        if (errors := self.errors()) is not None:
+            print(f"default for T = 4, errors relative to the activation:\n{errors}")
 
     def theirs(self, name: str, make: Callable[[Any], Any], pool: bool) -> list[Row] | str:
         """Return the rows of one of SpikingJelly's recipes, or why it refuses."""
@@ -227,7 +278,7 @@ def spikingjelly() -> dict[str, tuple[Callable[[Any], Any], bool]]:
         "SJ 99.9%, channel, half, pool before spikes": (rate("99.9%", pre_spike_maxpool=True, **best), False),
         "SJ 99%, channel, half": (rate("99%", **best), False),
         "SJ LTB, 20 passes": (lambda data: LocalThresholdBalancingRecipe(data * 20), False),
-        "SJ 99.9%, channel, half, with our max-pool": (rate("99.9%", **best), True),
+        f"SJ 99.9%, channel, half{OUR_POOL}": (rate("99.9%", **best), True),
     }
 
 
@@ -246,45 +297,28 @@ def run(benches: list[Bench], only: str) -> None:
         for name, (make, pool) in spikingjelly().items() if only in "SJ" else ():
             bench.theirs(name, make, pool)
             print(bench.network, name, flush=True)
-        for T in (2, 4, 8) if only in "default" else ():
-            bench.longer(T)
+        if only in "default":
+            bench.errors()
+            for T in (2, 4, 8):
+                bench.longer(T)
     ours(few=True)
 
 
-def table(bench: Bench, only: str) -> None:
-    """Print what was found of one network."""
-    right, few, steps = bench.right.double(), bench.few, STEPS + MORE_STEPS
-    print(
-        f"\n{bench.network}: ANN {100 * right.mean():.2f} % on {len(right)} images, {100 * right[:few].mean():.2f} % on"
-    )
-    print(f"the first {few}, on which stand the gaps with a star\n")
-    heads = "".join(f" T={T} |" for T in steps)
-    print(f"| conversion | family |{heads} at T=4: draws, neuron steps, latency in steps, spikes per inference |")
-    print(f"|---|---|{'---|' * len(steps)}---|")
-    rows: dict[str, list[Row]] = {}
-    for name, (recipe, *seen) in recipes().items():
-        if only in name:
-            rows[name] = [row for f in (False, True) for T in seen[f] if (row := bench.ours(name, recipe, T, few=f))]
-    for name, (make, pool) in spikingjelly().items() if only in "SJ" else ():
-        found = bench.theirs(name, make, pool)
-        if isinstance(found, str):
-            print(f"| {name} | refused: {found} |")
-        elif found:
-            rows[name] = found
-    for name, found in rows.items():
-        at = {row.T: row for row in found}
-        if not at:
-            continue
-        gaps = (gap(right, at[T]) if T in at else "-" for T in steps)
-        print(f"| {name} | {found[0].family} | {' | '.join(gaps)} | {at.get(4, '-')} |")
-    if "default" in rows:
-        ours = {row.T: row.right[:few].double() for row in rows["default"]}
-        for name in [name for name in rows if name.startswith("SJ")]:
-            gains = [f"T={row.T} {interval(ours[row.T] - row.right.double())}" for row in rows[name] if row.T in ours]
-            print(f"  default beyond {name}: {', '.join(gains)}")
-        for T in (2, 4, 8):
-            if (longer := bench.longer(T)) is not None:
-                print(f"  default for T = {T}, run on: {falls(longer.double(), T)}")
+def table(benches: list[Bench], only: str) -> None:
+    """Print what was found, a line for each conversion, and below it what the lines do not say."""
+    steps = STEPS + MORE_STEPS
+    print(f"| gap, points, at |{''.join(f' T={T} |' for T in steps)} neuron steps | latency, steps | spikes |")
+    print("|---" * (len(steps) + 4) + "|")
+    for bench in benches:
+        right = bench.right.double()
+        print(f"| **{bench.network}, ANN {100 * right.mean():.2f} %** |{' |' * (len(steps) + 3)}")
+        for name, found in bench.lines(only).items():
+            at = {row.T: row for row in found}
+            gaps = (gap(right, at[T]) if T in at else "-" for T in steps)
+            print(f"| {name} | {' | '.join(gaps)} | {at.get(4, '- | - | -')} |")
+    for bench in benches:
+        print(f"\n{bench.network}, {100 * bench.right[: bench.few].double().mean():.2f} % on the first {bench.few}")
+        bench.remarks(only)
 
 
 def gap(right: Tensor, row: Row) -> str:
@@ -328,8 +362,7 @@ def main() -> None:
     benches = [Bench(network, x, y, draws, few, options.store, options.show) for network in options.networks]
     if not options.show:
         run(benches, options.only)
-    for bench in benches:
-        table(bench, options.only)
+    table(benches, options.only)
 
 
 if __name__ == "__main__":
