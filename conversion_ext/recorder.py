@@ -59,21 +59,25 @@ class Recorder:
         self.before = self.spikes()
         self.counts.clear()  # sites hold it
 
-    def settle(self, rows: Tensor, N: int) -> None:
-        """Put down what was counted for the samples ``rows`` of N, and count anew for fewer."""
+    def settle(self, index: Tensor, rows: Tensor, N: int) -> None:
+        """Put down what was counted so far for the samples ``index``, which are ``rows`` of N."""
         for key, count in self.counts.items():
             total = self.settled.setdefault(key, count.new_zeros(N, *count.shape[1:]))
-            total.index_add_(0, rows, count)
-        self.counts.clear()
+            total[rows] = count[index]
+
+    def keep(self, index: Tensor) -> None:
+        """Go on with the samples ``index``."""
+        for key, count in self.counts.items():
+            self.counts[key] = count[index]
 
     def spikes(self) -> dict[str, Tensor]:
         """Return {site: spikes per sample [N]}, those before ``begin`` included."""
-        counts = self.counts or self.settled
+        counts = self.settled or self.counts
         return {key: count.sum([*range(1, count.dim())]) + self.before.get(key, 0) for key, count in counts.items()}
 
     def rates(self, T: int | Tensor) -> dict[str, Tensor]:
         """Return {site: spikes per step} of T steps, for all samples or [N]."""
-        counts = self.counts or self.settled
+        counts = self.settled or self.counts
         steps = {
             key: T if isinstance(T, int) else T.view(-1, *[1] * (count.dim() - 1)) for key, count in counts.items()
         }

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from conversion_ext.batches import check_inputs
-from conversion_ext.confidence import Confidence
-from conversion_ext.early_exit import run_until_sure
+from conversion_ext.cutoff import Cutoff
+from conversion_ext.early_exit import run_until_safe
 from conversion_ext.encoders.base import encoded
 from conversion_ext.engine import Decoder, Engine, Reader
 from conversion_ext.errors import require
@@ -70,7 +70,7 @@ def simulate(
     time_chunk: int | None = None,
     block: int | None = None,
     reset: bool = True,
-    exit: Confidence | None = None,  # noqa: A002
+    exit: Cutoff | None = None,  # noqa: A002
     dtype: str | torch.dtype | None = None,
     weights: str | None = None,
     compile: bool = False,  # noqa: A002
@@ -88,8 +88,8 @@ def simulate(
     its current for K steps, so weight layers run T/K times and spike trains of other sites cannot be uneven within a
     block; outputs exist at block ends. K = T gives the :func:`twin`. A site starts K-1 steps after the one before it.
 
-    ``exit``: a rule such as ``readouts.Confidence(0.9)`` lets go of every sample whose decision is stable; there is
-    one output then, that of the step at which each sample left.
+    ``exit``: a rule such as ``readouts.Cutoff(12.0)`` lets go of every sample whose decision is safe; there is one
+    output then, that of the step at which each sample left.
 
     ``dtype="bfloat16"`` rounds the weights, and the currents that they emit, of all layers between the first spikes
     and the readout; ``weights="int8"`` only those weights, to 8 bits with a scale per output channel (for accuracy:
@@ -120,7 +120,7 @@ def simulate(
         if exit is not None:
             _check_exit(snn, plan, at is None and x_seq is None and not record and reset)
             steps, decoder = (plan.T,), Decoder(readout or snn.conversion.recipe.readout)
-            output, left = run_until_sure(engine, inputs, plan.T, recorder, decoder, exit)
+            output, left = run_until_safe(engine, inputs, plan.T, recorder, decoder, exit)
             outputs = output.unsqueeze(0)
         else:
             sequence = x_seq is not None

@@ -29,7 +29,7 @@ import conversion_ext as cx
 from conversion_ext.bench import Run, forwards, loop, medians, ours
 from conversion_ext.check import prepare
 from conversion_ext.data import load
-from conversion_ext.readouts import Confidence
+from conversion_ext.readouts import Cutoff
 from tests.benchmarks.train import HELD_OUT, trained
 
 NETWORKS = ("vgg", "resnet20", "resnet18")
@@ -101,12 +101,12 @@ def calibration_seconds(ann: nn.Module, images: Tensor) -> dict[str, float]:
 def accuracy(ann: nn.Module, calibration: Tensor, T: int, images: int) -> Iterator[str]:
     """Yield a row per precision and for early exit: accuracy on held-out training images, and their mean steps.
 
-    The exit's threshold comes from as many other held-out images, for a loss of at most 0.1 points there.
+    The exit is calibrated on as many other held-out images, for a loss of 0.1 points.
     """
     x, y = (part[-HELD_OUT:] for part in load("fashion-mnist").train.tensors)
     snn = cx.convert(ann, calibration, backend="spikingjelly", progress=False)
     seen = torch.cat([cx.simulate(snn, part, T).outputs for part in x[:images].split(250)], 1)
-    rule = Confidence.calibrate(seen, y[:images])
+    rule = Cutoff.calibrate(seen, y[:images])
     options: dict[str, dict[str, Any]] = {
         "float32": {"at": [T]}, "bfloat16": {"at": [T], "dtype": "bfloat16"}, "int8": {"at": [T], "weights": "int8"},
         "early exit": {"exit": rule},
