@@ -24,7 +24,7 @@ from conversion_ext.backends.base import (
 from conversion_ext.neurons import IF, LIF, PLIF, Heaviside, Neuron, State, advance
 from conversion_ext.types import Reset
 
-__all__ = ["SpikingJellyBackend", "SpikingJellyNode", "SpikingJellyRoot", "adopt", "choose_backend"]
+__all__ = ["SpikingJellyBackend", "SpikingJellyNode", "SpikingJellyRoot", "adopt", "call", "choose_kernel"]
 
 M = TypeVar("M", bound=nn.Module)
 BASE = "spikingjelly.activation_based.base"
@@ -128,13 +128,41 @@ def adopt(module: M) -> M:
     return module
 
 
-def choose_backend(cuda: bool, cupy: bool, step_mode: str) -> str:
-    """Return the kernels of SpikingJelly 0.0.0.0.14 to use: CuPy's know CUDA and whole sequences only.
+def choose_kernel(
+    *, step_mode: str, steps: int, nvidia: bool, stock: bool, dtype: torch.dtype, old: bool, cupy: bool
+) -> str:
+    """Return how a node takes up a sequence: by "step", as a "sequence", or as one by the kernels of "cupy".
 
-    >>> choose_backend(cuda=True, cupy=True, step_mode="m")
+    Fused kernels are for NVIDIA's devices, stock nodes and sequences. SpikingJelly 2.0 chooses among its own, native
+    CUDA before Triton before PyTorch, by what is installed and the dtype. 0.0.0.0.14 (``old``) has those of CuPy, for
+    float32; ``cupy``: it is installed, and the surrogate has code for it. Where none are, the step mode decides.
+
+    >>> choose_kernel(step_mode="s", steps=8, nvidia=True, stock=True, dtype=torch.float32, old=True, cupy=True)
     'cupy'
     """
-    return "cupy" if cuda and cupy and step_mode == "m" else "torch"
+    if nvidia and stock and (steps > 1 or step_mode == "m"):
+        if not old:
+            return "sequence"
+        if cupy and dtype is torch.float32:
+            return "cupy"
+    return "sequence" if step_mode == "m" else "step"
+
+
+def call(node: Any, x_seq: Tensor, kernel: str) -> Tensor:
+    """Return the spikes of ``node`` for x_seq [T, N, ...], taken up as ``choose_kernel`` says."""
+    if kernel == "step":
+        return torch.stack([node(x) for x in x_seq])
+    before = {"step_mode": node.step_mode}
+    if kernel == "cupy":  # 0.0.0.0.14 calls it in training mode alone, which changes nothing else in a neuron
+        before |= {"backend": node.backend, "training": node.training}
+    try:
+        node.step_mode = "m"
+        if kernel == "cupy":
+            node.backend, node.training = "cupy", True
+        return node(x_seq)
+    finally:
+        for name in reversed(before):
+            setattr(node, name, before[name])
 
 
 def _memories(neuron: nn.Module) -> tuple[str, ...]:
@@ -166,7 +194,7 @@ class SpikingJellyBackend(Backend):
         return node
 
     def run(self, neuron: nn.Module, x_seq: Tensor, v_init: Tensor | float) -> Tensor:
-        """Advance ``neuron`` over x_seq [T, N, ...], by sequence or by step as its step mode says."""
+        """Advance ``neuron`` over x_seq [T, N, ...], as ``choose_kernel`` says."""
         node = cast(Any, neuron)
         currents = x_seq.to(state_dtype(x_seq.dtype))
         if currents.is_cuda:
@@ -177,10 +205,17 @@ class SpikingJellyBackend(Backend):
         else:
             # Set here because SpikingJelly 2.0 takes a tensor as reset value for 0.
             node.v = initial_potential(v_init, currents[0])
-        if hasattr(node, "backend"):
-            cuda = currents.is_cuda and currents.dtype == torch.float32
-            node.backend = choose_backend(cuda, getattr(_framework("base"), "cupy", None) is not None, node.step_mode)
-        spikes = node(currents) if node.step_mode == "m" else torch.stack([node(x) for x in currents])
+        cupy = getattr(_framework("base"), "cupy", None) is not None
+        kernel = choose_kernel(
+            step_mode=node.step_mode,
+            steps=len(currents),
+            nvidia=currents.is_cuda and torch.version.hip is None,
+            stock=not isinstance(node, SpikingJellyNode),
+            dtype=currents.dtype,
+            old=hasattr(node, "backend"),
+            cupy=cupy and hasattr(node.surrogate_function, "cuda_codes"),
+        )
+        spikes = call(node, currents, kernel)
         return spikes.to(x_seq.dtype)
 
     def state(self, neuron: nn.Module) -> State | None:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from conversion_ext.backends import get_backend
-from conversion_ext.backends.spikingjelly import adopt, choose_backend
+from conversion_ext.backends.spikingjelly import adopt, call, choose_kernel
 from conversion_ext.errors import StateError
-from conversion_ext.neurons import IF, Neuron, SignedEncoder, SignedIF
+from conversion_ext.neurons import IF, LIF, PLIF, Neuron, SignedEncoder, SignedIF
 from conversion_ext.types import Reset
 
 pytest.importorskip("spikingjelly")
@@ -160,13 +160,99 @@ def test_the_root_makes_citizens_of_all_it_is_built_from(complaints: Callable[[]
         functional.set_step_mode(snn, "x")
 
 
-@pytest.mark.parametrize("cuda", [False, True])
-@pytest.mark.parametrize("cupy", [False, True])
-@pytest.mark.parametrize("step_mode", ["s", "m"])
-def test_cupy_kernels_need_cuda_cupy_and_sequences(cuda: bool, cupy: bool, step_mode: str) -> None:
-    assert choose_backend(cuda, cupy, step_mode) == (
-        "cupy" if (cuda, cupy, step_mode) == (True, True, "m") else "torch"
+KERNELS = """
+    nvidia old   cupy  stock step_mode steps dtype   -> kernel
+    no     no    no    yes   s         8     float32 -> step
+    no     no    no    yes   m         8     float32 -> sequence
+    no     yes   yes   yes   s         8     float32 -> step
+    no     yes   yes   yes   m         8     float32 -> sequence
+    yes    no    no    yes   s         8     float32 -> sequence
+    yes    no    no    yes   m         1     float32 -> sequence
+    yes    no    no    yes   m         8     float64 -> sequence
+    yes    no    no    yes   s         1     float32 -> step
+    yes    no    yes   no    s         8     float32 -> step
+    yes    no    yes   no    m         8     float32 -> sequence
+    yes    yes   yes   yes   s         8     float32 -> cupy
+    yes    yes   yes   yes   m         8     float32 -> cupy
+    yes    yes   yes   yes   m         1     float32 -> cupy
+    yes    yes   yes   yes   s         1     float32 -> step
+    yes    yes   no    yes   s         8     float32 -> step
+    yes    yes   no    yes   m         8     float32 -> sequence
+    yes    yes   yes   no    m         8     float32 -> sequence
+    yes    yes   yes   yes   s         8     float64 -> step
+    yes    yes   yes   yes   m         8     float64 -> sequence
+"""
+
+
+@pytest.mark.parametrize("row", [" ".join(row.split()) for row in KERNELS.strip().splitlines()[1:]])
+def test_kernels_are_chosen_by_what_there_is(row: str) -> None:
+    *flags, step_mode, steps, precision, _, expected = row.split()
+    nvidia, old, cupy, stock = (flag == "yes" for flag in flags)
+    number, dtype = int(steps), getattr(torch, precision)
+    assert expected == choose_kernel(
+        step_mode=step_mode, steps=number, nvidia=nvidia, stock=stock, dtype=dtype, old=old, cupy=cupy
     )
+
+
+@pytest.mark.parametrize("spec", [IF(), LIF(tau=3.0), PLIF(beta=0.5), SignedIF()], ids=repr)
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+def test_every_way_to_take_up_a_sequence_gives_the_same(spec: Neuron, step_mode: str) -> None:
+    x_seq, found = torch.randn(7, 3, 5), []
+    for kernel in ("step", "sequence"):
+        node = backend.neuron(spec)
+        node.step_mode = "s" if kernel == "step" else step_mode
+        found.append((call(node, x_seq, kernel).detach(), node.v.detach()))
+        assert node.step_mode == ("s" if kernel == "step" else step_mode)
+    assert torch.equal(found[0][0], found[1][0])
+    torch.testing.assert_close(found[0][1], found[1][1])
+
+
+class OldNode(neuron.IFNode):
+    """``IFNode`` as 0.0.0.0.14 has it where CuPy is installed: what would run on CUDA is put down instead."""
+
+    called: tuple[object, ...] = ()
+    kernels = "torch"
+
+    @property
+    def backend(self) -> str:
+        return self.kernels
+
+    @backend.setter
+    def backend(self, value: str) -> None:
+        if value not in (("torch", "cupy") if self.step_mode == "m" else ("torch",)):
+            raise NotImplementedError(value)
+        self.kernels = value
+
+    def multi_step_forward(self, x_seq: Tensor) -> Tensor:
+        self.called = (self.backend, self.training, len(x_seq))
+        return x_seq
+
+
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+def test_cupy_is_asked_as_the_old_version_wants_it_and_the_node_left_as_it_was(step_mode: str) -> None:
+    node = OldNode().eval()
+    node.step_mode = step_mode
+    call(node, torch.zeros(4, 2), "cupy")
+    assert node.called == ("cupy", True, 4)  # it reads its backend while training alone, and for sequences
+    assert (node.step_mode, node.backend, node.training) == (step_mode, "torch", False)
+
+
+def test_the_installed_version_has_what_is_chosen_from() -> None:
+    stock = [backend.neuron(spec) for spec in (IF(), LIF(), PLIF(beta=0.5))]
+    if not hasattr(neuron.IFNode(), "backend"):
+        chosen = [functional.neuron_implementation(kind, torch.device("cpu")) for kind in ("if", "lif", "plif")]
+        assert [found["implementation"] for found in chosen] == ["torch-reference"] * 3
+        return
+    assert hasattr(base, "cupy")
+    assert all(hasattr(node.surrogate_function, "cuda_codes") for node in stock)
+    functional.set_step_mode(nn.ModuleList(stock), "m")
+    assert all("cupy" in getattr(node, "supported_backends") for node in stock)  # noqa: B009
+    node = stock[0].eval()
+    setattr(node, "_backend", "cupy")  # noqa: B010 its setter asks for the library
+    node(torch.zeros(2, 3))  # no kernel is called, or it would complain of a CPU
+    functional.reset_net(node)
+    with pytest.raises((RuntimeError, AssertionError, AttributeError, NameError)):
+        node.train()(torch.zeros(2, 3))
 
 
 def test_a_surrogate_of_the_user_is_obeyed() -> None:
