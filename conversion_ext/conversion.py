@@ -20,7 +20,22 @@ from conversion_ext.operators.spiking import Spiking
 from conversion_ext.operators.synapse import Synapse
 from conversion_ext.types import Family
 
-__all__ = ["Conversion", "Record", "Row", "Table", "installed_versions"]
+__all__ = ["Conversion", "Record", "Row", "Table", "Widths", "installed_versions"]
+
+
+@dataclass(frozen=True)
+class Widths:
+    """The bits of a network in integers, and whether potentials stop at the end of theirs (else that is an error)."""
+
+    weight: int
+    state: int
+    input: int
+    saturate: bool = False
+
+    @property
+    def exponent(self) -> int:
+        """The threshold is 2 to this: half of a potential's bits say how fine it is, the others how far it goes."""
+        return self.state // 2
 
 
 @dataclass(frozen=True)
@@ -36,6 +51,7 @@ class Record:
     notes: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     recipe_value: Any = None
+    widths: Widths | None = None
 
     def plain(self) -> dict[str, Any]:
         """Return the record as strings, numbers and lists."""

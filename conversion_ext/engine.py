@@ -13,6 +13,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from conversion_ext import graph
+from conversion_ext.errors import require
 from conversion_ext.neurons import advance, advance_compiled
 from conversion_ext.nn.root import Memories, Root
 from conversion_ext.nn.stateful import state_dtype
@@ -41,6 +42,10 @@ class Engine:
         weights: str | None = None,
         compile: bool = False,  # noqa: A002
     ) -> None:
+        require(
+            snn.record.widths is None or (dtype is None and weights is None),
+            "dtype= and weights= would round what is in integers already; leave them out.",
+        )
         self.snn = snn
         self.run = advance_compiled if compile else advance
         self.prologue, self.main = halves(snn.body)

@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
-from torch.fx.node import map_arg
 
 from conversion_ext import graph
 from conversion_ext.layout import channels_last
 from conversion_ext.nn.channel_scale import ChannelScale
 from conversion_ext.nn.root import Root, reset
-from conversion_ext.operators.base import Call, Operator, compress, ones, operator_of
-from conversion_ext.shapes import Shapes, propagate
+from conversion_ext.operators.base import Call, Operator, call_of, compress, ones, operator_of
+from conversion_ext.shapes import propagate
 from conversion_ext.types import Steps
 
 __all__ = ["fold", "folded"]
@@ -42,7 +41,7 @@ def fold(body: GraphModule, inputs: Sequence[Any]) -> list[str]:
     (Hu et al., 2021). ``inputs`` is an example, of which one sample is run to learn the shapes.
     """
     shapes = propagate(body, (*inputs, Steps(1)))
-    calls = {node: _call(body, node, shapes) for node in shapes.shapes}
+    calls = {node: call_of(body, node, shapes) for node in shapes.shapes}
     meanings = {node: operator_of(body, node) for node in calls}
     demanded = _demands(body, calls, meanings, _natural(calls, meanings))
     units: dict[Node, Any] = {}
@@ -70,23 +69,6 @@ def fold(body: GraphModule, inputs: Sequence[Any]) -> list[str]:
     notes = _install(body, folded)
     graph.refresh(body)
     return notes
-
-
-def _call(body: GraphModule, node: Node, shapes: Shapes) -> Call:
-    """Gather what the unit rules need of one node."""
-    inputs = [source for source in node.all_input_nodes if source in shapes.shapes]
-
-    def replay(values: Sequence[Any]) -> Any:
-        """Run the node on other tensors in the place of its data inputs, constants as they were."""
-        given = dict(zip(inputs, values, strict=True))
-        args, kwargs = map_arg((node.args, node.kwargs), lambda n: given.get(n, shapes.constants.get(n)))
-        if node.op == "call_module":
-            return body.get_submodule(str(node.target))(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
-
-    return Call(body, node, inputs, [shapes.shapes[s] for s in inputs], shapes.shapes[node], replay)
 
 
 def _natural(calls: Mapping[Node, Call], meanings: Mapping[Node, Any]) -> dict[Node, Any]:

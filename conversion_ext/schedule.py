@@ -56,6 +56,10 @@ def schedule(
     assert T is not None
     recipe = snn.conversion.recipe
     K = recipe.block_of(T, block)
+    require(
+        K == 1 or snn.record.widths is None,
+        f"block={K}: means of steps are no integers, which this network computes with; use block=1.",
+    )
     wait = max((s.wait for s in steppings), default=0)
     together = max((s.together for s in steppings), default=1)
     require(

@@ -14,14 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
 
 from conversion_ext import graph
 from conversion_ext.errors import Problem
 from conversion_ext.neurons import Neuron
+from conversion_ext.shapes import Shapes
 from conversion_ext.types import Family, SiteKind
 
 __all__ = [
-    "Activation", "Call", "Elementwise", "Operator", "Rule", "compress", "ones", "operator_of", "operators",
+    "Activation", "Call", "Elementwise", "Operator", "Rule", "call_of", "compress", "ones", "operator_of", "operators",
     "register_operator",
 ]  # fmt: skip
 
@@ -124,6 +126,23 @@ class Call:
     def module(self) -> Any:
         """The module called, or None."""
         return graph.module_of(self.model, self.node)
+
+
+def call_of(body: GraphModule, node: Node, shapes: Shapes) -> Call:
+    """Gather what the rules need of one node."""
+    inputs = [source for source in node.all_input_nodes if source in shapes.shapes]
+
+    def replay(values: Sequence[Any]) -> Any:
+        """Run the node on other tensors in the place of its data inputs, constants as they were."""
+        given = dict(zip(inputs, values, strict=True))
+        args, kwargs = map_arg((node.args, node.kwargs), lambda n: given.get(n, shapes.constants.get(n)))
+        if node.op == "call_module":
+            return body.get_submodule(str(node.target))(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    return Call(body, node, inputs, [shapes.shapes[s] for s in inputs], shapes.shapes[node], replay)
 
 
 Rule = Callable[[Node, nn.Module | None], Operator | Problem]
