@@ -186,7 +186,7 @@ def _window_sum(call: Call) -> tuple[int, nn.Module | None]:
         kernel = tuple(a // b for a, b in sizes)
         return math.prod(kernel), _sum_pool(call, kernel, kernel, (0,) * dims)
     if isinstance(module, AVERAGE) and not module.ceil_mode:
-        windows = (module.kernel_size, module.stride, module.padding)
+        windows: tuple[Any, ...] = (module.kernel_size, module.stride, module.padding)
         kernel, stride, padding = ((v,) * dims if isinstance(v, int) else tuple(v) for v in windows)
         if module.count_include_pad or not any(padding):
             count = getattr(module, "divisor_override", None) or math.prod(kernel)

@@ -94,7 +94,8 @@ def simulate(
     ``dtype="bfloat16"`` rounds the weights, and the currents that they emit, of all layers between the first spikes
     and the readout; ``weights="int8"`` only those weights, to 8 bits with a scale per output channel (for accuracy:
     torch has no public int8 convolution with real outputs). Spikes are exact in any case; membranes, counters
-    and running sums stay float32, and so do the current of a constant input and the readout.
+    and running sums stay float32, and so do the current of a constant input and the readout. For all in integers see
+    ``conversion_ext.integer``.
 
     ``compile=True`` makes kernels of all that a neuron does in 16 steps by ``torch.compile``: the same spikes, worth
     the seconds of the first run where many runs of one kind follow; where it does not work, that is said once.

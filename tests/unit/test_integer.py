@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import conversion_ext as cx
@@ -99,7 +100,7 @@ class Oracle:
         site = self.p[key]
         shape = (1, -1, 1, 1)
         finest = np.maximum.reduce([k for _, k in currents])
-        total = sum(z * (2 ** (finest - k)).reshape(shape) for z, k in currents)
+        total: Any = sum(z * (2 ** (finest - k)).reshape(shape) for z, k in currents)
         z = np.empty_like(total)
         exponent = site.threshold.bit_length() - 1
         for c in range(z.shape[1]):
@@ -159,14 +160,35 @@ def test_a_network_is_what_python_integers_compute(backend, weight_bits, state_b
     assert sum(overflows(whole).values()) == 0
 
 
-INTEGER = ("chain", "functional", "residual", "inception", "shuffle", "signal", "regression")
+class Means(nn.Module):
+    """A mean and a sum over one dimension as functions, a signal added to itself, an average that nothing absorbs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mid = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 1)
+        self.line, self.head = nn.Linear(6, 6), nn.Linear(24, 3)
+        nn.init.constant_(self.line.bias, 3.0)  # or the last neurons are silent
+
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        x = F.relu(self.mid(x) - F.avg_pool2d(x, 3, 1, 1))
+        return self.head(torch.relu(self.line(x.mean(3)) - torch.sum(x + x, 3)).flatten(1))
+
+
+def means(backend: str) -> tuple[Any, torch.Tensor]:
+    torch.manual_seed(2)
+    x = pixels(5, 1, 8, 8)
+    return cx.convert(Means(), x, recipe=cx.Recipe(cx.Maximum()), backend=backend, progress=False), x
+
+
+INTEGER = ("chain", "functional", "residual", "inception", "shuffle", "signal", "regression", "means")
 
 
 @pytest.mark.parametrize("name", INTEGER)
 def test_backends_batches_chunks_and_precisions_compute_the_same_integers(name):
     results = []
     for backend in available():
-        snn, x = small(name, backend=backend)
+        snn, x = means(backend) if name == "means" else small(name, backend=backend)
         results.append(cx.simulate(integers(snn, x), x, 20, record=("spikes",)))
     assert all(float(rate.sum()) > 0 for rate in results[0].firing_rate.values())
     whole = integers(snn, x)
