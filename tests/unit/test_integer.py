@@ -197,7 +197,7 @@ def test_backends_batches_chunks_and_precisions_compute_the_same_integers(name):
         assert torch.equal(other.outputs, results[0].outputs)
         for key, spikes in other.recorded["spikes"].items():
             assert torch.equal(spikes, results[0].recorded["spikes"][key])
-    parts = [cx.simulate(whole, part, 20, record=("spikes",)) for part in x.split((1, 5))]
+    parts = [cx.simulate(whole, part, 20, record=("spikes",)) for part in (x[:1], x[1:])]
     assert torch.equal(torch.cat([part.outputs for part in parts], 1), results[0].outputs)
     # In float64 nothing would be rounded that float32 rounds.
     double = cx.simulate(integers(copy.deepcopy(snn).double(), x.double()), x.double(), 20, at=[1, 20]).outputs
