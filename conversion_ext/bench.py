@@ -63,13 +63,19 @@ def _repeated(net: nn.Module, x: Tensor, T: int) -> Run:
     return run
 
 
-def medians(runs: Mapping[str, Run], repeats: int) -> dict[str, float]:
-    """Return the median seconds of each run, after one to warm up; they take turns, so all see the same machine."""
+def medians(runs: Mapping[str, Run], repeats: int, device: str = "cpu") -> dict[str, float]:
+    """Return the median seconds of each run, after one to warm up; they take turns, so all see the same machine.
+
+    What ``device`` is still at work on is waited for, before a run and after it.
+    """
+    wait = torch.get_device_module(device).synchronize
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for round_ in range(repeats + 1):
         for name, run in runs.items():
+            wait()
             start = time.perf_counter()
             run()
+            wait()
             if round_:
                 seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}

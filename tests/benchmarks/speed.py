@@ -3,7 +3,10 @@
 One trained network per table; medians of runs that take turns in one process, as ratios to T forward passes of the ANN
 (BatchNorm folded, eager, NCHW), so that format (channels-last, bfloat16) and engine can be told apart. SpikingJelly is
 ``RateCodingRecipe`` in both step modes; snnTorch a loop over the ANN with its ReLUs made stock ``Leaky``. Peak memory
-is that of a process of its own for every run (``--memory``). A short run: ``--networks vgg --batches 64 --T 8``.
+is that of a process of its own for every run (``--memory``, Linux). ``compile=True`` is timed after its first call,
+whose seconds stand in the name of the row, and left out where torch cannot compile; the early exit is for a loss of 0.1
+points. ``--device cuda`` puts everything on a GPU, where each framework takes what fused kernels it has (SpikingJelly:
+in step mode "m"). A short run: ``--networks vgg --batches 64 --T 8``.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import snntorch.utils
@@ -29,10 +33,12 @@ import conversion_ext as cx
 from conversion_ext.bench import Run, forwards, loop, medians, ours
 from conversion_ext.check import prepare
 from conversion_ext.data import load
+from conversion_ext.nn.root import Root
 from conversion_ext.readouts import Cutoff
 from tests.benchmarks.train import HELD_OUT, trained
 
 NETWORKS = ("vgg", "resnet20", "resnet18")
+RULED = 1024  # images that an early exit is calibrated on
 
 
 def network(name: str) -> tuple[nn.Module, Tensor]:
@@ -43,10 +49,9 @@ def network(name: str) -> tuple[nn.Module, Tensor]:
     return trained(name), load("fashion-mnist").train.tensors[0][-HELD_OUT:]
 
 
-def contenders(ann: nn.Module, x: Tensor, calibration: Tensor, T: int) -> Iterator[tuple[str, Run]]:
+def contenders(ann: nn.Module, snn: Root, x: Tensor, calibration: Tensor, T: int) -> Iterator[tuple[str, Run]]:
     """Yield (name, run) of everything that is compared."""
     batches = [(part, torch.zeros(len(part))) for part in calibration.split(64)]
-    snn = cx.convert(ann, calibration, backend="spikingjelly", progress=False)
     yield from forwards(ann, x, T)
     yield from ours(snn, x, T)
     yield "loop over our SpikingJelly modules", loop(snn, x, T)
@@ -64,6 +69,36 @@ def contenders(ann: nn.Module, x: Tensor, calibration: Tensor, T: int) -> Iterat
         functional.set_step_mode(multi, "m")
         yield f"SpikingJelly m{suffix}", _sequence(multi, given, T)
     yield "snnTorch loop", loop(leaky(ann, x), x, T, snntorch.utils.reset)
+
+
+def prepared(snn: Root, x: Tensor, T: int, rule: Cutoff | None) -> Iterator[tuple[str, Run]]:
+    """Yield (name, run) of simulations that take a first run to name: compiled, unless torch cannot, and an exit."""
+
+    def run() -> None:
+        cx.simulate(snn, x, T, at=[T], compile=True)
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        start = time.perf_counter()
+        run()
+        seconds = time.perf_counter() - start
+    if not any("torch.compile does not work here" in str(warning.message) for warning in said):
+        yield f"simulate float32 compiled, first call {seconds:.0f} s", run
+    if rule is not None:
+        steps = cx.simulate(snn, x, T, exit=rule).steps
+        assert steps is not None
+        mean = steps.double().mean()
+        yield f"simulate float32, early exit after {mean:.1f} steps", lambda: cx.simulate(snn, x, T, exit=rule)
+
+
+def convert(ann: nn.Module, images: Tensor | Sequence[Tensor]) -> Root:
+    """Return the network converted for SpikingJelly."""
+    return cx.convert(ann, images, backend="spikingjelly", progress=False)
+
+
+def exit_rule(snn: Root, x: Tensor, y: Tensor, T: int) -> Cutoff:
+    """Return the early exit that loses 0.1 points on images like ``x``."""
+    return Cutoff.calibrate(torch.cat([cx.simulate(snn, part, T).outputs for part in x.split(250)], 1), y)
 
 
 def _sequence(snn: nn.Module, x: Tensor, T: int) -> Run:
@@ -84,7 +119,7 @@ def leaky(ann: nn.Module, x: Tensor) -> nn.Module:
     return model
 
 
-def calibration_seconds(ann: nn.Module, images: Tensor) -> dict[str, float]:
+def calibration_seconds(ann: nn.Module, images: Tensor, device: str) -> dict[str, float]:
     """Return the time of a whole conversion with 99.9 % percentiles, per layer as SpikingJelly's and per channel."""
     batches = [(part, torch.zeros(len(part))) for part in images.split(64)]
     layer = cx.Recipe(cx.Percentile(99.9, granularity=cx.PerLayer()))
@@ -93,49 +128,58 @@ def calibration_seconds(ann: nn.Module, images: Tensor) -> dict[str, float]:
         "ours per layer": lambda: cx.convert(
             ann, images.split(64), recipe=layer, backend="spikingjelly", progress=False
         ),
-        "ours per channel": lambda: cx.convert(ann, images.split(64), backend="spikingjelly", progress=False),
+        "ours per channel": lambda: convert(ann, images.split(64)),
     }
-    return medians(runs, 3)
+    return medians(runs, 3, device)
 
 
-def accuracy(ann: nn.Module, calibration: Tensor, T: int, images: int) -> Iterator[str]:
-    """Yield a row per precision and for early exit: accuracy on held-out training images, and their mean steps.
+def accuracy(snn: Root, x: Tensor, y: Tensor, T: int) -> Iterator[str]:
+    """Yield a row per precision and for early exit: accuracy on the second half of x [N, ...], and their mean steps.
 
-    The exit is calibrated on as many other held-out images, for a loss of 0.1 points.
+    The exit is calibrated on the first half, for a loss of 0.1 points.
     """
-    x, y = (part[-HELD_OUT:] for part in load("fashion-mnist").train.tensors)
-    snn = cx.convert(ann, calibration, backend="spikingjelly", progress=False)
-    seen = torch.cat([cx.simulate(snn, part, T).outputs for part in x[:images].split(250)], 1)
-    rule = Cutoff.calibrate(seen, y[:images])
+    half = len(x) // 2
+    rule = exit_rule(snn, x[:half], y[:half], T)
     options: dict[str, dict[str, Any]] = {
         "float32": {"at": [T]}, "bfloat16": {"at": [T], "dtype": "bfloat16"}, "int8": {"at": [T], "weights": "int8"},
         "early exit": {"exit": rule},
     }  # fmt: skip
-    yield f"\n| T = {T}, {images} images | accuracy | steps per image | ms per image |\n|---|---|---|---|"
+    yield f"\n| T = {T}, {len(x) - half} images | accuracy | steps per image | ms per image |\n|---|---|---|---|"
     for name, option in options.items():
         start = time.perf_counter()
-        runs = [cx.simulate(snn, part, T, **option) for part in x[-images:].split(250)]
-        spent = 1e3 * (time.perf_counter() - start) / images
-        right = (torch.cat([run.output for run in runs]).argmax(1) == y[-images:]).double().mean()
+        runs = [cx.simulate(snn, part, T, **option) for part in x[half:].split(250)]
+        right = (torch.cat([run.output for run in runs]).argmax(1) == y[half:]).double().mean().item()
+        spent = 1e3 * (time.perf_counter() - start) / (len(x) - half)
         steps = torch.cat([run.steps for run in runs if run.steps is not None] or [torch.tensor([T])]).double().mean()
         yield f"| {name} | {100 * right:.2f} | {steps:.1f} | {spent:.2f} |"
 
 
-def peak(name: str, contender: str, batch: int, T: int) -> int:
+def peak(name: str, contender: str, batch: int, T: int, device: str) -> int:
     """Return by how many MiB one contender raised the peak memory of a process of its own."""
     module = ["-m", "tests.benchmarks.speed", "--networks", name, "--batches", str(batch), "--T", str(T)]
-    found = subprocess.run([sys.executable, *module, "--only", contender], capture_output=True, text=True, check=True)
+    module += ["--device", device, "--only", contender]
+    found = subprocess.run([sys.executable, *module], capture_output=True, text=True, check=True)
     return int(found.stdout.split()[-1])
 
 
-def only(name: str, contender: str, batch: int, T: int) -> int:
-    """Run one contender; return by how many MiB that raised the peak memory of this process."""
+def only(name: str, contender: str, batch: int, T: int, device: str) -> int:
+    """Run one contender; return by how many MiB that raised the peak memory of this process, or of its GPU."""
     # No data set is loaded, and calibration sees one image, or these would set the peak.
     ann, images = network(name) if name == "resnet18" else (trained(name), torch.rand(batch, 1, 28, 28))
-    run = next(run for name, run in contenders(ann, images[:batch], images[:1], T) if name == contender)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    ann, images = ann.to(device), images.to(device)
+    runs = contenders(ann, convert(ann, images[:1]), images[:batch], images[:1], T)
+    run = next(run for name, run in runs if name == contender)
+
+    def used() -> int:
+        if device == "cuda":
+            return torch.cuda.max_memory_allocated() >> 20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+
+    if device == "cpu":
+        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten: imports are above many a run
+    before = used()
     run()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
+    return used() - before
 
 
 def main() -> None:
@@ -148,30 +192,43 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--memory", action="store_true", help="peak memory too, each in a process of its own")
     parser.add_argument("--accuracy", type=int, default=0, metavar="IMAGES", help="accuracy of every precision too")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--only", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    device = options.device
+    if device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no CUDA device here; leave it out to measure on the CPU")
     if options.only:
-        print(only(options.networks[0], options.only, options.batches[0], options.T[0]))
+        print(only(options.networks[0], options.only, options.batches[0], options.T[0], device))
         return
     print(f"{torch.get_num_threads()} threads, {time.strftime('%Y-%m-%d')}, torch {torch.__version__}")
+    if device == "cuda":
+        kernels = functional.neuron_implementation("if", torch.device(device))
+        print(f"{torch.cuda.get_device_name()}, IF neurons of SpikingJelly: {kernels}")
     for name in options.networks:
         ann, images = network(name)
+        ann, images = ann.to(device), images.to(device)
+        labels = None if name == "resnet18" else load("fashion-mnist").train.tensors[1][-HELD_OUT:].to(device)
+        snn = convert(ann, images[:64])
         for T in options.T:
+            rule = None if labels is None else exit_rule(snn, images[-RULED:], labels[-RULED:], T)
             for batch in options.batches:
                 print(f"\n{name}, batch {batch}, T = {T}\n")
                 print("| run | ms per image | x ANN | SpikingJelly's best / it | MiB |\n|---|---|---|---|---|")
-                runs = dict(contenders(ann, images[:batch], images[:64], T))
-                seconds = medians(runs, options.repeats)
+                apart = dict(contenders(ann, snn, images[:batch], images[:64], T))
+                runs = apart | dict(prepared(snn, images[:batch], T, rule))
+                seconds = medians(runs, options.repeats, device)
                 unit = next(iter(seconds.values()))
                 best = min(s for run, s in seconds.items() if run in ("SpikingJelly s", "SpikingJelly m"))
                 for run, s in seconds.items():
-                    memory = peak(name, run, batch, T) if options.memory else ""
+                    memory = peak(name, run, batch, T, device) if options.memory and run in apart else ""
                     print(f"| {run} | {1e3 * s / batch:.3f} | {s / unit:.2f} | {best / s:.2f} | {memory} |", flush=True)
-        calibration = images[:1024]
-        found = ", ".join(f"{run} {s:.2f} s" for run, s in calibration_seconds(ann, calibration).items())
+        calibration = images[:1000]
+        found = ", ".join(f"{run} {s:.2f} s" for run, s in calibration_seconds(ann, calibration, device).items())
         print(f"\n{name}: conversion with {len(calibration)} images: {found}")
-        if options.accuracy and name != "resnet18":
-            print("\n".join(accuracy(ann, calibration, options.T[-1], options.accuracy)))
+        if options.accuracy and labels is not None:
+            x, y = images[-2 * options.accuracy :], labels[-2 * options.accuracy :]
+            print("\n".join(accuracy(convert(ann, calibration), x, y, options.T[-1])))
 
 
 if __name__ == "__main__":

@@ -255,6 +255,17 @@ def test_the_installed_version_has_what_is_chosen_from() -> None:
         node.train()(torch.zeros(2, 3))
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("spec", [IF(), IF(reset=Reset.ZERO), PLIF(beta=0.5), SignedIF()], ids=repr)
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+def test_kernels_on_a_gpu_spike_as_the_reference(spec: Neuron, step_mode: str) -> None:
+    x_seq = torch.randint(-4, 12, (40, 300)) / 8  # ties with the threshold occur
+    node, reference = backend.neuron(spec).cuda(), get_backend("reference")
+    node.step_mode = step_mode
+    found = torch.cat([backend.run(node, part.cuda(), 0.5) for part in x_seq.split(16)]).detach().cpu()
+    assert torch.equal(found, reference.run(reference.neuron(spec), x_seq, 0.5).detach())
+
+
 def test_a_surrogate_of_the_user_is_obeyed() -> None:
     grads: list[Tensor] = []
     for function in (surrogate.ATan(alpha=2.0), surrogate.ATan(alpha=8.0)):

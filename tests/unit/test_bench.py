@@ -23,6 +23,29 @@ def test_runs_take_turns_and_the_first_does_not_count(monkeypatch: pytest.Monkey
     assert order == ["a", "b"] * 4
 
 
+def test_the_clock_is_read_when_the_device_has_done_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU a call returns before its work is done: what is pending is waited for on both sides of a run."""
+    order: list[str] = []
+    monkeypatch.setattr("torch.cuda.synchronize", lambda: order.append("wait"))
+    monkeypatch.setattr("conversion_ext.bench.time.perf_counter", lambda: order.append("clock") or float(len(order)))
+    bench.medians({"a": lambda: order.append("run")}, 1, device="cuda")
+    assert order == ["wait", "clock", "run", "wait", "wait", "clock", "run", "wait", "clock"]
+
+
+def test_the_benchmark_refuses_a_device_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("spikingjelly.activation_based.ann2snn", reason="its RateCodingRecipe")
+    pytest.importorskip("snntorch")
+    speed = pytest.importorskip("tests.benchmarks.speed")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["speed", "--device", "cuda"])
+    with pytest.raises(SystemExit) as exit_:
+        speed.main()
+    assert exit_.value.code == 2
+    assert "--device cuda: torch sees no CUDA device" in capsys.readouterr().err
+
+
 def test_the_command_prints_a_row_for_every_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--T", "1", "--batch", "2", "--repeats", "1", "--backend", "reference"]) == 0
     printed = capsys.readouterr().out
