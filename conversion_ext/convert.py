@@ -17,7 +17,7 @@ from conversion_ext.batches import Forward, batches, call_inputs
 from conversion_ext.calibration import Calibration, example_of, observe, trace
 from conversion_ext.check import resolve_recipe
 from conversion_ext.conversion import Record, installed_versions
-from conversion_ext.distributed import processes
+from conversion_ext.distributed import rank
 from conversion_ext.errors import CalibrationError, require
 from conversion_ext.fold import fold as fold_units
 from conversion_ext.layout import channels_last
@@ -88,7 +88,8 @@ def convert(
         assert T is not None
         assert data is not None
         block = recipe.block_of(T)
-        walk(Task(captured, model, data, lambda batch: call_inputs(batch, forward), T, block, progress), calibrated)
+        shown = progress and rank() == 0
+        walk(Task(captured, model, data, lambda batch: call_inputs(batch, forward), T, block, shown), calibrated)
     notes += fold_units(model, traced.inputs) if fold else []
     for tuner in recipe.tuners:
         if isinstance(tuner, SteppingTuner):
@@ -108,10 +109,6 @@ def _data(calibration: Any, normalizer: Normalizer, tuners: Sequence[Tuner], exa
     if isinstance(calibration, Calibration):
         require(not tuners, f"{tuners} read calibration data, and a Calibration holds statistics; pass batches.")
         return calibration
-    require(
-        processes() == 1 or not tuners,
-        f"{tuners} read all calibration data in one process; in {processes()} convert without them, or convert in one.",
-    )
     if calibration is None:
         require(
             not (normalizer.needs_calibration or tuners),

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-from torch import distributed
+from torch import Tensor, distributed
 
 from conversion_ext.errors import ConversionError
 
-__all__ = ["all_or_none", "gathered", "merged", "processes", "rank"]
+__all__ = ["added", "all_or_none", "gathered", "merged", "processes", "rank"]
 
 Value = TypeVar("Value")
 
@@ -32,14 +32,15 @@ def gathered(value: Value) -> list[Value]:
     if processes() == 1:
         return [value]
     values: list[Any] = [None] * processes()
-    try:
-        distributed.all_gather_object(values, value)
-    except RuntimeError as error:
-        raise ConversionError(
-            f"Process {rank()} of {processes()} waited in vain for the others: one has died or has "
-            f"raised an error of its own; look for it in their output, and start all of them again. ({error})"
-        ) from error
+    _together(lambda: distributed.all_gather_object(values, value))
     return values
+
+
+def added(value: Tensor) -> Tensor:
+    """Return the sum of ``value`` over all processes; all of them must call this, with equal shapes."""
+    if processes() > 1:
+        _together(lambda: distributed.all_reduce(value))
+    return value
 
 
 def merged(value: Value) -> Value:
@@ -66,3 +67,14 @@ def all_or_none(action: Callable[[], Value]) -> Value:
         if message is not None:
             raise ConversionError(f"Process {number} of {len(messages)} failed: {message}")
     return result  # type: ignore[return-value]
+
+
+def _together(action: Callable[[], object]) -> None:
+    """Do what needs every process."""
+    try:
+        action()
+    except RuntimeError as error:
+        raise ConversionError(
+            f"Process {rank()} of {processes()} waited in vain for the others: one has died or has "
+            f"raised an error of its own; look for it in their output, and start all of them again. ({error})"
+        ) from error

@@ -9,13 +9,15 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 import conversion_ext as cx
+from conversion_ext.tuners import walk, weight_compensation
 from tests import zoo
 from tests.live import live_inputs, make_live
 
@@ -28,6 +30,15 @@ NORMALIZERS = {
     "gaussian_mse": cx.normalizers.GaussianMSE(),
 }
 NETWORKS = ("residual", "gated")
+TUNERS = {
+    "sums": (cx.WeightCompensation(), cx.tuners.InitialPotential(), cx.BiasCorrection()),
+    "steps": (
+        cx.tuners.WeightCalibration(steps=6),
+        cx.tuners.InitialPotential(granularity=cx.tuners.PerNeuron()),
+        cx.tuners.Compensation(),
+        cx.BiasCorrection(per_step=True, iterations=1),
+    ),
+}
 
 
 def data(name: str) -> tuple[Any, list[tuple[Any, Any]]]:
@@ -55,6 +66,20 @@ def results(rank: int, processes: int) -> dict[str, Any]:
     return found
 
 
+def tuned(rank: int, processes: int) -> dict[str, Any]:
+    """Return all weights, biases, gains, potentials and thresholds that tuners find."""
+    found: dict[str, Any] = {}
+    # Batches fall into parts, and of each layer not all positions are looked at.
+    walk.ROWS, weight_compensation.ROWS, weight_compensation.ROWS_PER_FEATURE = 32, 300, 2
+    ann, batches = data("residual")
+    mine = [batches[index] for index in PARTS[processes][rank]]
+    for name, tuners in TUNERS.items():
+        recipe = cx.Recipe(cx.MeanSquaredError(), cx.IF(v_init=0.25), tuners=tuners)
+        snn = cx.convert(ann, mine, recipe=recipe, T=8, backend="reference", fold=False, progress=False)
+        found[name] = {key: value for key, value in snn.state_dict().items() if isinstance(value, Tensor)}
+    return found
+
+
 def troubles(rank: int, processes: int) -> list[str]:
     """Return what is said to requests that cannot be served; at last, process 1 dies at its second batch."""
     ann, batches = data("residual")
@@ -69,7 +94,6 @@ def troubles(rank: int, processes: int) -> list[str]:
 
     return [
         said(batches, normalizer=cx.normalizers.ThresholdBalancing()),
-        said(batches, tuners=(cx.BiasCorrection(),)),
         said(nan if rank == 1 else batches),
         said(Fatal(batches) if rank == 1 else batches),
     ]
@@ -83,7 +107,27 @@ class Fatal(list[Any]):
         os._exit(9)
 
 
-JOBS: dict[str, Callable[[int, int], Any]] = {"results": results, "troubles": troubles}
+@dataclass(frozen=True, kw_only=True)
+class FatalTuner(cx.tuners.Tuner):
+    """A tuner that kills the process at the first site."""
+
+    def tune_site(self, stop: Any) -> None:
+        """Die."""
+        os._exit(9)
+
+
+def death(rank: int, processes: int) -> str:
+    """Return what is said where process 1 dies while the others tune."""
+    ann, batches = data("residual")
+    tuners = (FatalTuner() if rank == 1 else cx.BiasCorrection(),)
+    try:
+        cx.convert(ann, batches, recipe=cx.Recipe(tuners=tuners), T=4, backend="reference", progress=False)
+    except cx.ConversionError as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+JOBS: dict[str, Callable[[int, int], Any]] = {"results": results, "tuned": tuned, "troubles": troubles, "death": death}
 
 
 def main(file: str, rank: str, processes: str, job: str, output: str) -> None:
@@ -94,7 +138,7 @@ def main(file: str, rank: str, processes: str, job: str, output: str) -> None:
         "gloo", f"file://{file}", timedelta(seconds=20), world_size=int(processes), rank=int(rank)
     )
     torch.save(JOBS[job](int(rank), int(processes)), output)
-    if job == "results":
+    if job in ("results", "tuned"):
         distributed.destroy_process_group()
     os._exit(0)  # at once: a group with a dead member waits for it
 

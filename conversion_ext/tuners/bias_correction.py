@@ -50,10 +50,10 @@ class BiasCorrection(Tuner):
     def tune_site(self, stop: SiteStop) -> None:
         """Correct the bias of one site."""
         site = stop.site
-        wanted = torch.stack([channel_sums(stop.wanted(part), site.dim) for part in stop.parts]).sum(0)
+        wanted, count = stop.total(lambda part: channel_sums(stop.wanted(part), site.dim))
         best, least = site.bias, torch.tensor(torch.inf)
         for _ in range(self.iterations + 1):
-            gaps = torch.stack([(wanted[0] - sums) / wanted[1] for sums in self._sums(stop)])
+            gaps = (wanted - self._sums(stop)) / count
             distance = gaps.cumsum(0).square().mean(0).sqrt()
             best = torch.where(distance < least, site.bias, best).to(site.bias.dtype)
             least = torch.minimum(distance, least)
@@ -63,19 +63,20 @@ class BiasCorrection(Tuner):
 
     def _sums(self, stop: SiteStop) -> Tensor:
         """Return the sums per channel of what the site emits, in each step (or block) or on average: [S, C]."""
-        total = torch.zeros(())
-        for part in stop.parts:
+
+        def sums(part: int) -> tuple[Tensor]:
             emitted = stop.emitted(part)
             emitted = emitted if self.per_step else emitted.mean(0, keepdim=True)
-            total = total + torch.stack([channel_sums(step, stop.site.dim)[0] for step in emitted])
-        return total
+            return (torch.stack([channel_sums(step, stop.site.dim)[0] for step in emitted]),)
+
+        return stop.total(sums)[0]
 
 
-def channel_sums(x: Tensor, dim: int) -> Tensor:
-    """Return the sum of x over everything but ``dim``, and how many were added: [2, C] float64."""
+def channel_sums(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Return the sum of x over everything but ``dim``, and how many were added: [C] float64 each."""
     rows = x.movedim(dim, 0).flatten(1)
     count = torch.full((len(rows),), rows.shape[1], dtype=torch.float64, device=x.device)
-    return torch.stack((rows.sum(1, dtype=torch.float64), count))
+    return rows.sum(1, dtype=torch.float64), count
 
 
 register_tuner("bias_correction", BiasCorrection)

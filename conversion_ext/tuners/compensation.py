@@ -7,6 +7,7 @@ from numbers import Real
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from conversion_ext.errors import require
 from conversion_ext.neurons import SignedEncoder
@@ -48,11 +49,11 @@ class Compensation(Tuner):
         stop.site.gain = gain * (self._fitted(stop) if self.kappa is None else self.kappa)
 
     def _fitted(self, stop: SiteStop) -> float:
-        product = power = 0.0
-        for part in stop.parts:
+        def products(part: int) -> tuple[Tensor, Tensor]:
             emitted = stop.emitted(part).mean(0).double()
-            product += float((emitted * stop.wanted(part)).sum())
-            power += float(emitted.square().sum())
+            return (emitted * stop.wanted(part)).sum(), emitted.square().sum()
+
+        product, power = map(float, stop.total(products))
         return max(1.0, product / power) if power else 1.0
 
 

@@ -57,14 +57,16 @@ class InitialPotential(Tuner):
 
     def _gap(self, stop: SiteStop) -> Tensor:
         """Return the mean of what the output lacks, shaped to broadcast over [N, ...]."""
-        total, count = torch.zeros(()), 0
-        for part in stop.parts:
+        whole = isinstance(self.granularity, PerNeuron)
+
+        def lacking(part: int) -> tuple[Tensor, Tensor]:
             lacks = stop.wanted(part) - stop.emitted(part).mean(0)
-            whole = isinstance(self.granularity, PerNeuron)
             dims = [d for d in range(lacks.dim()) if d == 0 or not (whole or d == stop.site.dim % lacks.dim())]
-            total = total + lacks.sum(dims, keepdim=True, dtype=torch.float64)
-            count += lacks.numel() // (total.numel())
-        return total / count
+            sums = lacks.sum(dims, keepdim=True, dtype=torch.float64)
+            return sums, torch.tensor(lacks.numel() // sums.numel(), device=sums.device)
+
+        sums, count = stop.total(lacking)
+        return sums / count
 
 
 register_tuner("initial_potential", InitialPotential)

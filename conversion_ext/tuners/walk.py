@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from torch.fx.node import map_arg
 from tqdm import tqdm
 
 from conversion_ext import graph
-from conversion_ext.errors import CalibrationError
+from conversion_ext.distributed import all_or_none, gathered, rank
+from conversion_ext.errors import CalibrationError, require
 from conversion_ext.neurons import SignedEncoder
 from conversion_ext.nn.root import reset
 from conversion_ext.nn.site import SpikingSite
@@ -21,6 +23,7 @@ from conversion_ext.operators.base import operator_of
 from conversion_ext.operators.synapse import Synapse
 from conversion_ext.tuners.base import Task, Tuner
 from conversion_ext.tuners.shelf import Shelf
+from conversion_ext.tuners.total import total
 from conversion_ext.types import Steps
 
 __all__ = ["SiteStop", "SynapseStop", "walk"]
@@ -34,7 +37,8 @@ def walk(task: Task, tuners: Sequence[Tuner]) -> None:
 
     When a tuner stops at a layer, everything before it is tuned already: its input is what the finished network will
     send it in T steps of constant current, beside what the ANN sends. A layer's spikes are computed once and kept
-    until the last layer that reads them has run; the data is read once.
+    until the last layer that reads them has run; the data is read once. Of several processes each runs its own part of
+    it, and all find the same: what tuners need of all data they ask of ``stop.total``.
     """
     with Shelf() as shelf:
         pair = _Pair(task, shelf)
@@ -50,12 +54,17 @@ def walk(task: Task, tuners: Sequence[Tuner]) -> None:
 
 
 class _Stop:
-    """A layer at which tuners stop. Data comes in ``parts``, each a number of samples; values are in ANN units."""
+    """A layer at which tuners stop. Data comes in ``parts``, each a number of samples; values are in ANN units.
+
+    ``parts`` are those of this process, of ``count`` in all; ``numbers[part]`` is the place of a part among them, which
+    its content decides and not where it is or when it was read.
+    """
 
     def __init__(self, pair: _Pair, node: Node, goal: Node) -> None:
         self.pair, self.node, self.goal = pair, node, goal
         self.T = pair.T
-        self.parts = range(pair.count)
+        self.parts = range(len(pair.numbers))
+        self.numbers, self.count = pair.numbers, pair.count
         self.held: list[Any] = []
 
     def wanted(self, part: int) -> Tensor:
@@ -83,6 +92,11 @@ class _Stop:
             self.pair.shelf[key] = compute()
             self.held.append(key)
         return self.pair.shelf[key]
+
+    def total(self, of: Callable[[int], tuple[Tensor, ...]], parts: Iterable[int] | None = None) -> tuple[Tensor, ...]:
+        """Return the sums of ``of(part)`` over the parts (or those given) of all processes, to the same bit in each."""
+        chosen = self.parts if parts is None else parts
+        return total((of(part) for part in chosen), self.pair.shelf, self.pair.device)
 
     def close(self) -> None:
         """Free what was kept for this stop alone."""
@@ -143,22 +157,28 @@ class _Pair:
         self.T = task.T
         self.steps = Steps(task.T // task.block, constant=True, block=task.block)
         self.shelf = shelf
-        self.count = self._read(task)
-        self.ann = _Lane(task.ann, self.shelf, self.count, None)
-        self.body = _Lane(task.body, self.shelf, self.count, self.steps)
+        self.device = next((p.device for p in task.body.parameters()), torch.device("cpu"))
+        digests = all_or_none(lambda: self._read(task))
+        places = [(each, process, i) for process, its in enumerate(gathered(digests)) for i, each in enumerate(its)]
+        self.count = len(places)
+        require(self.count > 0, "The calibration data holds no batch; pass at least one.", CalibrationError)
+        order = {place: number for number, place in enumerate(sorted(places))}
+        self.numbers = [order[each, rank(), i] for i, each in enumerate(digests)]
+        self.ann = _Lane(task.ann, self.shelf, len(digests), None)
+        self.body = _Lane(task.body, self.shelf, len(digests), self.steps)
         self.counterpart = {graph.key_of(node): node for node in task.ann.graph.nodes}
 
-    def _read(self, task: Task) -> int:
-        """Put the inputs on the shelf in parts of a size that suits T steps; return how many parts there are."""
-        count, rows = 0, max(1, ROWS // task.T)
+    def _read(self, task: Task) -> list[bytes]:
+        """Put the inputs on the shelf in parts of a size that suits T steps; return a digest of each part."""
+        digests, rows = list[bytes](), max(1, ROWS // task.T)
         for batch in task.batches:
             for values in zip(*[value.split(rows) for value in task.inputs(batch)], strict=True):
+                digest = hashlib.sha256()
                 for index, value in enumerate(values):
-                    self.shelf["sample", index, count] = value
-                count += 1
-        if not count:
-            raise CalibrationError("The calibration data holds no batch; pass at least one.")
-        return count
+                    self.shelf["sample", index, len(digests)] = value
+                    digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+                digests.append(digest.digest())
+        return digests
 
     def stops(self) -> Iterator[SiteStop | SynapseStop]:
         """Yield every weight layer and site that has a counterpart in the ANN, in graph order."""

@@ -32,7 +32,8 @@ class WeightCalibration(Tuner):
     stops where the rate is clipped. A layer whose sum no ReLU site alone reads is fitted to the ANN's own value. Adam
     takes ``steps`` steps, ``lr`` relative to the root mean square of the weights and falling to 0 on a cosine, on one
     part of the data (some hundred samples, fewer for large T) each. A layer keeps the weights of the least error over
-    all parts, looked at every ``steps / 5``; no error grows. Changes weights of layers that are called once.
+    all parts, looked at every ``steps / 5``; no error grows. Changes weights of layers that are called once. Several
+    processes share the looking; the steps come one after the other, each in the process that has its part.
 
     Reference: Li, Deng, Dong, Gong, Gu, ICML 2021 (weight calibration; lr 1e-5 absolute, 5,000 steps).
     """
@@ -63,9 +64,8 @@ class WeightCalibration(Tuner):
         adam = torch.optim.Adam([moving])
         for step in range(self.steps):
             adam.param_groups[0]["lr"] = self.lr * scale * (1 + math.cos(math.pi * step / self.steps)) / 2
-            adam.zero_grad()
-            with torch.enable_grad():
-                squared_errors(stop, moving, step % len(stop.parts)).mean().backward()
+            turn = [part for part in stop.parts if stop.numbers[part] == step % stop.count]
+            (moving.grad,) = (g.to(weight) for g in stop.total(lambda part: (gradient(stop, moving, part),), turn))
             adam.step()
             if (step + 1) % math.ceil(self.steps / 5) == 0 or step + 1 == self.steps:
                 error = total_error(stop, moving.detach())
@@ -82,9 +82,15 @@ def squared_errors(stop: SynapseStop, weight: Tensor, part: int) -> Tensor:
     return (rate(stop.site, z, stop.T) - stop.wanted(part).clamp_min(0)).square()
 
 
+def gradient(stop: SynapseStop, weight: Tensor, part: int) -> Tensor:
+    """Return the gradient of the mean squared error of a part of the data."""
+    with torch.enable_grad():
+        return torch.autograd.grad(squared_errors(stop, weight, part).mean(), weight)[0]
+
+
 def total_error(stop: SynapseStop, weight: Tensor) -> float:
     """Return the sum of the squared errors of all data for these weights."""
-    return sum(float(squared_errors(stop, weight, part).sum(dtype=torch.float64)) for part in stop.parts)
+    return float(stop.total(lambda part: (squared_errors(stop, weight, part).sum(dtype=torch.float64),))[0])
 
 
 def rate(site: SpikingSite, z: Tensor, T: int) -> Tensor:

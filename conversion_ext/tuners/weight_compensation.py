@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -94,25 +95,25 @@ class _Regression:
 
     def _choose_stride(self) -> int:
         """Return how far apart the output positions looked at lie, so that enough rows remain for every feature."""
-        first = self.stop.wanted(0)
-        rows = first[:, 0].numel() * len(self.stop.parts)
-        sparse = (rows / max(ROWS, ROWS_PER_FEATURE * self.start.shape[2])) ** (1 / max(self.axes, 1))
-        return max(1, min(int(sparse), *first.shape[2:])) if self.axes else 1
+        if not self.axes:
+            return 1
+
+        def sizes(part: int) -> tuple[Tensor, Tensor]:
+            wanted = self.stop.wanted(part)
+            return torch.tensor(wanted[:, 0].numel()), torch.tensor(wanted.shape[2:])
+
+        rows, axes = self.stop.total(sizes)
+        sparse = (float(rows) / max(ROWS, ROWS_PER_FEATURE * self.start.shape[2])) ** (1 / self.axes)
+        return max(1, min(int(sparse), int(axes.min() / self.stop.count)))
 
     def _gram(self, features: Callable[[int], Tensor]) -> Tensor:
         """Return the Gram matrices of the features of all parts, [groups, features + 1, features + 1]."""
-        gram = self.start.new_zeros(self.groups, self.start.shape[2], self.start.shape[2])
-        for part in self.stop.parts:
-            x = features(part)
-            gram += x.mT @ x
-        return gram
 
-    def _rows(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield features [groups, rows, features + 1], the rest and what is wanted [groups, rows, outputs]."""
-        for part in self.stop.parts:
-            wanted = self.stop.wanted(part)
-            rest = self.stop.rest(part).expand_as(wanted)
-            yield self._features(part), self._outputs(rest, part), self._outputs(wanted, part)
+        def products(part: int) -> tuple[Tensor]:
+            x = features(part)
+            return (x.mT @ x,)
+
+        return self.stop.total(products)[0]
 
     def _features(self, part: int) -> Tensor:
         return self.stop.kept("features", part, lambda: self._read(self.stop.mean_input(part), part))
@@ -124,7 +125,8 @@ class _Regression:
     def _positions(self, part: int) -> tuple[slice, ...]:
         """Return which output positions of a part are looked at: every ``stride``-th, by turns from another start."""
         s = self.stride
-        return tuple(slice(part // s**axis % s, None, s) for axis in range(self.axes))
+        number = self.stop.numbers[part]
+        return tuple(slice(number // s**axis % s, None, s) for axis in range(self.axes))
 
     def _outputs(self, y: Tensor, part: int) -> Tensor:
         """Return ``y`` [N, outputs, ...] at the positions looked at, [groups, rows, outputs of a group]."""
@@ -136,17 +138,20 @@ class _Regression:
         least, now = torch.inf, self.start
         for _ in range(iterations + 1):
             change = now - self.start
-            loss = float((change @ self.penalty * change).sum())
-            cross = torch.zeros_like(now)
-            for x, rest, wanted in self._rows():
-                y = x @ now.mT.to(x.dtype) + rest
-                target = self._told(y, wanted)
-                loss += float((y - target).square().sum(dtype=torch.float64))
-                cross += (target - rest).mT @ x
+            error, cross = self.stop.total(partial(self._errors, now))
+            loss = float((change @ self.penalty * change).sum() + error)
             if not loss < least:
                 break
             least, self.best = loss, now
             now = torch.cholesky_solve((cross + self.start @ self.penalty).mT, self.factor).mT
+
+    def _errors(self, now: Tensor, part: int) -> tuple[Tensor, Tensor]:
+        """Return of a part the squared error of coefficients, and the products of what they should say with x."""
+        x, wanted = self._features(part), self.stop.wanted(part)
+        rest = self._outputs(self.stop.rest(part).expand_as(wanted), part)
+        y = x @ now.mT.to(x.dtype) + rest
+        target = self._told(y, self._outputs(wanted, part))
+        return (y - target).square().sum(dtype=torch.float64), (target - rest).mT @ x
 
     def _told(self, y: Tensor, wanted: Tensor) -> Tensor:
         """Return the current nearest to ``y`` of those for which the site is right."""

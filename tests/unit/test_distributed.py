@@ -64,14 +64,30 @@ def test_several_processes_find_what_one_finds(number, alone, tmp_path):
             assert torch.equal(ours.accuracy, theirs.accuracy)
 
 
+def test_several_processes_tune_to_what_one_finds(tmp_path):
+    """Weights, biases, gains, potentials and thresholds; the batches are also in another order."""
+    (alone,) = together(1, "tuned", tmp_path)
+    for number in (2, 3):
+        for found in together(number, "tuned", tmp_path):
+            assert found.keys() == alone.keys()
+            for case, state in alone.items():
+                for key, value in state.items():
+                    assert torch.equal(found[case][key], value), f"{number} processes, {case}, {key}"
+
+
+def test_tuning_ends_where_a_process_dies(tmp_path):
+    said, dead = together(2, "death", tmp_path)
+    assert dead is None
+    assert said.startswith("ConversionError: Process 0 of 2 waited in vain for the others")
+
+
 def test_what_goes_wrong_in_one_process_is_said_in_all_that_live(tmp_path):
-    """A request that needs all data in one process; a NaN in one part; a process that dies."""
+    """A method that needs all data in one process; a NaN in one part; a process that dies."""
     started = time.monotonic()
     survivor, dead = together(2, "troubles", tmp_path)
     assert dead is None
-    order, tuners, nan, death = survivor
+    order, nan, death = survivor
     assert "depends on the order of its batches" in order
-    assert "read all calibration data in one process" in tuners
     assert nan.startswith("ConversionError: Process 1 of 2 failed: Calibration batch 1 holds values that are NaN")
     assert death.startswith("ConversionError: Process 0 of 2 waited in vain for the others")
     assert time.monotonic() - started < 60
