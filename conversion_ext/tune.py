@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from conversion_ext.batches import Forward, batches, call_inputs
 from conversion_ext.convert import convert
+from conversion_ext.distributed import gathered
 from conversion_ext.errors import CalibrationError, require
 from conversion_ext.neurons import IF, BurstIF, Neuron, SignedIF
 from conversion_ext.nn.root import Root
@@ -81,7 +82,8 @@ def tune(
     neither) and the start of the readout (0, T/4, T/2) are compared on every fourth calibration sample, the others
     calibrate; then the best recipe is given all of them. With labels, (input, target) batches, accuracy decides,
     otherwise agreement with the ANN; of equals the simpler. ``family``: "binary", "signed" or "multi-level".
-    ``budget``: seconds after which no new candidate is begun (at least one is tried).
+    ``budget``: seconds after which no new candidate is begun (at least one is tried). Several processes give a part of
+    the data each, and choose the same.
 
     Raises ValueError for an unknown family or budget, CalibrationError where fewer than 8 samples are given.
     """
@@ -91,18 +93,19 @@ def tune(
     require(budget is None or budget > 0, f"budget={budget!r}: give seconds > 0, or None for no limit.")
     parts = [_split(batch, forward) for batch in batches(calibration)]
     fitted, judges = [fit for fit, _ in parts if len(fit[0])], [judge for _, judge in parts if len(judge[0][0])]
-    samples = sum(len(inputs[0]) for inputs, _ in judges)
+    samples = sum(gathered(sum(len(inputs[0]) for inputs, _ in judges)))
     require(
         samples >= 2,
         f"The calibration data holds {samples} samples beside those that calibrate; give at least 8 to choose from.",
         CalibrationError,
     )
-    labelled = all(target is not None for _, target in judges)
+    labelled = all(gathered(all(target is not None for _, target in judges)))
     wanted = [target if labelled else _decided(ann, inputs) for inputs, target in judges]
     began, candidates = time.monotonic(), list[Candidate]()
     options: dict[str, Any] = {"T": T, "backend": backend, "forward": _call, "progress": progress}
     for recipe in _recipes(NEURONS[Family(family)]):
-        if candidates and budget is not None and time.monotonic() - began > budget:
+        late = budget is not None and time.monotonic() - began > budget
+        if candidates and any(gathered(late)):
             break
         start = time.monotonic()
         snn = convert(ann, fitted, recipe=recipe, **options)
@@ -112,8 +115,9 @@ def tune(
                 run = simulate(snn, inputs, T, readout=readout, at=(T,))
                 right += int((run.output.argmax(1) == target).sum())
                 steps = run.latency_steps
+            score, steps = sum(gathered(right)) / samples, max(gathered(steps))
             seconds = time.monotonic() - start
-            candidates.append(Candidate(replace(recipe, readout=readout), right / samples, steps, seconds))
+            candidates.append(Candidate(replace(recipe, readout=readout), score, steps, seconds))
     best = max(candidates, key=lambda candidate: candidate.score)  # the first of equals
     everything = [call_inputs(batch, forward) for batch in batches(calibration)]
     snn = convert(ann, everything, recipe=best.recipe, **options)

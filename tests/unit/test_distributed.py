@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import time
@@ -13,6 +14,8 @@ import torch
 
 import conversion_ext as cx
 from conversion_ext.calibration import Calibration, calibrate
+from conversion_ext.tuners.shelf import Shelf
+from conversion_ext.tuners.total import total
 from tests import processes
 from tests.processes import NETWORKS, NORMALIZERS, PARTS, data
 
@@ -69,10 +72,38 @@ def test_several_processes_tune_to_what_one_finds(tmp_path):
     (alone,) = together(1, "tuned", tmp_path)
     for number in (2, 3):
         for found in together(number, "tuned", tmp_path):
-            assert found.keys() == alone.keys()
-            for case, state in alone.items():
+            assert found.pop("chosen") == alone["chosen"]
+            for case, state in found.items():
+                assert state.keys() == alone[case].keys()
                 for key, value in state.items():
-                    assert torch.equal(found[case][key], value), f"{number} processes, {case}, {key}"
+                    assert torch.equal(alone[case][key], value), f"{number} processes, {case}, {key}"
+
+
+def test_sums_are_exact_to_float64_and_the_same_in_any_order():
+    """Against fsum, which rounds once; magnitudes over eighteen octaves, among which adding floats depends on order."""
+    generator = torch.Generator().manual_seed(0)
+    terms = torch.randn(40, 3, generator=generator, dtype=torch.float64)
+    terms = terms * 2.0 ** torch.randint(-9, 9, (40, 3), generator=generator)
+    sums = []
+    for order in (range(40), range(39, -1, -1), torch.randperm(40, generator=generator).tolist()):
+        with Shelf(budget=200) as shelf:
+            sums.append(total(((terms[i], torch.tensor(1)) for i in order), shelf, torch.device("cpu")))
+            assert len(shelf) == 0
+        assert torch.equal(sums[0][0], sums[-1][0])
+        assert sums[-1][1] == 40
+    assert sums[0][0].tolist() == pytest.approx([math.fsum(column) for column in terms.T.tolist()], rel=0, abs=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("terms", "said"),
+    [
+        ([torch.ones(2), torch.tensor([1.0, torch.nan])], "NaN or infinite"),
+        ([torch.ones(2), torch.ones(3)], "one size"),
+    ],
+)
+def test_sums_that_cannot_be_are_refused(terms, said):
+    with Shelf() as shelf, pytest.raises(cx.CalibrationError, match=said):
+        total(((term,) for term in terms), shelf, torch.device("cpu"))
 
 
 def test_tuning_ends_where_a_process_dies(tmp_path):
