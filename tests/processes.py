@@ -9,14 +9,16 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
 
 import conversion_ext as cx
+from conversion_ext.backends import available
 from conversion_ext.tuners import walk, weight_compensation
 from tests import zoo
 from tests.live import live_inputs, make_live
@@ -39,6 +41,10 @@ TUNERS = {
         cx.BiasCorrection(per_step=True, iterations=1),
     ),
 }
+
+TRAININGS: dict[str, dict[str, Any]] = {
+    "through time": {}, "online": {"gradient": "online"}, "normalized": {"normalize": True},
+}  # fmt: skip
 
 
 def data(name: str) -> tuple[Any, list[tuple[Any, Any]]]:
@@ -79,6 +85,62 @@ def tuned(rank: int, processes: int) -> dict[str, Any]:
         found[name] = {key: value for key, value in snn.state_dict().items() if isinstance(value, Tensor)}
     chosen = cx.tune(ann, mine, 4, budget=1e-9, backend="reference", progress=False)
     found["chosen"] = [(c.recipe, c.score, c.latency_steps) for c in chosen.candidates], chosen.samples
+    return found
+
+
+@dataclass(frozen=True)
+class Watched(cx.training.ThroughTime):
+    """Back-propagation through time that notes the types of what is sent and of membranes."""
+
+    noted: set[tuple[torch.dtype, torch.dtype | None]] = field(default_factory=set)
+
+    def losses(self, network: Any, student: Any, batch: Any, objective: Any) -> Any:
+        """Yield the loss."""
+
+        def note(site: Any, args: Any, sent: Tensor) -> None:
+            self.noted.add((sent.dtype, site.potential.dtype))
+
+        hooks = [site.register_forward_hook(note) for site in student.snn.sites().values()]
+        yield from super().losses(network, student, batch, objective)
+        for hook in hooks:
+            hook.remove()
+
+
+def narrow(rank: int, processes: int) -> dict[str, Any]:
+    """Return what training in bfloat16 makes in each framework, and the types of what is sent and of membranes."""
+    found: dict[str, Any] = {}
+    for backend in available():
+        watched = Watched()
+        found |= trained(rank, processes, "bf16", backend, {backend: {"gradient": watched}})
+        found[f"{backend} types"] = watched.noted
+    return found
+
+
+def trained(
+    rank: int, processes: int, precision: str = "no", backend: str = "reference", trainings: Any = None
+) -> dict[str, Any]:
+    """Return what training on this process's part of every batch makes; process 0 alone can write the checkpoint."""
+    import accelerate
+
+    # What torchrun tells; the group exists already, so that nothing is opened at this port.
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500", "LOCAL_WORLD_SIZE": str(processes)}
+    ann, _ = data("residual")
+    x = live_inputs(ann, *zoo.IMAGE, samples=64, seed=3)
+    y = (ann(x).argmax(1) + 1) % 5
+    snn = cx.convert(ann, x[rank:32:processes], recipe=cx.Recipe(), T=3, backend=backend, progress=False)
+    mine = slice(rank * 8 // processes, (rank + 1) * 8 // processes)
+    batches = [(x[i : i + 8][mine], y[i : i + 8][mine]) for i in range(0, 64, 8)]
+    found: dict[str, Any] = {}
+    for name, options in (trainings or TRAININGS).items():
+        accelerator = accelerate.Accelerator(cpu=True, mixed_precision=precision)
+        path = Path(os.environ["CHECKPOINTS"]) / f"{name} {processes}.pt" if rank == 0 else Path("/nowhere/at all")
+        result = cx.finetune(
+            snn, batches[:6], validation=batches[6:], T=3, epochs=2, accelerator=accelerator, checkpoint=path,
+            optimizer="sgd", rate=0.02, progress=False, **options,
+        )  # fmt: skip
+        found[name] = result.history, result.best, dict(result.snn.named_parameters())
+        accelerator.free_memory()
     return found
 
 
@@ -129,7 +191,9 @@ def death(rank: int, processes: int) -> str:
     return "nothing"
 
 
-JOBS: dict[str, Callable[[int, int], Any]] = {"results": results, "tuned": tuned, "troubles": troubles, "death": death}
+JOBS: dict[str, Callable[[int, int], Any]] = {
+    "results": results, "tuned": tuned, "trained": trained, "narrow": narrow, "troubles": troubles, "death": death,
+}  # fmt: skip
 
 
 def main(file: str, rank: str, processes: str, job: str, output: str) -> None:
@@ -140,7 +204,7 @@ def main(file: str, rank: str, processes: str, job: str, output: str) -> None:
         "gloo", f"file://{file}", timedelta(seconds=20), world_size=int(processes), rank=int(rank)
     )
     torch.save(JOBS[job](int(rank), int(processes)), output)
-    if job in ("results", "tuned"):
+    if job not in ("troubles", "death"):
         distributed.destroy_process_group()
     os._exit(0)  # at once: a group with a dead member waits for it
 

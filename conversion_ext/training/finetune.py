@@ -6,13 +6,14 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from conversion_ext.batches import check_inputs
-from conversion_ext.errors import require
+from conversion_ext.distributed import all_or_none
+from conversion_ext.errors import CalibrationError, require
 from conversion_ext.fold import folded
 from conversion_ext.neurons import Heaviside
 from conversion_ext.nn.root import Root, reset
@@ -91,8 +92,9 @@ def finetune(
     folds it into them when they have; ``fold`` then folds thresholds into the weights. ``optimizer``: "adamw", "sgd" or
     a function of parameters; ``rate``, the largest, falls along a cosine. Training goes on from ``checkpoint``, if
     there is such a file, and ends as if never interrupted. ``accelerator``: an ``accelerate.Accelerator`` for devices,
-    mixed precision and several processes, each with its own part of the data. ``snn`` is not changed; what it has
-    frozen stays as it is.
+    several processes, each with its own part of the data, and mixed precision: weights and membranes stay float32,
+    spikes have the type of the currents, and epochs are judged in float32. ``snn`` is not changed; what it has frozen
+    stays as it is.
 
     Raises ValueError for arguments that do not fit, CalibrationError for data that cannot be used.
     """
@@ -115,8 +117,8 @@ def finetune(
     require(bool(parameters), "Nothing of this network is to be learned: its parameters are all frozen.")
     device = parameters[0].device
     mechanics = mechanics_of(accelerator, device)
-    data, judges = divide(loader, validation, seed)
-    example = _example(judges, student, device)
+    data, judges = all_or_none(lambda: divide(loader, validation, seed))
+    example = all_or_none(lambda: _example(judges, student, device))
     if normalize:
         block = snn.conversion.recipe.block_of(T)
         batch = Presentation(student.snn, example, T, block, torch.Generator().manual_seed(0))
@@ -133,7 +135,9 @@ def finetune(
 
 def _example(judges: Any, student: Student, device: torch.device) -> tuple[Any, ...]:
     """Return the inputs of a batch that is not learned from."""
-    x, _ = next(iter(Placed(judges, device)))
+    first = next(iter(Placed(judges, device)), None)
+    require(first is not None, "validation holds no batch; give at least one, in every process.", CalibrationError)
+    x, _ = cast(Any, first)
     inputs = x if isinstance(x, tuple) else (x,)
     check_inputs(inputs, student, "The first batch of validation")
     return inputs

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from conversion_ext.batches import check_inputs
-from conversion_ext.distributed import gathered
+from conversion_ext.distributed import added, all_or_none, gathered, processes, rank
 from conversion_ext.evaluate import evaluate
 from conversion_ext.nn.root import Root, reset
 from conversion_ext.training.gradients import Gradient, Objective, Presentation
@@ -112,7 +112,8 @@ class Loop:
             "gradient": repr(self.rule), "learning rate": self.peaks,
             "network": hashlib.sha256(start).hexdigest(),
         }  # fmt: skip
-        state = load_checkpoint(path, self.facts)
+        # One process writes it, and it may lie where the others do not see it.
+        (state, *_) = gathered(all_or_none(lambda: load_checkpoint(path, self.facts) if rank() == 0 else None))
         if state is not None:
             give_back(self.student.snn, state["student"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -156,6 +157,7 @@ class Loop:
 
     def judge(self, loss: float, seconds: float) -> None:
         """Add an epoch to the history, and keep what it learned if it is the best."""
+        self.student.agree()
         learned = self.student.learned() if self.number else {}  # folding BatchNorm rounds
         give_back(self.judged, learned)
         found = evaluate(self.judged, self.judges, self.T, at=(self.T,), progress=False)
@@ -195,18 +197,19 @@ class Loop:
         factor = _schedule((self.number * self.steps + index) / (self.epochs * self.steps))
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
-        noise = torch.Generator().manual_seed(_seed(self.seed, self.number * self.steps + index))
+        place = self.number * self.steps + index
+        noise = torch.Generator().manual_seed(_seed(self.seed, place * processes() + rank()))
         batch = Presentation(self.student.snn, inputs, self.T, self.block, noise)
         reset(self.student.snn)
         self.optimizer.zero_grad()
-        total = 0.0
+        total = torch.zeros((), device=self.mechanics.device)
         for loss in self.rule.losses(self.network, self.student, batch, self.terms.of(inputs, target)):
             self.mechanics.backward(loss)
-            total += loss.item()
+            total += loss.detach()
         self.mechanics.clip_grad_norm_(self.network.parameters(), CLIP)
         self.optimizer.step()
         self.student.constrain()
-        self.loss += total
+        self.loss += float(added(total)) / processes()  # of all, so that they stop together
 
 
 def _schedule(progress: float) -> float:

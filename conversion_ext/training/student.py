@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from conversion_ext import graph
+from conversion_ext.distributed import added, processes
 from conversion_ext.errors import require
 from conversion_ext.neurons import Heaviside
 from conversion_ext.nn.root import Memories, Root, reset, unfold_time
@@ -90,6 +91,13 @@ class Student(nn.Module):
                 own = module.named_parameters(path, recurse=False)
                 found |= {name: p.detach().clone() for name, p in own if p.requires_grad}
         return found | normalized
+
+    def agree(self) -> None:
+        """Take the means over all processes of what their own batches told BatchNorm."""
+        for module in self.snn.modules():
+            if isinstance(module, Normalized):
+                for statistic in module.buffers(recurse=False):
+                    statistic.copy_(added(statistic.clone()) / processes())
 
     def constrain(self) -> None:
         """Keep thresholds positive."""

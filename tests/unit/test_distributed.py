@@ -13,11 +13,12 @@ import pytest
 import torch
 
 import conversion_ext as cx
+from conversion_ext.backends import available
 from conversion_ext.calibration import Calibration, calibrate
 from conversion_ext.tuners.shelf import Shelf
 from conversion_ext.tuners.total import total
 from tests import processes
-from tests.processes import NETWORKS, NORMALIZERS, PARTS, data
+from tests.processes import NETWORKS, NORMALIZERS, PARTS, TRAININGS, data
 
 pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
 ROOT = Path(__file__).parents[2]
@@ -104,6 +105,47 @@ def test_sums_are_exact_to_float64_and_the_same_in_any_order():
 def test_sums_that_cannot_be_are_refused(terms, said):
     with Shelf() as shelf, pytest.raises(cx.CalibrationError, match=said):
         total(((term,) for term in terms), shelf, torch.device("cpu"))
+
+
+def test_several_processes_train_what_one_trains(tmp_path, monkeypatch):
+    """Two with half of every batch each: the mean loss of the whole, its gradient, and the same network in both."""
+    pytest.importorskip("accelerate")
+    monkeypatch.setenv("CHECKPOINTS", str(tmp_path))
+    (alone,), both = together(1, "trained", tmp_path), together(2, "trained", tmp_path)
+    for name in TRAININGS:
+        history, best, network = agreed(both, name)
+        assert torch.load(tmp_path / f"{name} 2.pt", weights_only=True)["number"] == 2
+        if name != "normalized":  # BatchNorm sees the batch of its own process
+            expected, chosen, whole = alone[name]
+            assert best == chosen
+            assert [e.accuracy for e in history] == [e.accuracy for e in expected]
+            assert [e.loss for e in history[1:]] == pytest.approx([e.loss for e in expected[1:]], rel=1e-5)
+            for key, value in network.items():
+                torch.testing.assert_close(value, whole[key], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_bfloat16_leaves_weights_and_membranes_as_they_were(tmp_path, monkeypatch):
+    pytest.importorskip("accelerate")
+    monkeypatch.setenv("CHECKPOINTS", str(tmp_path))
+    both = together(2, "narrow", tmp_path)
+    for backend in available():
+        _, _, network = agreed(both, backend)
+        assert {value.dtype for value in network.values()} == {torch.float32}
+        spikes, membranes = (set(types) for types in zip(*both[0][f"{backend} types"], strict=True))
+        assert membranes == {torch.float32}
+        assert torch.bfloat16 in spikes
+
+
+def agreed(both: list[Any], name: str) -> Any:
+    """Return what a training made, the same in both processes; its loss fell."""
+    (history, best, network), (other, same, twin) = (found[name] for found in both)
+    assert [(e.loss, e.accuracy) for e in history[1:]] == [(e.loss, e.accuracy) for e in other[1:]]
+    assert (history[0].accuracy, best) == (other[0].accuracy, same)
+    assert history[2].loss < history[1].loss < math.inf
+    for key, value in network.items():
+        assert torch.equal(value, twin[key]), f"{name} {key}"
+    return history, best, network
 
 
 def test_tuning_ends_where_a_process_dies(tmp_path):
