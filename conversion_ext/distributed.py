@@ -9,7 +9,7 @@ from torch import Tensor, distributed
 
 from conversion_ext.errors import ConversionError
 
-__all__ = ["added", "all_or_none", "gathered", "merged", "processes", "rank"]
+__all__ = ["added", "all_or_none", "gathered", "greatest", "merged", "processes", "rank"]
 
 Value = TypeVar("Value")
 
@@ -38,9 +38,12 @@ def gathered(value: Value) -> list[Value]:
 
 def added(value: Tensor) -> Tensor:
     """Return the sum of ``value`` over all processes; all of them must call this, with equal shapes."""
-    if processes() > 1:
-        _together(lambda: distributed.all_reduce(value))
-    return value
+    return _reduced(value, "SUM")
+
+
+def greatest(value: Tensor) -> Tensor:
+    """Return the maximum of each entry of ``value`` over all processes, as ``added`` does with sums."""
+    return _reduced(value, "MAX")
 
 
 def merged(value: Value) -> Value:
@@ -67,6 +70,12 @@ def all_or_none(action: Callable[[], Value]) -> Value:
         if message is not None:
             raise ConversionError(f"Process {number} of {len(messages)} failed: {message}")
     return result  # type: ignore[return-value]
+
+
+def _reduced(value: Tensor, operation: str) -> Tensor:
+    if processes() > 1:
+        _together(lambda: distributed.all_reduce(value, getattr(distributed.ReduceOp, operation)))
+    return value
 
 
 def _together(action: Callable[[], object]) -> None:

@@ -32,16 +32,13 @@ NORMALIZERS = {
     "gaussian_mse": cx.normalizers.GaussianMSE(),
 }
 NETWORKS = ("residual", "gated")
-TUNERS = {
-    "sums": (cx.WeightCompensation(), cx.tuners.InitialPotential(), cx.BiasCorrection()),
-    "steps": (
-        cx.tuners.WeightCalibration(steps=6),
-        cx.tuners.InitialPotential(granularity=cx.tuners.PerNeuron()),
-        cx.tuners.Compensation(),
-        cx.BiasCorrection(per_step=True, iterations=1),
-    ),
-}
-
+TUNERS = (
+    cx.tuners.WeightCalibration(steps=4),
+    cx.WeightCompensation(),
+    cx.tuners.InitialPotential(granularity=cx.tuners.PerNeuron()),
+    cx.tuners.Compensation(),
+    cx.BiasCorrection(per_step=True, iterations=1),
+)
 TRAININGS: dict[str, dict[str, Any]] = {
     "through time": {}, "online": {"gradient": "online"}, "normalized": {"normalize": True},
 }  # fmt: skip
@@ -74,15 +71,13 @@ def results(rank: int, processes: int) -> dict[str, Any]:
 
 def tuned(rank: int, processes: int) -> dict[str, Any]:
     """Return all weights, biases, gains, potentials and thresholds that tuners find."""
-    found: dict[str, Any] = {}
     # Batches fall into parts, and of each layer not all positions are looked at.
     walk.ROWS, weight_compensation.ROWS, weight_compensation.ROWS_PER_FEATURE = 32, 300, 2
     ann, batches = data("residual")
     mine = [batches[index] for index in PARTS[processes][rank]]
-    for name, tuners in TUNERS.items():
-        recipe = cx.Recipe(cx.MeanSquaredError(), cx.IF(v_init=0.25), tuners=tuners)
-        snn = cx.convert(ann, mine, recipe=recipe, T=8, backend="reference", fold=False, progress=False)
-        found[name] = {key: value for key, value in snn.state_dict().items() if isinstance(value, Tensor)}
+    recipe = cx.Recipe(cx.MeanSquaredError(), cx.IF(v_init=0.25), tuners=TUNERS)
+    snn = cx.convert(ann, mine, recipe=recipe, T=8, backend="reference", fold=False, progress=False)
+    found: dict[str, Any] = {key: value for key, value in snn.state_dict().items() if isinstance(value, Tensor)}
     chosen = cx.tune(ann, mine, 4, budget=1e-9, backend="reference", progress=False)
     found["chosen"] = [(c.recipe, c.score, c.latency_steps) for c in chosen.candidates], chosen.samples
     return found
