@@ -206,17 +206,19 @@ class IntegerNeurons:
     bias: Tensor
 
 
-def parameters(snn: Root) -> dict[str, IntegerLayer | IntegerNeurons]:
-    """Return {key: integers} of every weight layer, scale and site of what ``integers`` made, in graph order."""
+def parameters(snn: Root) -> dict[str, IntegerLayer | IntegerNeurons | IntegerInput]:
+    """Return {key: integers} of every input, weight layer, scale and site of what ``integers`` made, in graph order."""
     require(snn.record.widths is not None, "snn is not in integers; pass what integers() returned.")
-    found: dict[str, IntegerLayer | IntegerNeurons] = {}
+    found: dict[str, IntegerLayer | IntegerNeurons | IntegerInput] = {}
     for node in snn.body.graph.nodes:
         module: Any = graph.module_of(snn.body, node)
-        if isinstance(module, SpikingSite):
+        if isinstance(module, IntegerInput):
+            found[module.key] = module
+        elif isinstance(module, SpikingSite):
             stepping: Any = module.stepping
             start, bias = (_int(v * stepping.threshold) for v in (module.v_init, module.bias / module.threshold))
             found[module.key] = IntegerNeurons(stepping.threshold, stepping.bits, start, bias)
-        elif "weight_exponent" in dict(module.named_buffers()) if module is not None else False:
+        elif hasattr(module, "weight_exponent"):
             found[graph.key_of(node)] = _layer(module)
     return found
 

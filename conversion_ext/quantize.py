@@ -34,7 +34,7 @@ ADAPTIVE = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 MEANS, SUMS = (torch.mean, "mean"), (torch.sum, "sum")
 NEURONS = (IF, SignedIF, BurstIF, SignedEncoder)  # they add, compare and subtract
 FINER = 4  # bits by which what one input adds to a current may be finer than a potential
-BIAS = 22  # bits of the largest bias: a weight is no finer than that allows
+BIAS = 22  # bits of the largest bias, and of what an accumulator reaches for its sake
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,10 @@ def _synapse(meaning: Synapse, call: Call, grids: Sequence[Any], widths: Widths)
     exponent = k.reshape(bound.shape) + grid.exponent.amax()
     layer.register_buffer("weight_exponent", k.to(layer.weight))
     if layer.bias is not None:
-        exponent = exponent.clamp_min(widths.exponent)  # a bias is a current, as fine as a potential
-        bias = _fixed(layer.bias.double().cpu().reshape(bound.shape), exponent)
+        bias = layer.bias.double().cpu().reshape(bound.shape)
+        fits = torch.floor(BIAS - (bound + bias.abs()).log2())
+        exponent = torch.maximum(exponent, fits.clamp_max(widths.exponent))  # a bias is as fine as a potential
+        bias = _fixed(bias, exponent)
         bound = bound + bias.abs()
         layer.bias = _like(bias.reshape(-1), layer.bias)
         layer.register_buffer("bias_exponent", exponent.reshape(-1).to(layer.weight))
@@ -166,7 +168,8 @@ def _site(meaning: Spiking, call: Call, grids: Sequence[Any], widths: Widths) ->
     site.v_init = _fixed(site.v_init, widths.exponent)
     if site.bias.dim():
         site.bias = _fixed(site.bias / site.threshold, widths.exponent) * site.threshold
-    site.stepping = IntegerStepping(site.key, widths.exponent, widths.state, widths.saturate)
+    finest = int(grids[0].exponent.amax())
+    site.stepping = IntegerStepping(site.key, widths.exponent, finest, widths.state, widths.saturate)
     one = ones(call.out_shape)
     return Grid(0 * one, site.spec.levels * one), site
 

@@ -49,14 +49,16 @@ class IntegerInput(nn.Module):
 class IntegerStepping(Stepping):
     """Keep potentials integers of ``bits`` bits, where the threshold is ``2^exponent``.
 
-    Currents are rounded to integers, halves up, as an adder and a shift do. An addition that leaves the width raises
-    StateError, or with ``saturate`` stops at its end, ``v + z <- clamp(v + z)``, and is counted in ``overflows``. The
-    neurons are those of the framework, with threshold 1: all that they are given, hold and compare are multiples of
-    ``2^-exponent``, which floating point adds without error.
+    Currents, multiples of ``2^-finest`` thresholds, are rounded to integers, halves up, as an adder and a shift do. An
+    addition that leaves the width raises StateError, or with ``saturate`` stops at its end, ``v + z <- clamp(v + z)``,
+    and is counted in ``overflows``. The neurons are those of the framework, with threshold 1: all that they are given,
+    hold and compare are multiples of ``2^-exponent``, which floating point adds without error.
     """
 
-    def __init__(self, key: str, exponent: int, bits: int, saturate: bool) -> None:
+    def __init__(self, key: str, exponent: int, finest: int, bits: int, saturate: bool) -> None:
         super().__init__()
+        # Half a unit of the currents more changes no exact sum, and forgives the last bit of one that is not.
+        self.offset = 0.5 + 2.0 ** -(max(finest - exponent, 1) + 1)
         self.key, self.exponent, self.bits, self.saturate = key, exponent, bits, saturate
         self.overflows = 0
 
@@ -68,7 +70,7 @@ class IntegerStepping(Stepping):
     def steps(self, neurons: Neurons, z_seq: Tensor) -> Tensor:
         """Return the spikes for z_seq [T, N, ...]."""
         constant = z_seq.stride(0) == 0  # one step, expanded
-        rounded = (z_seq[:1] if constant else z_seq).mul(self.threshold).add_(0.5).floor_().div_(self.threshold)
+        rounded = (z_seq[:1] if constant else z_seq).mul(self.threshold).add_(self.offset).floor_().div_(self.threshold)
         v = self._potential(neurons, rounded[0])
         # Where the sum of all magnitudes cannot leave the width, no step can, and all run at once.
         reach = rounded[0].abs() * len(z_seq) if constant else rounded.abs().sum(0)

@@ -1,4 +1,4 @@
-"""Accuracy in integers beside float32: ``python -m tests.benchmarks.integers [NETWORK ...] [--T 8 32]``.
+"""Accuracy in integers beside float32: ``python -m tests.benchmarks.integers [NETWORK ...] [--T 8 32] [--weight-bits 8 4]``.
 
 On the first 2,000 training images of Fashion-MNIST that were held out from training; 1,024 others calibrate. Rows are
 ``weight bits / state bits``; 32 bits of state run in float64.
@@ -24,6 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("networks", nargs="*", default=["vgg", "resnet20"])
     parser.add_argument("--T", type=int, nargs="+", default=[8, 32])
+    parser.add_argument("--weight-bits", type=int, nargs="+", default=[8, 4])
     parser.add_argument("--images", type=int, default=2000)
     arguments = parser.parse_args()
     images, labels = load("fashion-mnist").train.tensors
@@ -33,7 +34,7 @@ def main() -> None:
         for T in arguments.T:
             snn = cx.convert(trained(name), calibration, T=T, backend="reference", progress=False)
             print(f"| {name}, T={T} | float32 | {accuracy(snn, x, y, T):.2f} | - |", flush=True)
-            for weight, state in WIDTHS:
+            for weight, state in (widths for widths in WIDTHS if widths[0] in arguments.weight_bits):
                 whole = state > 24
                 dtype = torch.float64 if whole else torch.float32
                 net = snn.double() if whole else snn.float()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
-from typing import Any
+from fractions import Fraction
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,8 +17,9 @@ from torch import nn
 import conversion_ext as cx
 from conversion_ext.backends import available
 from conversion_ext.encoders import Poisson
-from conversion_ext.integer import integers, overflows, parameters
+from conversion_ext.integer import IntegerLayer, integers, overflows, parameters
 from conversion_ext.neurons import LIF, BurstIF
+from conversion_ext.nn.integer import IntegerStepping
 from tests import zoo
 from tests.live import live_inputs, make_live
 
@@ -120,7 +123,7 @@ class Oracle:
         before = self.count
         self.count = self.count + s
         s = windows(self.count) - windows(before)
-        (scale,) = set(self.p) - {"stem", "mid", "depthwise", "head", "relu1", "relu2", "relu3"}
+        (scale,) = set(self.p) - {"x", "stem", "mid", "depthwise", "head", "relu1", "relu2", "relu3"}
         s = self.fire("relu2", self.current("mid", s), self.current(scale, s))
         s = self.fire("relu3", self.current("depthwise", s, groups=4))
         y, k = self.current("head", s.sum((2, 3)))
@@ -141,9 +144,9 @@ def test_a_network_is_what_python_integers_compute(backend, weight_bits, state_b
     snn, x = block(backend)
     whole = integers(snn, x, weight_bits=weight_bits, state_bits=state_bits, overflow="saturate")
     oracle = Oracle(whole, x)
-    assert max(int(layer.weight.abs().max()) for layer in oracle.p.values() if hasattr(layer, "weight")) < (
-        2 ** (weight_bits - 1)
-    )
+    layers = [layer for layer in oracle.p.values() if isinstance(layer, IntegerLayer)]
+    assert max(int(layer.weight.abs().max()) for layer in layers) < 2 ** (weight_bits - 1)
+    assert (oracle.p["x"].low, oracle.p["x"].high, float(oracle.p["x"].unit)) == (0, 255, pytest.approx(1 / 255))
     found = cx.simulate(whole, x, 24, record=("potential",))
     expected = np.stack([oracle.step() for _ in range(24)])
     mean = np.cumsum(expected, 0) / np.arange(1, 25)[:, None, None]
@@ -238,6 +241,56 @@ def test_neurons_that_add_and_compare_are_integers(name, recipe, options):
     assert float((results[0].output - exact).norm() / exact.norm()) < 0.5
 
 
+def test_biases_of_sites_are_integers_too():
+    """Every step of every site in fractions, from the current before the bias: ties are rounded up, exactly."""
+    snn, x = small("chain", cx.Recipe(cx.Maximum(), tuners=(cx.BiasCorrection(),)), T=8)
+    whole = integers(snn, x, state_bits=12, overflow="saturate")
+    given: dict[str, list[torch.Tensor]] = {}
+    handles = [
+        site.register_forward_pre_hook(lambda m, args: given.setdefault(m.key, []).append(args[0].clone()))
+        for site in whole.sites().values()
+    ]
+    kept = cx.simulate(whole, x[:2], 6, record=("potential", "spikes"), time_chunk=1).recorded
+    assert not sum(overflows(whole).values())
+    rounded = biased = 0
+    for key, currents in given.items():
+        site: Any = parameters(whole)[key]
+        biased += bool(site.bias.any())
+        for c in range(currents[0].shape[1]):
+            v = [int(site.v_init.expand(site.bias.shape)[c])] * currents[0][:, c].numel()
+            for t, x_t in enumerate(currents):
+                for i, z in enumerate(x_t[:, c].flatten().tolist()):
+                    exact = (Fraction(z) + Fraction(int(site.bias[c]), site.threshold)) * site.threshold
+                    rounded += exact.denominator == 2 and bool(site.bias[c])
+                    v[i] += math.floor(exact + Fraction(1, 2))
+                    fires = v[i] >= site.threshold
+                    v[i] -= site.threshold * fires
+                assert kept["potential"][key][t][:, c].flatten().tolist() == [n / site.threshold for n in v]
+    assert biased >= 3
+    assert rounded > 100  # a half is common, and must not depend on the last bit of a bias
+    for handle in handles:
+        handle.remove()
+
+
+class Echo:
+    """Neurons at rest that return their currents."""
+
+    potential = torch.zeros(())
+
+    def run(self, z_seq: torch.Tensor) -> torch.Tensor:
+        return z_seq
+
+
+@pytest.mark.parametrize("finest", [2, 4, 5, 7])
+def test_currents_are_rounded_halves_up_whatever_their_last_bit(finest):
+    n = torch.arange(-300, 301)
+    exact = torch.tensor([math.floor(Fraction(k * 16, 2**finest) + Fraction(1, 2)) for k in n.tolist()]) / 16
+    for noise in (0.0, 1e-4, -1e-4):
+        stepping = IntegerStepping("site", 4, finest, 16, saturate=False)
+        z = (n + noise) * 2.0**-finest
+        assert torch.equal(stepping.steps(cast(Any, Echo()), z[None]), exact[None])
+
+
 def test_weights_are_the_nearest_integers_of_any_power_of_two():
     """Brute force over powers; biases are as fine as weights, or as a potential."""
     snn, x = small("regression")
@@ -277,6 +330,23 @@ def test_accumulators_that_do_not_fit_are_refused_before_any_run():
     with pytest.raises(cx.UnsupportedError, match=r"0: Linear can reach 2\d\.\d bits, and 23 .*snn.double"):
         integers(snn, x)
     integers(snn.double(), x.double(), state_bits=32)
+
+
+def test_a_bias_gives_way_where_many_spikes_meet():
+    """6,000 spikes could reach more than 23 bits in units of a potential, so the bias gets a coarser unit."""
+    torch.manual_seed(0)
+    ann = nn.Sequential(nn.Linear(4, 6000), nn.ReLU(), nn.Linear(6000, 2))
+    with torch.no_grad():
+        ann[2].weight.uniform_(-1, 1)
+    x = pixels(8, 4)
+    snn = cx.convert(
+        ann, x, recipe=cx.Recipe(cx.Maximum(granularity=cx.PerLayer())), backend="reference", progress=False
+    )
+    head: Any = parameters(integers(snn, x))["2"]
+    folded = snn.body.get_submodule("2")
+    assert int(head.weight.abs().sum(1).max()) < 2**20
+    assert (head.bias_exponent < 12).all()
+    torch.testing.assert_close(head.bias * 2.0**-head.bias_exponent, folded.bias.detach(), rtol=0, atol=2.0**-8)
 
 
 REFUSED = {
