@@ -42,7 +42,8 @@ def integers(
     """Return a copy of ``snn`` that computes in integers: weights, inputs, currents and potentials.
 
     Each is an integer times a power of two, which floating point adds without error, so that the neurons of every
-    framework, whose threshold is 1, compute the same integers, spike for spike. ``parameters`` lists them.
+    framework, whose threshold is 1, compute the same integers, spike for spike. ``parameters`` lists them. (That is
+    tested on CPUs; a GPU's TF32 or Winograd convolutions round, so turn them off there.)
 
     - Weights: integers of ``weight_bits`` bits times 2^-k, with the k per output channel that errs least.
     - Accumulators: 32 bits. The most that a sum can reach is known before any run, and refused if it is more, or more

@@ -1,4 +1,4 @@
-"""Accuracy in integers beside float32: ``python -m tests.benchmarks.integers [NETWORK ...] [--T 8 32] [--weight-bits 8 4]``.
+"""Accuracy in integers beside float32: ``python -m tests.benchmarks.integers [NETWORK ...] [--T 8] [--weight-bits 4]``.
 
 On the first 2,000 training images of Fashion-MNIST that were held out from training; 1,024 others calibrate. Rows are
 ``weight bits / state bits``; 32 bits of state run in float64.

@@ -394,6 +394,8 @@ def test_bad_arguments_are_answered_in_a_sentence():
         integers(whole, x)
     with pytest.raises(ValueError, match="not in integers"):
         parameters(snn)
+    with pytest.raises(ValueError, match="snn is in integers; fine-tune"):
+        cx.finetune(whole, [(x, torch.zeros(4, dtype=torch.long))], T=2, epochs=1, progress=False)
     for options in ({"weights": "int8"}, {"dtype": "bfloat16"}, {"block": 2}):
         with pytest.raises(ValueError, match=f"{next(iter(options))}="):
             cx.simulate(whole, x, 4, **options)
