@@ -109,6 +109,11 @@ class Conversion:
         return self._record.folded
 
     @property
+    def widths(self) -> Widths | None:
+        """The bits of a network in integers (``conversion_ext.integer``), None for one in floating point."""
+        return self._record.widths
+
+    @property
     def samples(self) -> int:
         """How many calibration samples were seen."""
         return self._record.samples

@@ -43,7 +43,7 @@ class Engine:
         compile: bool = False,  # noqa: A002
     ) -> None:
         require(
-            snn.record.widths is None or (dtype is None and weights is None),
+            snn.conversion.widths is None or (dtype is None and weights is None),
             "dtype= and weights= would round what is in integers already; leave them out.",
         )
         self.snn = snn

@@ -61,7 +61,7 @@ def integers(
         isinstance(snn, Root), f"snn is a {type(snn).__name__}; pass what conversion_ext.convert returned.", TypeError
     )
     require(snn.conversion.folded, "integers() needs thresholds within the weights; convert with fold=True.")
-    require(snn.record.widths is None, "snn is in integers already; pass the network from which they were made.")
+    require(snn.conversion.widths is None, "snn is in integers already; pass the network from which they were made.")
     require(overflow in ("refuse", "saturate"), f'overflow={overflow!r}: use "refuse" or "saturate".')
     for name, bits in (("weight", weight_bits), ("state", state_bits), ("input", input_bits)):
         whole = isinstance(bits, int) and not isinstance(bits, bool)
@@ -209,7 +209,7 @@ class IntegerNeurons:
 
 def parameters(snn: Root) -> dict[str, IntegerLayer | IntegerNeurons | IntegerInput]:
     """Return {key: integers} of every input, weight layer, scale and site of what ``integers`` made, in graph order."""
-    require(snn.record.widths is not None, "snn is not in integers; pass what integers() returned.")
+    require(snn.conversion.widths is not None, "snn is not in integers; pass what integers() returned.")
     found: dict[str, IntegerLayer | IntegerNeurons | IntegerInput] = {}
     for node in snn.body.graph.nodes:
         module: Any = graph.module_of(snn.body, node)

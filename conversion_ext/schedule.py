@@ -57,7 +57,7 @@ def schedule(
     recipe = snn.conversion.recipe
     K = recipe.block_of(T, block)
     require(
-        K == 1 or snn.record.widths is None,
+        K == 1 or snn.conversion.widths is None,
         f"block={K}: means of steps are no integers, which this network computes with; use block=1.",
     )
     wait = max((s.wait for s in steppings), default=0)

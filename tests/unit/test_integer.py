@@ -408,7 +408,7 @@ def test_it_is_a_converted_network_like_any_other(backend):
     whole = integers(snn, x)
     outputs = cx.simulate(whole, x, 10).outputs
     assert all(torch.equal(v, before[k]) for k, v in snn.state_dict().items() if isinstance(v, torch.Tensor))
-    assert snn.record.widths is None
+    assert snn.conversion.widths is None
     assert type(whole) is type(snn)
     for again in (copy.deepcopy(whole), pickle.loads(pickle.dumps(whole))):
         assert torch.equal(cx.simulate(again, x, 10).outputs, outputs)
