@@ -147,9 +147,7 @@ def check_trainable(snn: Root, learn: Sequence[str]) -> None:
     """Raise ValueError unless ``snn`` can be trained and has what is to be learned."""
     unknown = [kind for kind in learn if kind not in LEARN]
     require(bool(learn) and not unknown, f"learn={tuple(learn)!r}: name some of {', '.join(LEARN)}.")
-    require(
-        snn.conversion.widths is None, "snn is in integers; fine-tune the network they are from, then make them anew."
-    )
+    require(snn.conversion.widths is None, "snn is in integers; fine-tune the network that they are from.")
     pacing = next(
         (site.stepping for site in snn.sites().values() if type(site.stepping).steps is not Stepping.steps), None
     )
