@@ -122,7 +122,7 @@ class _Look(Tuner):
     found: dict[str, list[float]] = field(default_factory=dict)
 
     def tune_site(self, stop: SiteStop) -> None:
-        squares = torch.stack([_squares(stop, part) for part in stop.parts]).sum(0)
+        (squares,) = stop.total(lambda part: (_squares(stop, part),))
         self.found[stop.site.key] = (squares[1:] / squares[0]).sqrt().tolist()
 
 

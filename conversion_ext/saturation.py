@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from conversion_ext.batches import Forward, batches, call_inputs
+from conversion_ext.distributed import gathered
 from conversion_ext.errors import CalibrationError, require
 from conversion_ext.neurons import IF, SignedEncoder
 from conversion_ext.nn.root import Root, reset
@@ -68,11 +69,12 @@ def limits(snn: Root, data: Any, T: int, *, quantile: float = 0.99, forward: For
     """Return the clipped share of each site that a ``quantile`` of the samples, those of calibration, do not exceed.
 
     There, too, a little is clipped. ``limits(snn, calibration, T).outside(snn, x)`` tells which inputs lose more: they
-    lie outside the calibrated range, though what is decided on them may be right.
+    lie outside the calibrated range, though what is decided on them may be right. Of several processes each gives its
+    part of ``data``.
     """
     require(0 < quantile <= 1, f"quantile={quantile!r}: give a number in (0, 1].")
     found = clipped_share(snn, data, T, forward=forward)
-    return Limits(T, {key: float(share.quantile(quantile)) for key, share in found.items()})
+    return Limits(T, {key: float(torch.cat(gathered(share)).quantile(quantile)) for key, share in found.items()})
 
 
 def _debt(site: SpikingSite) -> Tensor:

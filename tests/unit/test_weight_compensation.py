@@ -70,6 +70,20 @@ def converted(ann, x, T, **options):
     return cx.convert(ann, list(x.split(16)), recipe=recipe, T=T, backend="reference", progress=False, fold=False)
 
 
+@pytest.mark.parametrize("size", [1e-12, 1.0, 1e12])
+def test_the_size_of_activations_does_not_matter(size):
+    """As in a network that was never trained; beside them stands the 1 that the bias reads."""
+    torch.manual_seed(0)
+    ann = nn.Sequential(nn.Linear(6, 8, bias=False), nn.ReLU(), nn.Linear(8, 3, bias=False))
+    x = torch.randn(160, 6)
+    expected = cx.simulate(converted(ann, x, 4), x, 4).output
+    with torch.no_grad():
+        ann[0].weight *= size
+        ann[2].weight /= size
+    found = cx.simulate(converted(ann, x, 4), x, 4).output
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("anchor", [0.0, 0.7])
 def test_the_last_layer_is_the_ridge_solution(anchor):
     """Solved by torch.linalg.lstsq on the stacked system, with the penalties as further rows."""
