@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import types
 import warnings
 from collections.abc import Callable
 
@@ -35,10 +36,10 @@ def advance_compiled(
         return advance(spec, x_seq, state, heaviside, in_place, count)
     currents, *flat = rows
     assert currents is not None
-    kernel, pieces = _kernel(spec, heaviside), list[Tensor]()
+    pieces = list[Tensor]()
     for piece in currents.split(PIECE):
         try:
-            pieces.append(kernel(piece, *flat))
+            pieces.append(_kernel(spec, heaviside, len(piece))(piece, *flat))
         except Exception as error:  # of many kinds: no compiler, no headers, no room for its files
             if pieces:
                 raise
@@ -53,10 +54,11 @@ _broken: list[Exception] = []
 
 
 @functools.cache
-def _kernel(spec: Neuron, heaviside: Heaviside) -> Kernel:
+def _kernel(spec: Neuron, heaviside: Heaviside, T: int) -> Kernel:
     def steps(currents: Tensor, *kept: Tensor) -> Tensor:
         *old, count = kept
-        state, total, spikes = tuple(old), count, list[Tensor]()
+        state, total = tuple(old), count
+        spikes: list[Tensor] = []  # a call of list[Tensor] would split the kernel in two
         for x in currents.unbind(0):
             s, state = spec.step(x.to(count.dtype), state, heaviside)
             spikes.append(s.to(x.dtype))
@@ -65,7 +67,9 @@ def _kernel(spec: Neuron, heaviside: Heaviside) -> Kernel:
             part.copy_(value)
         return torch.stack(spikes)
 
-    return torch.compile(steps, dynamic=True)
+    # torch gives up on code that it has compiled 8 times, and tells codes apart by identity: each kernel gets its own.
+    own = types.FunctionType(steps.__code__.replace(), globals(), steps.__name__, None, steps.__closure__)
+    return torch.compile(own, dynamic=True)
 
 
 def _row(x: Tensor, like: Tensor) -> Tensor | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -217,7 +218,8 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("make", [lambda f, dynamic: f, pytest.param(torch.compile, marks=pytest.mark.slow)],
+@pytest.mark.parametrize("make", [lambda f, dynamic: f,
+                                  pytest.param(partial(torch.compile, fullgraph=True), marks=pytest.mark.slow)],
                          ids=["traced", "compiled"])  # fmt: skip
 @pytest.mark.parametrize("spec", SPECS[:5], ids=repr)
 def test_compiled_neurons_are_the_others_bit_for_bit(spec, make, compiler):
@@ -240,6 +242,15 @@ def test_compiled_neurons_are_the_others_bit_for_bit(spec, make, compiler):
             assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
             assert torch.equal(counts[0], counts[1])
             assert torch.equal(counts[0], found[0][0].float().abs().sum(0))
+
+
+def test_every_number_of_steps_has_code_of_its_own(compiler):
+    """Torch runs code uncompiled after 8 versions of it, and a network at a few batch sizes has more."""
+    made = []
+    compiler(lambda function, dynamic: made.append(function) or function)
+    for T in (1, 2, 40):
+        compiled.advance_compiled(IF(), torch.rand(T, 3), (torch.zeros(3),), lambda z: (z >= 0).to(z.dtype))
+    assert len({id(function.__code__) for function in made}) == len(made) >= 4  # 1, 2, 16 and 8 steps
 
 
 def test_a_simulation_compiles_where_asked_and_goes_without_where_that_fails(compiler):
