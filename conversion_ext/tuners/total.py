@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,17 +12,18 @@ from conversion_ext.errors import CalibrationError, require
 from conversion_ext.statistics import power_of_two
 from conversion_ext.tuners.shelf import Shelf
 
-__all__ = ["total"]
+__all__ = ["peak", "total", "total_within"]
 
-BITS = 62  # of an int64 that the largest sum may take
+BITS = 53  # of a float64, all of which the largest sum may take
 
 
 def total(terms: Iterable[tuple[Tensor, ...]], shelf: Shelf, device: torch.device) -> tuple[Tensor, ...]:
     """Return the sums of the first, second, ... tensors of all ``terms`` of all processes, in float64.
 
-    Integers add up to the same in any order, floats do not: each entry is rounded to multiples of a power of two, the
-    smallest for which no sum of so many numbers of the size of its largest can overflow. That costs 2^-62 of the
-    largest sum possible, less than adding in float64 does. Raises CalibrationError where a term is NaN or infinite.
+    Adding floats depends on the order, unless nothing is rounded: each entry of a term is rounded to multiples of a
+    power of two, the smallest for which float64 holds every sum of so many numbers of the size of its largest. That
+    costs 2^-53 of the largest sum possible per term. Terms are kept until all have been seen: see ``total_within``.
+    Raises CalibrationError where a term is NaN or infinite.
     """
     count, shapes, largest = 0, set[tuple[torch.Size, ...]](), list[Tensor]()
     for count, term in enumerate(terms, start=1):
@@ -33,7 +34,6 @@ def total(terms: Iterable[tuple[Tensor, ...]], shelf: Shelf, device: torch.devic
         for place, value in enumerate(term):
             shelf["term", place, count] = value
     told = gathered((count, shapes))
-    bits = BITS - (sum(number for number, _ in told) - 1).bit_length()
     kinds = set[tuple[torch.Size, ...]]().union(*(there for _, there in told))
     require(
         len(kinds) == 1,
@@ -43,18 +43,42 @@ def total(terms: Iterable[tuple[Tensor, ...]], shelf: Shelf, device: torch.devic
     sums = []
     for place, shape in enumerate(kinds.pop()):
         most = greatest(largest[place] if largest else torch.zeros(shape, dtype=torch.float64, device=device))
-        require(
-            bool(torch.isfinite(most).all()),
-            "A tuner met values that are NaN or infinite on the calibration data; clean the data, or use a wider type.",
-            CalibrationError,
-        )
-        unit = power_of_two((bits - torch.frexp(most).exponent).clamp_max_(1000))
-        whole = torch.zeros(shape, dtype=torch.int64, device=device)
-        for index in range(1, count + 1):
-            whole += (shelf["term", place, index].to(device, torch.float64) * unit).round_().long()
-            shelf.pop(("term", place, index))
-        sums.append(added(whole).double() / unit)
+        sums.append(total_within(_taken(shelf, place, count), shape, most, sum(number for number, _ in told)))
     return tuple(sums)
+
+
+def total_within(terms: Iterable[Tensor], shape: Sequence[int], bound: Tensor, count: int) -> Tensor:
+    """Return the sum of all ``terms`` of all processes, in ``shape``, as ``total`` does, without keeping any.
+
+    ``bound`` (float64, broadcast) is not exceeded by an entry of a term, ``count`` is the most terms that there can be;
+    both are the same in all processes.
+    """
+    require(
+        bool(torch.isfinite(bound).all()),
+        "A tuner met values that are NaN or infinite on the calibration data; clean the data, or use a wider type.",
+        CalibrationError,
+    )
+    bits = max(2, (count - 1).bit_length())
+    # Adding a number and taking it away again rounds to multiples of its last bit.
+    shift = 1.5 * power_of_two((torch.frexp(bound).exponent + bits + 52 - BITS).clamp_min_(-960))
+    sums = bound.new_zeros(shape)
+    for term in terms:
+        sums += (term.to(bound) + shift).sub_(shift)
+    return added(sums)
+
+
+def peak(values: Iterable[Tensor], shape: Sequence[int], device: torch.device) -> Tensor:
+    """Return the largest absolute value of each entry over all ``values`` of all processes; infinite for NaN."""
+    most = torch.zeros(shape, dtype=torch.float64, device=device)
+    for value in values:
+        torch.maximum(most, _size(value).to(device), out=most)
+    return greatest(most)
+
+
+def _taken(shelf: Shelf, place: int, count: int) -> Iterable[Tensor]:
+    for index in range(1, count + 1):
+        yield shelf["term", place, index]
+        shelf.pop(("term", place, index))
 
 
 def _size(value: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from conversion_ext.operators.base import operator_of
 from conversion_ext.operators.synapse import Synapse
 from conversion_ext.tuners.base import Task, Tuner
 from conversion_ext.tuners.shelf import Shelf
-from conversion_ext.tuners.total import total
+from conversion_ext.tuners.total import peak, total, total_within
 from conversion_ext.types import Steps
 
 __all__ = ["SiteStop", "SynapseStop", "walk"]
@@ -97,6 +97,14 @@ class _Stop:
         """Return the sums of ``of(part)`` over the parts (or those given) of all processes, to the same bit in each."""
         chosen = self.parts if parts is None else parts
         return total((of(part) for part in chosen), self.pair.shelf, self.pair.device)
+
+    def total_within(self, of: Callable[[int], Tensor], shape: Sequence[int], bound: Tensor) -> Tensor:
+        """Return the sum of ``of(part)`` as ``total`` does, without keeping terms; ``bound`` no entry exceeds."""
+        return total_within(map(of, self.parts), shape, bound, self.count)
+
+    def peak(self, of: Callable[[int], Tensor], shape: Sequence[int]) -> Tensor:
+        """Return the largest absolute value of each entry of ``of(part)``, in ``shape``, in all processes."""
+        return peak(map(of, self.parts), shape, self.pair.device)
 
     def close(self) -> None:
         """Free what was kept for this stop alone."""

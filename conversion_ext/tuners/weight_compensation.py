@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from conversion_ext.errors import require
+from conversion_ext.statistics import power_of_two
 from conversion_ext.tuners.base import Tuner, register_tuner
 
 if TYPE_CHECKING:
@@ -109,11 +110,20 @@ class _Regression:
     def _gram(self, features: Callable[[int], Tensor]) -> Tensor:
         """Return the Gram matrices of the features of all parts, [groups, features + 1, features + 1]."""
 
-        def products(part: int) -> tuple[Tensor]:
-            x = features(part)
-            return (x.mT @ x,)
+        def norms(part: int) -> Tensor:
+            return torch.linalg.vector_norm(features(part), dim=1, dtype=torch.float64)
 
-        return self.stop.total(products)[0]
+        def product(part: int) -> Tensor:
+            x = features(part)
+            x = x * unit.to(x)
+            return x.mT @ x
+
+        width = self.start.shape[2]
+        longest = self.stop.peak(norms, (self.groups, width))
+        # Norms of 1 at most, and powers of two, which cost no bit: no product is larger than 1.
+        unit = power_of_two(-torch.frexp(longest.clamp(1e-30, 1e30)).exponent)[:, None]
+        gram = self.stop.total_within(product, (self.groups, width, width), (longest[:, None] * unit).amax())
+        return gram.div_(unit).div_(unit.mT)
 
     def _features(self, part: int) -> Tensor:
         return self.stop.kept("features", part, lambda: self._read(self.stop.mean_input(part), part))
