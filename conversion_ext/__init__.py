@@ -5,6 +5,7 @@ from __future__ import annotations
 from conversion_ext import backends, encoders, errors, neurons, nn, normalizers, readouts, recipes, training, tuners
 from conversion_ext.backends.base import register_backend
 from conversion_ext.check import check
+from conversion_ext.confidence import Confidence as Confidence
 from conversion_ext.conversion import Conversion
 from conversion_ext.convert import convert
 from conversion_ext.errors import (

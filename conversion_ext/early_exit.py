@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conversion_ext.cutoff import Cutoff
+from conversion_ext.confidence import Confidence
 from conversion_ext.engine import Decoder, Engine
 from conversion_ext.errors import require
 from conversion_ext.recorder import Recorder
@@ -20,7 +20,7 @@ SPARSE = 0.75
 
 
 def run_until_safe(
-    engine: Engine, inputs: tuple[Any, ...], T: int, recorder: Recorder, decoder: Decoder, rule: Cutoff
+    engine: Engine, inputs: tuple[Any, ...], T: int, recorder: Recorder, decoder: Decoder, rule: Confidence
 ) -> tuple[Tensor, Tensor]:
     """Return the output [N, classes] with which each sample was let go, and after how many steps [N].
 

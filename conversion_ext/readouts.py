@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from conversion_ext.cutoff import Cutoff
+from conversion_ext.confidence import Confidence
 from conversion_ext.delay import estimate_start
 from conversion_ext.errors import require
 from conversion_ext.nn.stateful import accumulate, state_dtype
 
 __all__ = [
-    "Cutoff",
+    "Confidence",
     "FirstSpike",
     "MeanOutput",
     "MembranePotential",

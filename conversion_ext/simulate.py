@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from conversion_ext.batches import check_inputs
-from conversion_ext.cutoff import Cutoff
+from conversion_ext.confidence import Confidence
 from conversion_ext.early_exit import run_until_safe
 from conversion_ext.encoders.base import encoded
 from conversion_ext.engine import Decoder, Engine, Reader
@@ -70,7 +70,7 @@ def simulate(
     time_chunk: int | None = None,
     block: int | None = None,
     reset: bool = True,
-    exit: Cutoff | None = None,  # noqa: A002
+    exit: Confidence | None = None,  # noqa: A002
     dtype: str | torch.dtype | None = None,
     weights: str | None = None,
     compile: bool = False,  # noqa: A002
@@ -88,7 +88,7 @@ def simulate(
     its current for K steps, so weight layers run T/K times and spike trains of other sites cannot be uneven within a
     block; outputs exist at block ends. K = T gives the :func:`twin`. A site starts K-1 steps after the one before it.
 
-    ``exit``: a rule such as ``readouts.Cutoff(12.0)`` lets go of every sample whose decision is safe; there is one
+    ``exit``: a rule such as ``readouts.Confidence(12.0)`` lets go of every sample whose decision is safe; there is one
     output then, that of the step at which each sample left.
 
     ``dtype="bfloat16"`` rounds the weights, and the currents that they emit, of all layers between the first spikes

@@ -34,7 +34,7 @@ from conversion_ext.bench import Run, forwards, loop, medians, ours
 from conversion_ext.check import prepare
 from conversion_ext.data import load
 from conversion_ext.nn.root import Root
-from conversion_ext.readouts import Cutoff
+from conversion_ext.readouts import Confidence
 from tests.benchmarks.train import HELD_OUT, trained
 
 NETWORKS = ("vgg", "resnet20", "resnet18")
@@ -71,7 +71,7 @@ def contenders(ann: nn.Module, snn: Root, x: Tensor, calibration: Tensor, T: int
     yield "snnTorch loop", loop(leaky(ann, x), x, T, snntorch.utils.reset)
 
 
-def prepared(snn: Root, x: Tensor, T: int, rule: Cutoff | None) -> Iterator[tuple[str, Run]]:
+def prepared(snn: Root, x: Tensor, T: int, rule: Confidence | None) -> Iterator[tuple[str, Run]]:
     """Yield (name, run) of simulations that take a first run to name: compiled, unless torch cannot, and an exit."""
 
     def run() -> None:
@@ -96,9 +96,9 @@ def convert(ann: nn.Module, images: Tensor | Sequence[Tensor]) -> Root:
     return cx.convert(ann, images, backend="spikingjelly", progress=False)
 
 
-def exit_rule(snn: Root, x: Tensor, y: Tensor, T: int) -> Cutoff:
+def exit_rule(snn: Root, x: Tensor, y: Tensor, T: int) -> Confidence:
     """Return the early exit that loses 0.1 points on images like ``x``."""
-    return Cutoff.calibrate(torch.cat([cx.simulate(snn, part, T).outputs for part in x.split(250)], 1), y)
+    return Confidence.calibrate(torch.cat([cx.simulate(snn, part, T).outputs for part in x.split(250)], 1), y)
 
 
 def _sequence(snn: nn.Module, x: Tensor, T: int) -> Run:

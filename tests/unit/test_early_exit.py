@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import conversion_ext as cx
 from conversion_ext.backends import available
-from conversion_ext.readouts import Cutoff
+from conversion_ext.readouts import Confidence
 from tests import zoo
 from tests.live import live_inputs, make_live
 
@@ -23,14 +23,14 @@ def network(name: str, backend: str = "reference"):
     return cx.convert(ann, x, backend=backend, progress=False), x
 
 
-def by_hand(outputs: Tensor, rule: Cutoff) -> list[int]:
+def by_hand(outputs: Tensor, rule: Confidence) -> list[int]:
     """Return the step at which each sample of outputs [T, N, classes] leaves, one after the other."""
     steps = []
     for series in outputs.unbind(1):
         left = len(series)
         for t in range(rule.every, len(series), rule.every):
             y = (t * series[t - 1]).sort(descending=True).values
-            if float(y[0] - y[1]) > rule.gap:
+            if float(y[0] - y[1]) > rule.threshold:
                 left = t
                 break
         steps.append(left)
@@ -44,7 +44,7 @@ def test_samples_get_what_they_would_have_got_in_a_full_simulation(name, backend
     snn, x = network(name, backend)
     full = cx.simulate(snn, x, 32, record=("spikes",))
     best = full.outputs.topk(2, 2).values[11]
-    rule = Cutoff(float(12 * (best[:, 0] - best[:, 1]).median()), every=every)
+    rule = Confidence(float(12 * (best[:, 0] - best[:, 1]).median()), every=every)
     result = cx.simulate(snn, x, 32, exit=rule)
     expected = by_hand(full.outputs, rule)
     assert result.steps is not None
@@ -66,7 +66,7 @@ def test_a_lead_beyond_what_neurons_can_owe_is_never_lost() -> None:
     snn = cx.convert(ann, x, recipe=cx.Recipe(cx.Maximum()), backend="reference", progress=False)
     weight = ann.state_dict()["2.weight"] * snn.conversion.thresholds["1"]
     owed = float((weight[:, None] - weight).abs().sum(2).max()) / 2
-    result = cx.simulate(snn, x, 400, exit=Cutoff(owed, every=1))
+    result = cx.simulate(snn, x, 400, exit=Confidence(owed, every=1))
     assert result.steps is not None
     safe = result.steps < 400
     assert safe.double().mean() > 0.9
@@ -81,7 +81,7 @@ def series(N: int, seed: int, T: int = 9) -> Tensor:
     return (means + noise).cumsum(0) / torch.arange(1, T + 1).view(-1, 1, 1)
 
 
-def lost(outputs: Tensor, target: Tensor, rule: Cutoff) -> Tensor:
+def lost(outputs: Tensor, target: Tensor, rule: Confidence) -> Tensor:
     """Return which samples are right after all steps and wrong when they are let go."""
     steps = rule.steps(outputs)
     early = outputs[steps - 1, torch.arange(len(steps))].argmax(1)
@@ -90,17 +90,17 @@ def lost(outputs: Tensor, target: Tensor, rule: Cutoff) -> Tensor:
 
 @pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize(("loss", "allowed"), [(0.01, 1), (0.05, 9), (0.2, 39)])
-def test_calibration_returns_the_smallest_gap_that_keeps_the_loss(loss: float, allowed: int, every: int) -> None:
+def test_calibration_returns_the_smallest_threshold_that_keeps_the_loss(loss: float, allowed: int, every: int) -> None:
     outputs = series(199, seed=1)
     target = torch.randint(3, (199,), generator=torch.Generator().manual_seed(2))
     target = torch.where(torch.arange(199) < 150, outputs[-1].argmax(1), target)
-    rule = Cutoff.calibrate(outputs, target, loss=loss, every=every)
+    rule = Confidence.calibrate(outputs, target, loss=loss, every=every)
     best = outputs.topk(2, 2).values
     gaps = ((best[..., 0] - best[..., 1]) * torch.arange(1, 10)[:, None]).flatten().sort(descending=True).values
     ever = torch.zeros(199, dtype=torch.bool)  # lost for some gap so far: a smaller one never counts as less of a risk
     for gap in gaps.tolist():
-        ever |= lost(outputs, target, Cutoff(gap, every))
-        if gap < rule.gap:
+        ever |= lost(outputs, target, Confidence(gap, every))
+        if gap < rule.threshold:
             break
         assert int(ever.sum()) <= allowed
     assert int(ever.sum()) == allowed + 1
@@ -112,7 +112,7 @@ def test_the_loss_holds_for_other_samples_on_average() -> None:
     for seed in range(800):
         outputs = series(N + 1, seed)
         target = outputs[-1].argmax(1)
-        rule = Cutoff.calibrate(outputs[:, :N], target[:N], loss=0.1, every=1)
+        rule = Confidence.calibrate(outputs[:, :N], target[:N], loss=0.1, every=1)
         losses.append(float(lost(outputs, target, rule)[N]))
         exceeded.append(float(lost(outputs, target, rule)[:N].double().mean()))
     error = 3 * (0.1 * 0.9 / len(losses)) ** 0.5
@@ -120,25 +120,27 @@ def test_the_loss_holds_for_other_samples_on_average() -> None:
     assert max(exceeded) <= 3 / N  # 0.1 of 40, less one
 
 
-@pytest.mark.parametrize("options", [{"gap": -1.0}, {"gap": "1"}, {"gap": 0.5, "every": 0}, {"gap": 1, "every": 1.5}])
+@pytest.mark.parametrize(
+    "options", [{"threshold": -1.0}, {"threshold": "1"}, {"threshold": 0.5, "every": 0}, {"threshold": 1, "every": 1.5}]
+)
 def test_refuses_what_is_no_rule(options) -> None:
-    with pytest.raises(ValueError, match=r"Cutoff\((gap|every)="):
-        Cutoff(**options)
+    with pytest.raises(ValueError, match=r"Confidence\((threshold|every)="):
+        Confidence(**options)
 
 
 def test_refuses_what_cannot_vouch() -> None:
     outputs = series(99, seed=0)
     with pytest.raises(ValueError, match=r"loss=0\.001\) with 99 samples: they can vouch for a loss of 0\.01"):
-        Cutoff.calibrate(outputs, outputs[-1].argmax(1))
+        Confidence.calibrate(outputs, outputs[-1].argmax(1))
     with pytest.raises(ValueError, match=r"outputs \[T, N, classes\]"):
-        Cutoff.calibrate(outputs[0], outputs[0].argmax(1))
-    assert Cutoff.calibrate(outputs, outputs[-1].argmax(1), loss=0.01).gap > 0
+        Confidence.calibrate(outputs[0], outputs[0].argmax(1))
+    assert Confidence.calibrate(outputs, outputs[-1].argmax(1), loss=0.01).threshold > 0
 
 
 def test_refuses_what_cannot_let_go():
     snn, x = network("chain")
     with pytest.raises(ValueError, match="exit= lets samples go"):
-        cx.simulate(snn, x, 8, exit=Cutoff(0.5), at=[4])
+        cx.simulate(snn, x, 8, exit=Confidence(0.5), at=[4])
     unet, images = network("unet")
     with pytest.raises(ValueError, match="exit= looks at class scores"):
-        cx.simulate(unet, images, 8, exit=Cutoff(0.5))
+        cx.simulate(unet, images, 8, exit=Confidence(0.5))

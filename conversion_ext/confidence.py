@@ -11,37 +11,38 @@ from torch import Tensor
 
 from conversion_ext.errors import CalibrationError, require
 
-__all__ = ["Cutoff"]
+__all__ = ["Confidence"]
 
 
 @dataclass(frozen=True)
-class Cutoff:
-    """Let go of a sample whose decision is safe: ``t (y_1 - y_2) > gap``; for ``simulate(..., exit=Cutoff(12.0))``.
+class Confidence:
+    """Let go of a sample whose decision is safe: ``t (y_1 - y_2) > threshold``.
 
-    y_1 and y_2 are the two largest of its decoded outputs [classes] after step t. With ``MeanOutput`` the left side is
+    For ``simulate(..., exit=Confidence(12.0))``. y_1 and y_2 are the two largest of its decoded outputs [classes] after step t. With ``MeanOutput`` the left side is
     by how much the first class leads in the sum of all outputs so far. That grows with t, while what a rate code owes
-    to the sum does not, so one number serves all t. It is looked at every ``every`` steps. What a gap costs is to be
+    to the sum does not, so one number serves all t. It is looked at every ``every`` steps. What it costs is to be
     measured: see :meth:`calibrate`.
 
     Reference: Wu et al., Frontiers in Neuroscience 2025 (Top-K cutoff).
     """
 
-    gap: float
+    threshold: float
     every: int = 2
 
     def __post_init__(self) -> None:
         require(
-            isinstance(self.gap, Real) and self.gap >= 0,
-            f"Cutoff(gap={self.gap!r}): give a number >= 0, in units of the output times steps; calibrate() finds one.",
+            isinstance(self.threshold, Real) and self.threshold >= 0,
+            f"Confidence(threshold={self.threshold!r}): give a number >= 0, in units of the output times steps; "
+            "calibrate() finds one.",
         )
         require(
             isinstance(self.every, int) and self.every >= 1,
-            f"Cutoff(every={self.every!r}): give a number of steps >= 1.",
+            f"Confidence(every={self.every!r}): give a number of steps >= 1.",
         )
 
     def done(self, output: Tensor, t: int) -> Tensor:
         """Return which samples [N] to let go after step ``t``, for their decoded ``output`` [N, classes]."""
-        return _lead(output, t) > self.gap
+        return _lead(output, t) > self.threshold
 
     def steps(self, outputs: Tensor) -> Tensor:
         """Return the steps [N] after which samples with ``outputs`` [T, N, classes] of steps 1 ... T are let go."""
@@ -52,35 +53,35 @@ class Cutoff:
 
     @classmethod
     def calibrate(cls, outputs: Tensor, target: Tensor, loss: float = 0.001, every: int = 2) -> Self:
-        """Return the smallest gap by which at most a share ``loss`` of samples lose a decision that T steps get right.
+        """Return the smallest threshold by which at most a share ``loss`` of samples lose a right decision of T steps.
 
         ``outputs`` [T, N, classes] of steps 1 ... T, as ``simulate(snn, x, T).outputs`` gives them, and ``target``
         [N] belong to data that neither trained nor calibrated the network; ``outputs[-1].argmax(1)`` in place of
         labels makes it the share of decisions changed. Decisions that leaving early puts right are not credited.
 
         Of these N samples ``loss (N + 1) - 1`` lose theirs at most, one less than the share, so that ``loss`` also
-        holds for other samples of the same distribution, whatever it is, on average over draws of both: the gap is the
-        k-th largest of those at which a sample leaves wrongly, and another sample's is larger with probability
+        holds for other samples of the same distribution, whatever it is, on average over draws of both: the threshold
+        is the k-th largest of those at which a sample leaves wrongly, and another sample's is larger with probability
         ``k / (N + 1)`` at most.
 
         Reference: Vovk, Gammerman, Shafer 2005 (the probability); Angelopoulos et al., ICLR 2024 (risks).
         """
         require(
             outputs.dim() == 3 and target.shape == outputs.shape[1:2] and 0 <= loss <= 1 and 1 <= every < len(outputs),
-            f"Cutoff.calibrate() takes outputs [T, N, classes], targets [N], a loss in [0, 1] and looks every 1 ... "
-            f"T-1 steps, got {list(outputs.shape)}, {list(target.shape)}, {loss!r} and {every!r}.",
+            f"Confidence.calibrate() takes outputs [T, N, classes], targets [N], a loss in [0, 1] and looks every 1 "
+            f"... T-1 steps, got {list(outputs.shape)}, {list(target.shape)}, {loss!r} and {every!r}.",
             CalibrationError,
         )
         N, share = len(target), loss * (len(target) + 1) + 1e-9
         require(
             share >= 1,
-            f"Cutoff.calibrate(loss={loss!r}) with {N} samples: they can vouch for a loss of {1 / (N + 1):.2g} at "
+            f"Confidence.calibrate(loss={loss!r}) with {N} samples: they can vouch for a loss of {1 / (N + 1):.2g} at "
             "best; give more of them, at least 1 / loss - 1, or a larger loss.",
             CalibrationError,
         )
         looks = torch.arange(every, len(outputs), every, device=outputs.device)
         leads, decided = _lead(outputs[looks - 1], looks[:, None]), outputs.argmax(2)
-        # A sample leaves with the decision of a look for some gap, if no look before shows a larger lead.
+        # A sample leaves with the decision of a look for some threshold, if no look before shows a larger lead.
         lost = (decided[looks - 1] != target) & (decided[-1] == target) & (leads == leads.cummax(0).values)
         fatal = torch.where(lost, leads, 0).amax(0).sort(descending=True).values
         return cls(float(fatal[min(int(share) - 1, N - 1)]), every)
