@@ -18,10 +18,10 @@ __all__ = ["Confidence"]
 class Confidence:
     """Let go of a sample whose decision is safe: ``t (y_1 - y_2) > threshold``.
 
-    For ``simulate(..., exit=Confidence(12.0))``. y_1 and y_2 are the two largest of its decoded outputs [classes] after step t. With ``MeanOutput`` the left side is
-    by how much the first class leads in the sum of all outputs so far. That grows with t, while what a rate code owes
-    to the sum does not, so one number serves all t. It is looked at every ``every`` steps. What it costs is to be
-    measured: see :meth:`calibrate`.
+    For ``simulate(..., exit=Confidence(12.0))``. y_1 and y_2 are the two largest of its decoded outputs [classes] after
+    step t. With ``MeanOutput`` the left side is by how much the first class leads in the sum of all outputs so far.
+    That grows with t, while what a rate code owes to the sum does not, so one number serves all t. It is looked at
+    every ``every`` steps. What it costs is to be measured: see :meth:`calibrate`.
 
     Reference: Wu et al., Frontiers in Neuroscience 2025 (Top-K cutoff).
     """
