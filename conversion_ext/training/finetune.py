@@ -29,6 +29,7 @@ from conversion_ext.training.terms import Distillation, RateDistillation
 __all__ = ["FinetuneResult", "finetune"]
 
 RATES = {"adamw": 1e-3, "sgd": 0.01}
+NORMALIZED = 3.0  # times as large a rate does best where BatchNorm stands behind the layers
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def finetune(
         batch = Presentation(student.snn, example, T, block, torch.Generator().manual_seed(0))
         student.normalize(*batch.steps(0, T // block, block))
     rule.prepare(student.snn)
-    own = _optimizer(optimizer, rate, weight_decay, student)
+    own = _optimizer(optimizer, rate, weight_decay, student, normalize)
     terms = _terms(loss, regularizers, said, teacher, student, mechanics.device)
     loop = Loop(snn, student, rule, terms, own, mechanics, data, judges, T, epochs, seed, progress)
     if checkpoint is not None:
@@ -200,7 +201,9 @@ def _result(snn: Root, loop: Loop, how: str, example: tuple[Any, ...] | None) ->
     return FinetuneResult(found, tuple(history), best, loop.samples)
 
 
-def _optimizer(choice: Any, rate: float | None, weight_decay: float, student: Student) -> torch.optim.Optimizer:
+def _optimizer(
+    choice: Any, rate: float | None, weight_decay: float, student: Student, normalize: bool
+) -> torch.optim.Optimizer:
     """Return the optimizer; decay pulls at weights only, towards 0, where thresholds and potentials do not belong."""
     learned = [p for p in student.parameters() if p.requires_grad]
     require(rate is None or rate > 0, f"rate={rate!r}: the learning rate is a positive number.")
@@ -222,7 +225,7 @@ def _optimizer(choice: Any, rate: float | None, weight_decay: float, student: St
         {"params": [p for p in learned if p.dim() <= 1], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    rate = RATES[choice] if rate is None else rate
+    rate = RATES[choice] * (NORMALIZED if normalize else 1.0) if rate is None else rate
     if choice == "adamw":
         return torch.optim.AdamW(groups, lr=rate)
     return torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True)

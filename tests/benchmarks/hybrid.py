@@ -3,11 +3,14 @@
 Networks trained on Fashion-MNIST (``train.py``), T = 1, 2, 4. Every route starts from the same trained ANN, except
 training from scratch, and sees ``--images`` training images once (0: all 55,000) in batches of 32, as they are:
 
-- ``converted``: the default recipe at T, calibrated on 1,024 images; nothing is trained;
-- ``bptt``, ``rate`` and every other name of a gradient: that, fine-tuned by ``cx.finetune`` with its defaults;
+- ``converted``, ``converted-signed``, ``converted-waiting``: the default recipe of binary spikes, of signed ones, or of
+  binary ones whose neurons wait for whole trains (``block=None``), for T and calibrated on 1,024 images, untrained;
+- ``bptt``, ``signed``, ``waiting``: those, fine-tuned by ``cx.finetune`` with BatchNorm while training and the ANN as
+  teacher (``TUNED``, found on held-out images); ``waiting``, which no time is left in, by ``gradient="rate"``;
+- ``rate`` and every other name of a gradient: as ``bptt``, by that gradient;
 - ``qcfs``: ReLUs become ``cx.nn.QCFS`` with T levels, the ANN is trained, then converted (Bu et al., 2022);
 - ``scratch``: the network with random weights, converted and then trained in the same way, but as suits a beginner:
-  with BatchNorm over samples and steps and ``SCRATCH``, the better of two learning rates.
+  without a teacher, and at ``SCRATCH``, the better of two learning rates.
 
 Guards judge by 2,000 of the last 5,000 training images, which nobody learns from; accuracy is that on all 5,000 of them
 or, with ``--test``, on the 10,000 test images. Seconds are of one CPU, preparation and guard included. A row is
@@ -24,6 +27,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +42,7 @@ from tests.benchmarks.networks import NETWORKS
 from tests.benchmarks.train import HELD_OUT, accuracy, trained
 
 BATCH, CALIBRATION, JUDGES = 32, 1024, 2000
+TUNED: dict[str, Any] = {"normalize": True}
 SCRATCH: dict[str, Any] = {"normalize": True, "rate": 1e-2}
 
 Score = Callable[[Tensor, Tensor], float]
@@ -71,9 +76,19 @@ def of_snn(snn: Any, T: int) -> Score:
     return score
 
 
-def converted(ann: nn.Module, data: Data, T: int, backend: str) -> Any:
-    """Return the default conversion."""
-    return cx.convert(ann, data.calibration, T=T, backend=backend, progress=False)
+def converted(ann: nn.Module, data: Data, T: int, backend: str, kind: str) -> Any:
+    """Return the default conversion: "binary", "signed", or "waiting"."""
+    recipe = cx.recipes.get("default-signed" if kind == "signed" else "default")
+    recipe = replace(recipe, block=None) if kind == "waiting" else recipe
+    return cx.convert(ann, data.calibration, recipe=recipe, T=T, backend=backend, progress=False)
+
+
+def tuned(snn: Any, ann: nn.Module, data: Data, T: int, route: str) -> Any:
+    """Return a conversion, or a beginner, after one pass of training."""
+    judges = DataLoader(TensorDataset(*(v[:JUDGES] for v in data.held_out)), 250)
+    options: dict[str, Any] = SCRATCH if route == "scratch" else TUNED | {"teacher": ann}
+    gradient = {"scratch": "bptt", "signed": "bptt", "waiting": "rate"}.get(route, route)
+    return cx.finetune(snn, data.loader(), T=T, validation=judges, gradient=gradient, progress=False, **options).snn
 
 
 def fit(network: nn.Module, outputs: Callable[[Tensor], Tensor], data: Data, rate: float) -> None:
@@ -116,11 +131,10 @@ def run(row: str, data: Data, test: bool) -> dict[str, Any]:
     elif route == "qcfs":
         score = of_snn(qcfs(copy.deepcopy(ann), data, T, backend), T)
     else:
-        snn = scratch(name, data, T, backend) if route == "scratch" else converted(ann, data, T, backend)
-        if route != "converted":
-            judges = DataLoader(TensorDataset(*(v[:JUDGES] for v in data.held_out)), 250)
-            options = SCRATCH if route == "scratch" else {"gradient": route}
-            snn = cx.finetune(snn, data.loader(), T=T, validation=judges, progress=False, **options).snn
+        kind = route.removeprefix("converted-")
+        kind = kind if kind in ("signed", "waiting") else "binary"
+        snn = scratch(name, data, T, backend) if route == "scratch" else converted(ann, data, T, backend, kind)
+        snn = snn if route.startswith("converted") else tuned(snn, ann, data, T, route)
         score = of_snn(snn, T)
     seconds = time.process_time() - began
     judged = score(*(data.test if test else data.held_out))
