@@ -91,11 +91,11 @@ def finetune(
     or several, by default of its output. ``learn``: of "weights", "thresholds" and "gains" (with ``fold=False``),
     "potentials", "neurons"; ``normalize`` puts BatchNorm behind the layers that learn, over samples and steps, and
     folds it into them when they have; ``fold`` then folds thresholds into the weights. ``optimizer``: "adamw", "sgd" or
-    a function of parameters; ``rate``, the largest, falls along a cosine. Training goes on from ``checkpoint``, if
-    there is such a file, and ends as if never interrupted. ``accelerator``: an ``accelerate.Accelerator`` for devices,
-    several processes, each with its own part of the data, and mixed precision: weights and membranes stay float32,
-    spikes have the type of the currents, and epochs are judged in float32. ``snn`` is not changed; what it has frozen
-    stays as it is.
+    a function of parameters; ``rate``, the largest (by default 3 times as large beside BatchNorm), falls along a
+    cosine. Training goes on from ``checkpoint``, if there is such a file, and ends as if never interrupted.
+    ``accelerator``: an ``accelerate.Accelerator`` for devices, several processes, each with its own part of the data,
+    and mixed precision: weights and membranes stay float32, spikes have the type of the currents, and epochs are judged
+    in float32. ``snn`` is not changed; what it has frozen stays as it is.
 
     Raises ValueError for arguments that do not fit, CalibrationError for data that cannot be used.
     """
