@@ -37,12 +37,12 @@ def gathered(value: Value) -> list[Value]:
 
 
 def added(value: Tensor) -> Tensor:
-    """Return the sum of ``value`` over all processes; all of them must call this, with equal shapes."""
+    """Put the sum over all processes into ``value`` and return it; all of them must call this, with equal shapes."""
     return _reduced(value, "SUM")
 
 
 def greatest(value: Tensor) -> Tensor:
-    """Return the maximum of each entry of ``value`` over all processes, as ``added`` does with sums."""
+    """Put the maximum of each entry over all processes into ``value`` and return it, as ``added`` does with sums."""
     return _reduced(value, "MAX")
 
 

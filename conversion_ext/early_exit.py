@@ -44,6 +44,8 @@ def run_until_safe(
             (decoded,) = decoder.decode()
             (done,) = torch.where(waiting & (rule.done(decoded, t + K) | (t + K == T)))
             outputs = outputs if len(outputs) else torch.empty_like(decoded)
+            if not len(done):
+                continue
             outputs[rows[done]], steps[rows[done]], waiting[done] = decoded[done], t + K, False
             recorder.settle(done, rows[done], N)
             (on,) = torch.where(waiting)

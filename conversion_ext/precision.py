@@ -12,13 +12,13 @@ from conversion_ext import graph
 from conversion_ext.errors import require
 from conversion_ext.nn.site import SpikingSite
 from conversion_ext.nn.stateful import Memory
+from conversion_ext.operators.synapse import CONVOLUTIONS, TRANSPOSED
 
 __all__ = ["DTYPES", "WEIGHTS", "narrowed"]
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WEIGHTS = ("int8",)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-SYNAPSES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
+SYNAPSES = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
 
 
 class Narrow(nn.Module):

@@ -18,7 +18,6 @@ from conversion_ext.errors import Problem, UnsupportedError
 from conversion_ext.neurons import IF, BurstIF, SignedEncoder, SignedIF
 from conversion_ext.nn.channel_scale import ChannelScale
 from conversion_ext.nn.integer import IntegerStepping
-from conversion_ext.nn.stepping import Stepping
 from conversion_ext.operators.arithmetic import Multiple, Sum
 from conversion_ext.operators.base import Call, Elementwise, Operator, ones
 from conversion_ext.operators.max_pool import Pool
@@ -162,7 +161,7 @@ def _site(meaning: Spiking, call: Call, grids: Sequence[Any], widths: Widths) ->
     site = copy.deepcopy(call.module)
     if type(site.spec) not in NEURONS:
         raise refused(call, f"holds {site.spec!r}, which does more than add.", "Use IF, SignedIF or BurstIF.")
-    if type(site.stepping).steps is not Stepping.steps:
+    if not site.stepping.plain:
         remedy = "Use a recipe without tuners that act while simulating."
         raise refused(call, f"is stepped by {type(site.stepping).__name__}.", remedy)
     site.v_init = _fixed(site.v_init, widths.exponent)

@@ -14,7 +14,6 @@ from conversion_ext.errors import CalibrationError, require
 from conversion_ext.neurons import IF, SignedEncoder
 from conversion_ext.nn.root import Root, reset
 from conversion_ext.nn.site import SpikingSite
-from conversion_ext.nn.stepping import Stepping
 from conversion_ext.simulate import simulate
 from conversion_ext.types import Reset
 
@@ -50,7 +49,7 @@ def clipped_share(snn: Root, data: Any, T: int, *, forward: Forward | None = Non
     for site in snn.sites().values():
         keeps = isinstance(site.spec, SignedEncoder) or (type(site.spec) is IF and site.spec.reset is Reset.SUBTRACT)
         require(
-            keeps and type(site.stepping).steps is Stepping.steps,
+            keeps and site.stepping.plain,
             f"{site.key} has {site.spec} stepped by {type(site.stepping).__name__}; only IF neurons with soft reset, "
             "stepped plainly, keep what they could not say: convert with such a recipe.",
         )

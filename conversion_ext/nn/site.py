@@ -152,7 +152,7 @@ class SpikingSite(nn.Module):
     @property
     def counts_spikes(self) -> bool:
         """Whether it can count what leaves it: the spikes of its neurons, advanced in place."""
-        return type(self.stepping).steps is Stepping.steps and not self.threshold.is_cuda
+        return self.stepping.plain and not self.threshold.is_cuda
 
     def _count(self, z: Tensor) -> Tensor | None:
         """Return the number of spikes [N, ...] so far, to be added to."""

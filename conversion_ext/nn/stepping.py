@@ -47,6 +47,11 @@ class Stepping(Memory):
     wait: int = 0
 
     @property
+    def plain(self) -> bool:
+        """Whether it runs the neurons as they are, step by step, and does nothing else."""
+        return type(self).steps is Stepping.steps
+
+    @property
     def warm_up(self) -> int:
         """The steps of the warm-up still to come."""
         return 0

@@ -16,7 +16,6 @@ from conversion_ext.errors import require
 from conversion_ext.neurons import Heaviside
 from conversion_ext.nn.root import Memories, Root, reset, unfold_time
 from conversion_ext.nn.site import SpikingSite
-from conversion_ext.nn.stepping import Stepping
 from conversion_ext.training.losses import Loss
 from conversion_ext.training.normalized import Normalized, normalizable
 from conversion_ext.types import Steps
@@ -97,7 +96,7 @@ class Student(nn.Module):
         for module in self.snn.modules():
             if isinstance(module, Normalized):
                 for statistic in module.buffers(recurse=False):
-                    statistic.copy_(added(statistic.clone()) / processes())
+                    added(statistic).div_(processes())
 
     def constrain(self) -> None:
         """Keep thresholds positive."""
@@ -148,9 +147,7 @@ def check_trainable(snn: Root, learn: Sequence[str]) -> None:
     unknown = [kind for kind in learn if kind not in LEARN]
     require(bool(learn) and not unknown, f"learn={tuple(learn)!r}: name some of {', '.join(LEARN)}.")
     require(snn.conversion.widths is None, "snn is in integers; fine-tune the network that they are from.")
-    pacing = next(
-        (site.stepping for site in snn.sites().values() if type(site.stepping).steps is not Stepping.steps), None
-    )
+    pacing = next((site.stepping for site in snn.sites().values() if not site.stepping.plain), None)
     require(
         pacing is None,
         f"The tuner behind {type(pacing).__name__} acts while simulating, which has no gradient; convert with a recipe "

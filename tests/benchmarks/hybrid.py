@@ -77,7 +77,7 @@ def of_snn(snn: Any, T: int) -> Score:
 
 
 def converted(ann: nn.Module, data: Data, T: int, backend: str, kind: str) -> Any:
-    """Return the default conversion: "binary", "signed", or "waiting"."""
+    """Return the default conversion of a kind: "signed", "waiting", or by any other name binary and causal."""
     recipe = cx.recipes.get("default-signed" if kind == "signed" else "default")
     recipe = replace(recipe, block=None) if kind == "waiting" else recipe
     return cx.convert(ann, data.calibration, recipe=recipe, T=T, backend=backend, progress=False)
@@ -132,7 +132,6 @@ def run(row: str, data: Data, test: bool) -> dict[str, Any]:
         score = of_snn(qcfs(copy.deepcopy(ann), data, T, backend), T)
     else:
         kind = route.removeprefix("converted-")
-        kind = kind if kind in ("signed", "waiting") else "binary"
         snn = scratch(name, data, T, backend) if route == "scratch" else converted(ann, data, T, backend, kind)
         snn = snn if route.startswith("converted") else tuned(snn, ann, data, T, route)
         score = of_snn(snn, T)

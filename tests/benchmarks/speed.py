@@ -53,6 +53,8 @@ def contenders(ann: nn.Module, snn: Root, x: Tensor, calibration: Tensor, T: int
     """Yield (name, run) of everything that is compared."""
     batches = [(part, torch.zeros(len(part))) for part in calibration.split(64)]
     yield from forwards(ann, x, T)
+    if len(x) == 1:
+        yield "weight layers alone, T steps as one batch", weight_layers(ann, x, T)
     yield from ours(snn, x, T)
     yield "loop over our SpikingJelly modules", loop(snn, x, T)
     for form, dtype in (
@@ -106,6 +108,31 @@ def _sequence(snn: nn.Module, x: Tensor, T: int) -> Run:
         functional.reset_net(snn)
         with torch.inference_mode():
             snn(x.expand(T, *x.shape))
+
+    return run
+
+
+def weight_layers(ann: nn.Module, x: Tensor, T: int) -> Run:
+    """Return what no simulation of one image can do without: its weight layers, channels-last, the first one once."""
+    model = prepare(ann, (x,)).to(memory_format=torch.channels_last)
+    calls: list[tuple[nn.Module, Tensor]] = []
+    hooks = [
+        layer.register_forward_hook(lambda layer, given, _: calls.append((layer, given[0])))
+        for layer in model.modules()
+        if isinstance(layer, (nn.Conv2d, nn.Linear))
+    ]
+    with torch.no_grad():
+        model(x)
+    for hook in hooks:
+        hook.remove()
+    (first, image), *others = calls
+    wide = [(layer, given.repeat(T, *[1] * (given.dim() - 1))) for layer, given in others]
+
+    def run() -> None:
+        with torch.inference_mode():
+            first(image)
+            for layer, given in wide:
+                layer(given)
 
     return run
 
