@@ -23,8 +23,8 @@ from conversion_ext.backends.base import backends
 from conversion_ext.errors import ConversionError, require
 from conversion_ext.normalizers import normalizers
 from conversion_ext.operators import operators
-from conversion_ext.recipe import Recipe
-from conversion_ext.training.gradients import gradients
+from conversion_ext.recipes.recipe import Recipe
+from conversion_ext.training.gradients.base import gradients
 from conversion_ext.training.losses import losses
 from conversion_ext.tuners import tuners
 
@@ -57,7 +57,7 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from conversion_ext import demo
+    from conversion_ext.demo import demo
 
     folder = options.plot.absolute().parent
     require(folder.is_dir(), f"--plot {options.plot}: there is no folder {folder}; make it or name another file.")
@@ -201,7 +201,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from conversion_ext import bench
+    from conversion_ext.demo import bench
 
     print(bench.report(options.backend, options.T, tuple(options.batch), options.repeats))
     return 0

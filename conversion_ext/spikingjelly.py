@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from conversion_ext.convert import convert
+from conversion_ext.conversion.pipeline import convert
 from conversion_ext.errors import BackendError
-from conversion_ext.recipe import Recipe
+from conversion_ext.recipes.recipe import Recipe
 
 try:
     from spikingjelly.activation_based.ann2snn.recipes import FXConversionRecipe

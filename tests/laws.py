@@ -11,8 +11,8 @@ from torch.utils._pytree import tree_flatten
 
 import conversion_ext as cx
 from conversion_ext import graph
-from conversion_ext.check import prepare
-from conversion_ext.nn.site import SpikingSite
+from conversion_ext.capture.preparation import prepare
+from conversion_ext.network.site import SpikingSite
 from conversion_ext.nn.stateful import Stateful
 from conversion_ext.types import Family, Steps
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, distributed
 
 import conversion_ext as cx
+from conversion_ext.analysis.decomposition import decompose
 from conversion_ext.backends import available
-from conversion_ext.decompose import decompose
 from conversion_ext.tuners import walk, weight_compensation
 from tests import zoo
 from tests.live import live_inputs, make_live

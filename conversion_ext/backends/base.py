@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from conversion_ext.errors import BackendError, StateError, UnknownNameError, require
+from conversion_ext.exact import state_dtype
 from conversion_ext.neurons import Heaviside, Neuron, State, advance
-from conversion_ext.nn.stateful import state_dtype
 from conversion_ext.registry import Registry
 
 __all__ = [
@@ -80,8 +80,8 @@ class Backend(Protocol):
         """
         ...
 
-    def root(self) -> type[nn.Module]:
-        """Return the class of converted networks: ``conversion_ext.nn.Root`` made a citizen of the framework."""
+    def root(self, base: type[nn.Module]) -> type[nn.Module]:
+        """Return ``base``, the class of converted networks, as a class of the framework."""
         ...
 
 

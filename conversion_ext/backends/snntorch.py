@@ -142,11 +142,9 @@ class SnnTorchBackend(Backend):
             module = importlib.import_module("snntorch.surrogate")
             own.spike_grad = named_surrogate(surrogate, inspect.getmembers(module, inspect.isfunction), self.name)
 
-    def root(self) -> type[nn.Module]:
-        """Return ``Root`` itself: snnTorch has no class for networks."""
-        from conversion_ext.nn.root import Root
-
-        return Root
+    def root(self, base: type[nn.Module]) -> type[nn.Module]:
+        """Return ``base`` itself: snnTorch has no class for networks."""
+        return base
 
 
 register_backend("snntorch", SnnTorchBackend())

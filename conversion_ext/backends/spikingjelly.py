@@ -243,11 +243,9 @@ class SpikingJellyBackend(Backend):
             del own.surrogate_function  # a module's name takes no function
             own.surrogate_function = named_surrogate(surrogate, classes, self.name)
 
-    def root(self) -> type[nn.Module]:
-        """Return ``Root`` with SpikingJelly's ``StepModule`` as a base."""
-        from conversion_ext.nn.root import Root
-
-        return citizen(BASE, "StepModule", SpikingJellyRoot, Root)
+    def root(self, base: type[nn.Module]) -> type[nn.Module]:
+        """Return ``base`` with SpikingJelly's ``StepModule`` as a base."""
+        return citizen(BASE, "StepModule", SpikingJellyRoot, base)
 
 
 register_backend("spikingjelly", SpikingJellyBackend())

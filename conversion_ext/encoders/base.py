@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import repeat
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from conversion_ext.types import Family
 
-__all__ = ["Encoder", "encoded"]
+__all__ = ["Encoder"]
 
 
 @dataclass(frozen=True)
@@ -46,26 +44,3 @@ class Encoder:
     def __call__(self, frames: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the steps [T, N, ...] of ``frames`` [T, N, ...]; the noise is that of seed 0 without a generator."""
         return torch.stack(list(self.encode(frames, len(frames), generator or torch.Generator().manual_seed(0))))
-
-
-def encoded(
-    encoder: Encoder, inputs: Sequence[Any], T: int, generator: torch.Generator | None
-) -> Callable[[int, int], tuple[Any, ...]]:
-    """Return a reader ``(first step, number of steps K) -> inputs [K, N, ...]``, to be called in order.
-
-    Inputs that are not floating-point tensors are no currents and are handed on as they are.
-    """
-    noise = generator or torch.Generator().manual_seed(0)
-    streams = [
-        encoder.encode(repeat(x, T), T, noise) if isinstance(x, Tensor) and x.is_floating_point() else None
-        for x in inputs
-    ]
-
-    def read(first: int, K: int) -> tuple[Any, ...]:
-        # Step by step through all inputs, or the noise of each would depend on K.
-        pairs = list(zip(inputs, streams, strict=True))
-        steps = [[x if stream is None else next(stream) for x, stream in pairs] for _ in range(K)]
-        columns = zip(*steps, strict=True)
-        return tuple(torch.stack(column) if isinstance(column[0], Tensor) else column[0] for column in columns)
-
-    return read

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from conversion_ext.errors import require
-from conversion_ext.nn.stateful import Stateful, running_sums, state_dtype
+from conversion_ext.exact import running_sums, state_dtype
+from conversion_ext.nn.stateful import Stateful
 from conversion_ext.types import Family
 
 __all__ = ["Differential", "differential"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from conversion_ext.nn.stateful import Stateful, running_sums, state_dtype
+from conversion_ext.exact import running_sums, state_dtype
+from conversion_ext.nn.stateful import Stateful
 from conversion_ext.types import Family
 
 __all__ = ["SpikingMagnitude"]

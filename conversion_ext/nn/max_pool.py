@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from conversion_ext.errors import UnsupportedError, require
-from conversion_ext.nn.stateful import Stateful, accumulate, state_dtype
+from conversion_ext.exact import accumulate, state_dtype
+from conversion_ext.nn.stateful import Stateful
 from conversion_ext.types import Family
 
 __all__ = ["METHODS", "SpikingMaxPool", "SpikingMaxPool1d", "SpikingMaxPool2d", "SpikingMaxPool3d"]

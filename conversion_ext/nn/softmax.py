@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from conversion_ext.errors import require
+from conversion_ext.exact import running_sums, state_dtype
 from conversion_ext.nn.differential import differential
-from conversion_ext.nn.stateful import Stateful, running_sums, state_dtype
+from conversion_ext.nn.stateful import Stateful
 from conversion_ext.types import Family
 
 __all__ = ["METHODS", "SpikingSoftmax"]

@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from conversion_ext.errors import CalibrationError, require
+from conversion_ext.operators.sites import Site
 from conversion_ext.registry import Registry
-from conversion_ext.types import Granularity, PerChannel, PerLayer, Site
+from conversion_ext.types import Granularity, PerChannel, PerLayer
 
 if TYPE_CHECKING:
-    from conversion_ext.observe import ActivationStats, Statistics
+    from conversion_ext.calibration.statistics import ActivationStats, Statistics
 
 __all__ = ["Normalizer", "normalizers", "of_site", "positive", "register_normalizer", "usable", "warn_dead"]
 

@@ -13,10 +13,11 @@ from torch.fx import GraphModule, Node
 from conversion_ext import graph
 from conversion_ext.errors import require
 from conversion_ext.normalizers.base import Normalizer, of_site, register_normalizer, usable, warn_dead
-from conversion_ext.types import PerLayer, Site
+from conversion_ext.operators.sites import Site
+from conversion_ext.types import PerLayer
 
 if TYPE_CHECKING:
-    from conversion_ext.observe import ActivationStats
+    from conversion_ext.calibration.statistics import ActivationStats
 
 __all__ = ["DataBased"]
 

@@ -11,10 +11,12 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from conversion_ext import graph
+from conversion_ext.calibration.histogram import arranged, check_channels
+from conversion_ext.calibration.moments import Moments
 from conversion_ext.errors import CalibrationError, Problem, UnsupportedError, require
 from conversion_ext.normalizers.base import Normalizer, of_site, positive, register_normalizer
-from conversion_ext.statistics import Moments, arranged, check_channels
-from conversion_ext.types import Granularity, PerChannel, PerLayer, Site
+from conversion_ext.operators.sites import Site
+from conversion_ext.types import Granularity, PerChannel, PerLayer
 
 __all__ = ["GaussianMSE"]
 

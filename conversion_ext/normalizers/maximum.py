@@ -10,7 +10,7 @@ from torch import Tensor
 from conversion_ext.normalizers.base import Normalizer, register_normalizer
 
 if TYPE_CHECKING:
-    from conversion_ext.observe import ActivationStats
+    from conversion_ext.calibration.statistics import ActivationStats
 
 __all__ = ["Maximum"]
 

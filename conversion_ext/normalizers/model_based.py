@@ -14,10 +14,11 @@ from torch.fx import GraphModule, Node
 from conversion_ext import graph
 from conversion_ext.errors import Problem, UnsupportedError, require
 from conversion_ext.normalizers.base import Normalizer, positive, register_normalizer
-from conversion_ext.types import PerChannel, PerLayer, Site, SiteKind
+from conversion_ext.operators.sites import Site, SiteKind
+from conversion_ext.types import PerChannel, PerLayer
 
 if TYPE_CHECKING:
-    from conversion_ext.observe import ActivationStats
+    from conversion_ext.calibration.statistics import ActivationStats
 
 __all__ = ["ModelBased"]
 

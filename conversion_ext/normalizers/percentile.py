@@ -13,7 +13,7 @@ from conversion_ext.normalizers.base import Normalizer, register_normalizer
 from conversion_ext.types import Granularity, PerChannel
 
 if TYPE_CHECKING:
-    from conversion_ext.observe import ActivationStats
+    from conversion_ext.calibration.statistics import ActivationStats
 
 __all__ = ["Percentile"]
 

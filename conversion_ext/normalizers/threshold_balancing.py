@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from conversion_ext.errors import CalibrationError, require
-from conversion_ext.nn.stateful import state_dtype
+from conversion_ext.exact import state_dtype
 from conversion_ext.normalizers.base import Normalizer, of_site, positive, register_normalizer
-from conversion_ext.types import Granularity, PerChannel, Site
+from conversion_ext.operators.sites import Site
+from conversion_ext.types import Granularity, PerChannel
 
 __all__ = ["ThresholdBalancing"]
 

@@ -12,10 +12,10 @@ from torch.fx import GraphModule
 
 from conversion_ext.errors import Problem, UnsupportedError
 from conversion_ext.normalizers.base import Normalizer, register_normalizer
-from conversion_ext.types import Site
+from conversion_ext.operators.sites import Site
 
 if TYPE_CHECKING:
-    from conversion_ext.observe import ActivationStats
+    from conversion_ext.calibration.statistics import ActivationStats
 
 __all__ = ["Trained"]
 

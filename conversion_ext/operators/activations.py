@@ -13,7 +13,7 @@ from conversion_ext import graph
 from conversion_ext.errors import Problem
 from conversion_ext.nn.trained import Trained
 from conversion_ext.operators.base import Activation, Operator, register_operator
-from conversion_ext.types import SiteKind
+from conversion_ext.operators.sites import SiteKind
 
 __all__ = ["SignedRelay", "relu"]
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from conversion_ext.operators.base import Activation, Call, Operator, Units, compress, ones, register_operator
-from conversion_ext.types import Family, SiteKind
+from conversion_ext.operators.sites import SiteKind
+from conversion_ext.types import Family
 
 __all__ = ["Multiple", "Offset", "Sum"]
 

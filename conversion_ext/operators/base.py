@@ -18,9 +18,10 @@ from torch.fx.node import map_arg
 
 from conversion_ext import graph
 from conversion_ext.errors import Problem
+from conversion_ext.graph.shapes import Shapes
 from conversion_ext.neurons import Neuron
-from conversion_ext.shapes import Shapes
-from conversion_ext.types import Family, SiteKind
+from conversion_ext.operators.sites import SiteKind
+from conversion_ext.types import Family
 
 __all__ = [
     "Activation", "Call", "Elementwise", "Operator", "Rule", "call_of", "compress", "ones", "operator_of", "operators",

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from conversion_ext import graph
 from conversion_ext.errors import Problem
 from conversion_ext.operators.base import Activation, Call, Operator, Units, register_operator
+from conversion_ext.operators.sites import SiteKind
 from conversion_ext.operators.synapse import along
-from conversion_ext.types import Family, SiteKind
+from conversion_ext.types import Family
 
 __all__ = ["PerChannelMap"]
 

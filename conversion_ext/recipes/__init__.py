@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from conversion_ext.recipe import Recipe
+from conversion_ext.recipes.adaptation import adapt_cao2015, average_pooling, replace_relu
+from conversion_ext.recipes.recipe import Recipe
 from conversion_ext.registry import Registry, import_siblings
-from conversion_ext.retrain import adapt_cao2015, average_pooling, replace_relu
 
 __all__ = [
-    "adapt_cao2015", "average_pooling", "for_steps", "get", "items", "names", "register_recipe", "replace_relu",
-]  # fmt: skip
+    "adapt_cao2015",
+    "average_pooling",
+    "for_steps",
+    "get",
+    "items",
+    "names",
+    "register_recipe",
+    "replace_relu",
+    "resolve_recipe",
+]
+
 
 _recipes: Registry[Recipe] = Registry("recipe")
 _untimed: dict[str, Recipe] = {}
@@ -31,6 +40,15 @@ def for_steps(name: str, T: int | None) -> Recipe:
     """Return the recipe called ``name`` as ``convert`` uses it for T steps, or for no particular number (None)."""
     recipe = get(name)
     return recipe if T is not None else _untimed.get(name, recipe)
+
+
+def resolve_recipe(recipe: str | Recipe, T: int | None = None) -> tuple[str, Recipe]:
+    """Return (name, recipe) for a name or a value, as it is used for T steps."""
+    if isinstance(recipe, str):
+        return recipe, for_steps(recipe, T)
+    if not isinstance(recipe, Recipe):
+        raise TypeError(f"recipe is a {type(recipe).__name__}; pass a name ({', '.join(names())}) or a Recipe.")
+    return "custom", recipe
 
 
 import_siblings(__name__, list(__path__))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from conversion_ext.neurons import IF
 from conversion_ext.normalizers import Trained
-from conversion_ext.recipe import Recipe
 from conversion_ext.recipes import register_recipe
+from conversion_ext.recipes.recipe import Recipe
 
 register_recipe("bu2022", Recipe(Trained(), IF(v_init=0.5)))

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from conversion_ext.neurons import IF
 from conversion_ext.normalizers import Percentile
-from conversion_ext.recipe import Recipe
 from conversion_ext.recipes import register_recipe
+from conversion_ext.recipes.recipe import Recipe
 from conversion_ext.types import PerLayer
 
 register_recipe("bu2022_opi", Recipe(Percentile(99.9, granularity=PerLayer()), IF(v_init=0.5)))

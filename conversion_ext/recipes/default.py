@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from conversion_ext.neurons import IF, BurstIF, Neuron, SignedIF
 from conversion_ext.normalizers import MeanSquaredError, Percentile
-from conversion_ext.recipe import Recipe
 from conversion_ext.recipes import register_recipe
+from conversion_ext.recipes.recipe import Recipe
 from conversion_ext.tuners import InitialPotential, WeightCompensation
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from conversion_ext.demands import NoBias
+from conversion_ext.capture.demands import NoBias
 from conversion_ext.encoders import Poisson
 from conversion_ext.neurons import IF
 from conversion_ext.normalizers import DataBased, ModelBased
-from conversion_ext.readouts import SpikeCount
-from conversion_ext.recipe import Recipe
+from conversion_ext.readouts.spike_count import SpikeCount
 from conversion_ext.recipes import register_recipe
+from conversion_ext.recipes.recipe import Recipe
 from conversion_ext.types import Reset
 
 MODEL = Recipe(

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from conversion_ext.neurons import IF
 from conversion_ext.normalizers import Trained
-from conversion_ext.recipe import Recipe
 from conversion_ext.recipes import register_recipe
+from conversion_ext.recipes.recipe import Recipe
 from conversion_ext.tuners import ResidualPotential
 
 register_recipe("hao2023", Recipe(Trained(), IF(v_init=0.5), tuners=(ResidualPotential(tau=4),)))

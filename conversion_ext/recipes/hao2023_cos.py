@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from conversion_ext.neurons import IF
 from conversion_ext.normalizers import Trained
-from conversion_ext.recipe import Recipe
 from conversion_ext.recipes import register_recipe
+from conversion_ext.recipes.recipe import Recipe
 from conversion_ext.tuners import OffsetSpike
 
 register_recipe("hao2023_cos", Recipe(Trained(), IF(v_init=0.5), tuners=(OffsetSpike(rho=4),)))

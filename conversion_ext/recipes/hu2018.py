@@ -13,9 +13,9 @@ from dataclasses import replace
 
 from conversion_ext.neurons import IF
 from conversion_ext.normalizers import Percentile
-from conversion_ext.readouts import SpikeCount
-from conversion_ext.recipe import Recipe
+from conversion_ext.readouts.spike_count import SpikeCount
 from conversion_ext.recipes import register_recipe
+from conversion_ext.recipes.recipe import Recipe
 from conversion_ext.tuners import Compensation
 from conversion_ext.types import PerLayer
 

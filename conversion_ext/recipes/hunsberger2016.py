@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from conversion_ext.neurons import Filtered, RefractoryLIF
 from conversion_ext.normalizers import Trained
-from conversion_ext.readouts import MeanOutput
-from conversion_ext.recipe import Recipe
+from conversion_ext.readouts.mean_output import MeanOutput
 from conversion_ext.recipes import register_recipe
+from conversion_ext.recipes.recipe import Recipe
 
 register_recipe(
     "hunsberger2016", Recipe(Trained(), Filtered(RefractoryLIF(), tau=3.0, order=1), readout=MeanOutput(start=60))

@@ -12,8 +12,8 @@ from dataclasses import replace
 
 from conversion_ext.neurons import IF
 from conversion_ext.normalizers import MeanSquaredError
-from conversion_ext.recipe import Recipe
 from conversion_ext.recipes import register_recipe
+from conversion_ext.recipes.recipe import Recipe
 from conversion_ext.tuners import BiasCorrection, InitialPotential, WeightCalibration
 
 LIGHT = Recipe(MeanSquaredError(), IF(v_init=0.5), tuners=(BiasCorrection(),))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from conversion_ext.training import losses
-from conversion_ext.training.gradients import DSR, Gradient, Online, Rate, ThroughTime, register_gradient
-from conversion_ext.training.spike_time import TSSLBP
+from conversion_ext.training.gradients.base import Gradient, register_gradient
+from conversion_ext.training.gradients.online import Online
+from conversion_ext.training.gradients.ottt import OTTT
+from conversion_ext.training.gradients.rate import DSR, Rate
+from conversion_ext.training.gradients.through_time import ThroughTime
+from conversion_ext.training.gradients.tssl_bp import TSSLBP
 from conversion_ext.training.terms import ActivityBand, Distillation, RateDistillation
-from conversion_ext.training.traces import OTTT
 
 __all__ = [
     "DSR",

@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from conversion_ext.batches import check_inputs
-from conversion_ext.distributed import added, all_or_none, gathered, processes, rank
-from conversion_ext.evaluate import evaluate
-from conversion_ext.nn.root import Root, reset
-from conversion_ext.training.gradients import Gradient, Objective, Presentation
-from conversion_ext.training.mechanics import load_checkpoint, save_checkpoint
-from conversion_ext.training.samples import Placed
+from conversion_ext.analysis.evaluation import evaluate
+from conversion_ext.data.batches import check_inputs
+from conversion_ext.data.distributed import added, all_or_none, gathered, processes, rank
+from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.state import reset
+from conversion_ext.simulation.inputs import Presentation
+from conversion_ext.training.checkpoints import load_checkpoint, save_checkpoint
+from conversion_ext.training.data import Placed
+from conversion_ext.training.gradients.base import Gradient, Objective
 from conversion_ext.training.student import Student, give_back
 from conversion_ext.training.teacher import Teacher
 from conversion_ext.training.terms import Distillation, RateDistillation

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from conversion_ext import graph
-from conversion_ext.distributed import added, processes
+from conversion_ext.data.distributed import added, processes
 from conversion_ext.errors import require
+from conversion_ext.network.site import SpikingSite
+from conversion_ext.network.spiking_network import Root, unfold_time
+from conversion_ext.network.state import Memories, reset
 from conversion_ext.neurons import Heaviside
-from conversion_ext.nn.root import Memories, Root, reset, unfold_time
-from conversion_ext.nn.site import SpikingSite
+from conversion_ext.training.batch_norm import Normalized, normalizable
 from conversion_ext.training.losses import Loss
-from conversion_ext.training.normalized import Normalized, normalizable
 from conversion_ext.types import Steps
 
 __all__ = ["LEARN", "Student", "check_trainable", "give_back", "in_spikes"]

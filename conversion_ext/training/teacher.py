@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from conversion_ext.calibration import trace
-from conversion_ext.nn.root import Root
-from conversion_ext.types import Site
+from conversion_ext.conversion.observation import traced_for
+from conversion_ext.network.spiking_network import Root
+from conversion_ext.operators.sites import Site
 
 __all__ = ["Said", "Teacher"]
 
@@ -46,7 +46,7 @@ class Teacher:
 
     def _with_sites(self, inputs: tuple[Any, ...]) -> nn.Module:
         recipe = self.snn.conversion.recipe
-        traced = trace(self.ann, inputs, recipe, True, recipe.relay, (), ())
+        traced = traced_for(recipe, self.ann, inputs)
         shared = self.snn.sites().keys()
         for site in traced.sites:
             if site.key in shared:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from conversion_ext.errors import require
-from conversion_ext.nn.stateful import state_dtype
+from conversion_ext.exact import state_dtype
 
 __all__ = ["ActivityBand", "Distillation", "RateDistillation", "require_range"]
 

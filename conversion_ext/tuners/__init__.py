@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from conversion_ext.registry import import_siblings
-from conversion_ext.tuners.base import Task, Tuner, register_tuner, tuners
+from conversion_ext.tuners.base import Tuner, register_tuner, tuners
 from conversion_ext.tuners.bias_correction import BiasCorrection
 from conversion_ext.tuners.compensation import Compensation
 from conversion_ext.tuners.initial_potential import InitialPotential, PerNeuron
 from conversion_ext.tuners.offset_spike import OffsetSpike
 from conversion_ext.tuners.residual_potential import ResidualPotential
 from conversion_ext.tuners.voltage_clamp import VoltageClamp
+from conversion_ext.tuners.walk import Task
 from conversion_ext.tuners.weight_calibration import WeightCalibration
 from conversion_ext.tuners.weight_compensation import WeightCompensation
 

@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch.fx import GraphModule
 
 from conversion_ext import graph
 from conversion_ext.errors import require
+from conversion_ext.network.depths import depths
+from conversion_ext.network.site import SpikingSite
+from conversion_ext.network.stepping import Stepping
 from conversion_ext.neurons import IF, Neuron, SignedEncoder
-from conversion_ext.nn.site import SpikingSite, depths
-from conversion_ext.nn.stepping import Stepping
 from conversion_ext.registry import Registry
 from conversion_ext.types import Reset
 
 if TYPE_CHECKING:
     from conversion_ext.tuners.walk import SiteStop, SynapseStop
 
-__all__ = ["ResidualTuner", "SteppingTuner", "Task", "Tuner", "register_tuner", "tuners"]
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a tuner works on: the ANN's graph, the spiking body made of it (unfolded), and data.
-
-    T steps are run in blocks of ``block``. ``batches`` can be read any number of times; ``inputs(batch)`` returns the
-    positional inputs of the network.
-    """
-
-    ann: GraphModule
-    body: GraphModule
-    batches: Iterable[Any]
-    inputs: Callable[[Any], tuple[Any, ...]]
-    T: int
-    block: int = 1
-    progress: bool = True
+__all__ = ["ResidualTuner", "SteppingTuner", "Tuner", "register_tuner", "tuners"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from conversion_ext.errors import StateError, require
-from conversion_ext.nn.stepping import Neurons, Stepping
+from conversion_ext.network.stepping import Neurons, Stepping
 from conversion_ext.tuners.base import ResidualTuner, register_tuner
 
 __all__ = ["OffsetSpike"]

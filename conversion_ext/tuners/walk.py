@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,20 +14,38 @@ from torch.fx.node import map_arg
 from tqdm import tqdm
 
 from conversion_ext import graph
-from conversion_ext.distributed import all_or_none, gathered, rank
+from conversion_ext.data.distributed import all_or_none, gathered, rank
 from conversion_ext.errors import CalibrationError, require
+from conversion_ext.network.site import SpikingSite
+from conversion_ext.network.state import reset
 from conversion_ext.neurons import SignedEncoder
-from conversion_ext.nn.root import reset
-from conversion_ext.nn.site import SpikingSite
 from conversion_ext.operators.arithmetic import Sum
 from conversion_ext.operators.base import operator_of
 from conversion_ext.operators.synapse import Synapse
-from conversion_ext.tuners.base import Task, Tuner
-from conversion_ext.tuners.shelf import Shelf
-from conversion_ext.tuners.total import peak, total, total_within
+from conversion_ext.tuners.base import Tuner
+from conversion_ext.tuners.exact_sums import peak, total, total_within
+from conversion_ext.tuners.tensor_store import Shelf
 from conversion_ext.types import Steps
 
-__all__ = ["SiteStop", "SynapseStop", "walk"]
+__all__ = ["SiteStop", "SynapseStop", "Task", "walk"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a tuner works on: the ANN's graph, the spiking body made of it (unfolded), and data.
+
+    T steps are run in blocks of ``block``. ``batches`` can be read any number of times; ``inputs(batch)`` returns the
+    positional inputs of the network.
+    """
+
+    ann: GraphModule
+    body: GraphModule
+    batches: Iterable[Any]
+    inputs: Callable[[Any], tuple[Any, ...]]
+    T: int
+    block: int = 1
+    progress: bool = True
+
 
 ROWS = 512  # samples times steps that are run at once
 

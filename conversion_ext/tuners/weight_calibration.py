@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from conversion_ext.errors import require
-from conversion_ext.nn.root import reset
+from conversion_ext.network.state import reset
 from conversion_ext.tuners.base import Tuner, register_tuner
 from conversion_ext.types import Steps
 
 if TYPE_CHECKING:
-    from conversion_ext.nn.site import SpikingSite
+    from conversion_ext.network.site import SpikingSite
     from conversion_ext.tuners.walk import SynapseStop
 
 __all__ = ["WeightCalibration"]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from conversion_ext.errors import require
-from conversion_ext.statistics import power_of_two
+from conversion_ext.exact import power_of_two
 from conversion_ext.tuners.base import Tuner, register_tuner
 
 if TYPE_CHECKING:

@@ -13,9 +13,10 @@ import time
 import torch
 
 import conversion_ext as cx
-from conversion_ext.data import load
-from conversion_ext.integer import integers, overflows
-from conversion_ext.nn.root import Root
+from conversion_ext.demo.datasets import load
+from conversion_ext.integer.conversion import integers
+from conversion_ext.integer.description import overflows
+from conversion_ext.network.spiking_network import Root
 from tests.benchmarks.hybrid import of_snn
 from tests.benchmarks.train import HELD_OUT, trained
 

@@ -30,11 +30,11 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 import conversion_ext as cx
-from conversion_ext.bench import Run, forwards, loop, medians, ours
-from conversion_ext.check import prepare
-from conversion_ext.data import load
-from conversion_ext.nn.root import Root
-from conversion_ext.readouts import Confidence
+from conversion_ext.capture.preparation import prepare
+from conversion_ext.demo.bench import Run, forwards, loop, medians, ours
+from conversion_ext.demo.datasets import load
+from conversion_ext.network.spiking_network import Root
+from conversion_ext.readouts.confidence import Confidence
 from tests.benchmarks.train import HELD_OUT, trained
 
 NETWORKS = ("vgg", "resnet20", "resnet18")

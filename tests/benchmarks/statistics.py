@@ -44,7 +44,7 @@ Method = tuple[Callable[[Tensor], object], Callable[[], Tensor]]
 
 
 def ours(per_channel: bool) -> Method:
-    from conversion_ext.observe import ActivationStats
+    from conversion_ext.calibration.statistics import ActivationStats
     from conversion_ext.types import PerChannel, PerLayer
 
     stats = ActivationStats("site", PerChannel() if per_channel else PerLayer())
@@ -102,8 +102,8 @@ def run_resnet(observed: bool) -> dict[str, Any]:
     """Run a resnet50 on 4 batches of 8 images, with or without an observer; return time and peak memory."""
     from torchvision.models import resnet50
 
-    from conversion_ext.check import find_sites, prepare
-    from conversion_ext.observe import Observer
+    from conversion_ext.calibration.observer import Observer
+    from conversion_ext.capture.preparation import find_sites, prepare
     from conversion_ext.types import PerChannel
 
     torch.manual_seed(0)

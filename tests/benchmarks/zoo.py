@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import conversion_ext as cx
-from conversion_ext.conversion import Row
+from conversion_ext.network.table import Row
 from conversion_ext.types import Family
 from tests import zoo
 from tests.live import live_inputs, make_live, tensors_of

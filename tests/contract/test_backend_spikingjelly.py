@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from conversion_ext.backends import get_backend
 from conversion_ext.backends.spikingjelly import adopt, call, choose_kernel
 from conversion_ext.errors import StateError
+from conversion_ext.network.spiking_network import Root
 from conversion_ext.neurons import IF, LIF, PLIF, Neuron, SignedEncoder, SignedIF
 from conversion_ext.types import Reset
 
@@ -149,7 +150,7 @@ def test_adoption_leaves_other_modules_alone() -> None:
 
 def test_the_root_makes_citizens_of_all_it_is_built_from(complaints: Callable[[], str]) -> None:
     body = nn.Sequential(nn.Conv2d(1, 2, 3), backend.neuron(IF()), nn.Sequential(Counter()), backend.neuron(SignedIF()))
-    snn = backend.root()(body, None)
+    snn = backend.root(Root)(body, None)
     assert isinstance(snn, base.StepModule)
     use_functional(snn)
     functional.set_step_mode(snn, "m")

@@ -11,9 +11,10 @@ from torch.utils._pytree import tree_leaves
 
 import conversion_ext as cx
 from conversion_ext.backends import available
-from conversion_ext.check import prepare
-from conversion_ext.nn import site as site_module
-from conversion_ext.nn.site import SpikingSite, depths
+from conversion_ext.capture.preparation import prepare
+from conversion_ext.network import site as site_module
+from conversion_ext.network.depths import depths
+from conversion_ext.network.site import SpikingSite
 from tests import laws, zoo
 from tests.live import live_inputs, make_live
 

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 import conversion_ext as cx
 from conversion_ext.backends import available
-from conversion_ext.nn.root import Root
+from conversion_ext.network.spiking_network import Root
 from tests import laws, zoo
 from tests.live import live_inputs, make_live
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, symbolic_trace
 
 from conversion_ext import normalizers as package
+from conversion_ext.calibration.statistics import ActivationStats
 from conversion_ext.errors import CalibrationError, UnsupportedError
 from conversion_ext.normalizers import (
     DataBased,
@@ -28,8 +29,8 @@ from conversion_ext.normalizers import (
     Trained,
     normalizers,
 )
-from conversion_ext.observe import ActivationStats
-from conversion_ext.types import Granularity, PerChannel, PerLayer, Site, SiteKind
+from conversion_ext.operators.sites import Site, SiteKind
+from conversion_ext.types import Granularity, PerChannel, PerLayer
 
 REGISTERED = dict(normalizers.items())
 GRANULARITIES = (PerLayer(), PerChannel(1))

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from conversion_ext.capture import capture
+from conversion_ext.capture.passes import passes, run_passes
+from conversion_ext.capture.tracing import capture
 from conversion_ext.errors import UnsupportedError
-from conversion_ext.passes import passes, run_passes
-from conversion_ext.shapes import propagate
+from conversion_ext.graph.shapes import propagate
 from tests.live import live_inputs, make_live, tensors_of
 from tests.traps import TRAPS, Net, trap
 

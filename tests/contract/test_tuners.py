@@ -104,7 +104,7 @@ def keep(found, key):
 
 def activations(snn, ann, x):
     """Return the ANN's activation at every ReLU site, read from its own graph."""
-    from conversion_ext.check import prepare
+    from conversion_ext.capture.preparation import prepare
 
     graph, found = prepare(ann, (x,), (), ()), dict[str, Any]()
     for node in graph.graph.nodes:

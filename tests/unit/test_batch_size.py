@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conversion_ext.capture import capture
-from conversion_ext.passes import batch_problems, run_passes
+from conversion_ext.capture.passes import batch_problems, run_passes
+from conversion_ext.capture.tracing import capture
 from tests.live import live_inputs
 from tests.traps import TRAPS, Net, trap
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from conversion_ext import bench
 from conversion_ext.__main__ import main
+from conversion_ext.demo import bench
 
 
 def test_runs_take_turns_and_the_first_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,7 +18,7 @@ def test_runs_take_turns_and_the_first_does_not_count(monkeypatch: pytest.Monkey
         order.append(name)
         now += next(durations[name])
 
-    monkeypatch.setattr("conversion_ext.bench.time.perf_counter", lambda: now)
+    monkeypatch.setattr("conversion_ext.demo.bench.time.perf_counter", lambda: now)
     assert bench.medians({"a": lambda: run("a"), "b": lambda: run("b")}, 3) == {"a": 2.0, "b": 7.0}
     assert order == ["a", "b"] * 4
 
@@ -27,7 +27,9 @@ def test_the_clock_is_read_when_the_device_has_done_its_work(monkeypatch: pytest
     """On a GPU a call returns before its work is done: what is pending is waited for on both sides of a run."""
     order: list[str] = []
     monkeypatch.setattr("torch.cuda.synchronize", lambda: order.append("wait"))
-    monkeypatch.setattr("conversion_ext.bench.time.perf_counter", lambda: order.append("clock") or float(len(order)))
+    monkeypatch.setattr(
+        "conversion_ext.demo.bench.time.perf_counter", lambda: order.append("clock") or float(len(order))
+    )
     bench.medians({"a": lambda: order.append("run")}, 1, device="cuda")
     assert order == ["wait", "clock", "run", "wait", "wait", "clock", "run", "wait", "clock"]
 

@@ -9,7 +9,7 @@ import torch
 
 import conversion_ext as cx
 from conversion_ext.backends import available, get_backend
-from conversion_ext.nn.site import SpikingSite
+from conversion_ext.network.site import SpikingSite
 from conversion_ext.tuners import Tuner
 from conversion_ext.types import PerChannel, Steps
 from tests import zoo

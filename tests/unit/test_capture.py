@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils import prune
 
-from conversion_ext.capture import capture
+from conversion_ext.capture.tracing import capture
 from conversion_ext.errors import UnsupportedError
-from conversion_ext.graph import describe, key_of
+from conversion_ext.graph.surgery import describe, key_of
 
 
 class Block(nn.Module):

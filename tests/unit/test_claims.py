@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 import conversion_ext as cx
-from conversion_ext.data import load
+from conversion_ext.demo.datasets import load
 from conversion_ext.encoders import ConstantCurrent
 from conversion_ext.neurons import IF
 from conversion_ext.nn import QCFS, SoftLIF
-from conversion_ext.readouts import MeanOutput
+from conversion_ext.readouts.mean_output import MeanOutput
 from tests.papers import bias_free, converted, deep, error, fit, images
 
 pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data", "ignore:Never active with these")

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import conversion_ext as cx
+from conversion_ext.analysis.decomposition import Decomposition, SiteErrors, decompose
 from conversion_ext.backends import available
-from conversion_ext.decompose import Decomposition, SiteErrors, decompose
 from tests import zoo
 from tests.contract.test_tuners import activations
 from tests.live import live_inputs, make_live

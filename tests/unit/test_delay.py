@@ -34,10 +34,10 @@ def test_layers_of_a_chain_add_what_their_fastest_neuron_waits(v_init):
         expected += ((1 - v_init) * threshold / a.mean(0).max()).item()
         a = threshold / 64 * torch.clamp(torch.floor(64 * a / threshold + v_init), 0, 64)
     assert expected > 1
-    assert cx.readouts.estimate_start(snn, x, 64) == math.ceil(expected)
-    assert cx.readouts.estimate_start(snn, x, 5) == 1  # four steps are left to read
+    assert cx.analysis.estimate_start(snn, x, 64) == math.ceil(expected)
+    assert cx.analysis.estimate_start(snn, x, 5) == 1  # four steps are left to read
     with pytest.raises(ValueError, match=r"T=4: .*read them all"):
-        cx.readouts.estimate_start(snn, x, 4)
+        cx.analysis.estimate_start(snn, x, 4)
 
 
 def test_of_branches_the_slowest_counts():
@@ -55,7 +55,7 @@ def test_of_branches_the_slowest_counts():
         waits[key] = 1 / activation["z"].relu().mean(0).max().item()
     first, *branches = waits.values()
     assert len(branches) == 3
-    assert cx.readouts.estimate_start(snn, x, 64) == math.ceil(first + max(branches)) < math.ceil(sum(waits.values()))
+    assert cx.analysis.estimate_start(snn, x, 64) == math.ceil(first + max(branches)) < math.ceil(sum(waits.values()))
 
 
 def test_discarding_the_estimate_helps_a_deep_network():
@@ -66,7 +66,7 @@ def test_discarding_the_estimate_helps_a_deep_network():
         nn.init.kaiming_normal_(layer.weight)
     x = torch.rand(100, 64, dtype=torch.float64)
     snn, T = converted(ann, x, neuron=cx.IF(v_init=0.0)), 32
-    start = cx.readouts.estimate_start(snn, x, T)
+    start = cx.analysis.estimate_start(snn, x, T)
     error = {s: (cx.simulate(snn, x, T, readout=cx.readouts.MeanOutput(s)).output - ann(x)).norm() for s in (0, start)}
     assert 4 < start < T - 4
     assert error[start] < 0.8 * error[0]

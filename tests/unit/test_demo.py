@@ -13,9 +13,10 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from conversion_ext import data, demo
 from conversion_ext.__main__ import main, registered
 from conversion_ext.backends.base import available
+from conversion_ext.demo import datasets as data
+from conversion_ext.demo import demo
 from conversion_ext.errors import UnknownNameError
 
 # Networks trained on so little leave channels silent, and convert() says so.

@@ -14,9 +14,10 @@ import torch
 
 import conversion_ext as cx
 from conversion_ext.backends import available
-from conversion_ext.calibration import Calibration, calibrate
-from conversion_ext.tuners.shelf import Shelf
-from conversion_ext.tuners.total import total, total_within
+from conversion_ext.calibration.calibration import Calibration
+from conversion_ext.conversion.observation import calibrate
+from conversion_ext.tuners.exact_sums import total, total_within
+from conversion_ext.tuners.tensor_store import Shelf
 from tests import processes
 from tests.processes import NETWORKS, NORMALIZERS, PARTS, TRAININGS, data
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import conversion_ext as cx
 from conversion_ext.backends import available
-from conversion_ext.readouts import Confidence
+from conversion_ext.readouts.confidence import Confidence
 from tests import zoo
 from tests.live import live_inputs, make_live
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import conversion_ext as cx
 from conversion_ext.encoders import ConstantCurrent, Delta, Encoder, Latency, Poisson
-from conversion_ext.nn.root import Root
+from conversion_ext.network.spiking_network import Root
 from conversion_ext.types import Family
 
 ENCODERS = (ConstantCurrent(), Poisson(), Poisson(gain=0.5, signed=True), Latency(), Latency(linear=True), Delta())

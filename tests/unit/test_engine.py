@@ -14,9 +14,9 @@ from torch import Tensor, nn
 import conversion_ext as cx
 from conversion_ext.backends import available, get_backend
 from conversion_ext.backends.base import Backend, advance_in_place
-from conversion_ext.engine import Engine
+from conversion_ext.network.spiking_network import Root
 from conversion_ext.neurons import IF, LIF, BurstIF, Filtered, Neuron, SignedEncoder, SignedIF, advance, compiled
-from conversion_ext.nn.root import Root
+from conversion_ext.simulation.engine import Engine
 from conversion_ext.types import Reset
 from tests import zoo
 

@@ -20,10 +20,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import conversion_ext as cx
+from conversion_ext.simulation.inputs import Presentation
 from conversion_ext.training import Online, Rate, ThroughTime
-from conversion_ext.training.gradients import Presentation
-from conversion_ext.training.normalized import Normalized, normalizable
-from conversion_ext.training.samples import divide
+from conversion_ext.training.batch_norm import Normalized, normalizable
+from conversion_ext.training.data import divide
 from conversion_ext.training.student import Student
 from conversion_ext.types import Steps
 from tests import zoo

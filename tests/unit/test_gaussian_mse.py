@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import conversion_ext as cx
 from conversion_ext.normalizers import GaussianMSE
 from conversion_ext.normalizers.gaussian_mse import least_error
-from conversion_ext.types import Site
+from conversion_ext.operators.sites import Site
 from tests import zoo
 from tests.live import live_inputs, make_live
 

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 import conversion_ext as cx
 from conversion_ext.backends import available
+from conversion_ext.simulation.inputs import Presentation
 from conversion_ext.training import DSR, OTTT, TSSLBP, Online
-from conversion_ext.training.gradients import Gradient, Presentation
+from conversion_ext.training.gradients.base import Gradient
 from conversion_ext.training.student import Student
 from tests import zoo
 from tests.live import live_inputs, make_live

@@ -17,9 +17,10 @@ from torch import nn
 import conversion_ext as cx
 from conversion_ext.backends import available
 from conversion_ext.encoders import Poisson
-from conversion_ext.integer import IntegerLayer, integers, overflows, parameters
+from conversion_ext.integer.conversion import integers
+from conversion_ext.integer.description import IntegerLayer, overflows, parameters
+from conversion_ext.integer.modules import IntegerStepping
 from conversion_ext.neurons import LIF, BurstIF
-from conversion_ext.nn.integer import IntegerStepping
 from tests import zoo
 from tests.live import live_inputs, make_live
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from conversion_ext.readouts import MembranePotential
-from conversion_ext.readouts import Population as PopulationReadout
+from conversion_ext.readouts.membrane_potential import MembranePotential
+from conversion_ext.readouts.population import Population as PopulationReadout
 from conversion_ext.training import ActivityBand, Distillation
 from conversion_ext.training.losses import (
     TET,

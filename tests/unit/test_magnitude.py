@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import conversion_ext as cx
 from conversion_ext.backends import available
-from conversion_ext.check import prepare
+from conversion_ext.capture.preparation import prepare
 from conversion_ext.encoders import Poisson
 from conversion_ext.nn import SpikingMagnitude
 from conversion_ext.types import Family

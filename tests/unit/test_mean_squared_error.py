@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import conversion_ext as cx
+from conversion_ext.calibration.statistics import ActivationStats
 from conversion_ext.normalizers import MeanSquaredError
-from conversion_ext.observe import ActivationStats
 
 
 def error(a: torch.Tensor, threshold: torch.Tensor, T: int, offset: float) -> torch.Tensor:

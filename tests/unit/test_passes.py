@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from conversion_ext.capture import capture
+from conversion_ext.capture.passes import passes, run_passes
+from conversion_ext.capture.passes.activations import RULES
+from conversion_ext.capture.tracing import capture
 from conversion_ext.errors import ConversionError, UnsupportedError
-from conversion_ext.passes import passes, run_passes
-from conversion_ext.passes.activations import RULES
 from tests.live import live_inputs
 from tests.traps import Doubled, Net, trap
 

@@ -8,7 +8,12 @@ from torch import Tensor, nn
 
 import conversion_ext as cx
 from conversion_ext.backends import available
-from conversion_ext.readouts import FirstSpike, MeanOutput, MembranePotential, Population, Readout, SpikeCount
+from conversion_ext.readouts.base import Readout
+from conversion_ext.readouts.first_spike import FirstSpike
+from conversion_ext.readouts.mean_output import MeanOutput
+from conversion_ext.readouts.membrane_potential import MembranePotential
+from conversion_ext.readouts.population import Population
+from conversion_ext.readouts.spike_count import SpikeCount
 
 # An output that is always negative is said to be dead, and is not what these tests are about.
 pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")

@@ -15,7 +15,7 @@ PLUGIN = '''
 import conversion_ext as cx
 from torch import nn
 from conversion_ext.operators import Activation
-from conversion_ext.types import SiteKind
+from conversion_ext.operators.sites import SiteKind
 
 cx.register_recipe("toy", cx.Recipe(cx.Maximum(), cx.IF(v_init=0.0)))
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import conversion_ext as cx
+from conversion_ext.analysis.saturation import clipped_share, limits
 from conversion_ext.backends import available
-from conversion_ext.saturation import clipped_share, limits
 
 T = 8
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from conversion_ext.backends import available, get_backend
+from conversion_ext.network.site import SpikingSite
 from conversion_ext.neurons import IF, LIF, Neuron, SignedIF
-from conversion_ext.nn.site import SpikingSite
 from conversion_ext.training import TSSLBP
 from conversion_ext.types import PerLayer, Reset
 

@@ -16,10 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, symbolic_trace
 
-from conversion_ext import statistics
+from conversion_ext.calibration import histogram as statistics
+from conversion_ext.calibration import moments as moments_of
+from conversion_ext.calibration.observer import Observer
+from conversion_ext.calibration.statistics import ActivationStats
 from conversion_ext.errors import CalibrationError
-from conversion_ext.observe import ActivationStats, Observer
-from conversion_ext.types import Granularity, PerChannel, PerLayer, Site, SiteKind
+from conversion_ext.operators.sites import Site, SiteKind
+from conversion_ext.types import Granularity, PerChannel, PerLayer
 
 PERCENTILES = (0.01, 1, 25, 50, 90, 99, 99.9, 99.99, 100)
 Make = Callable[[], Tensor]
@@ -412,7 +415,7 @@ def test_moments_are_those_of_numpy_in_any_order(name: str) -> None:
     x = x.reshape(x.shape[0], x.shape[1], -1)
     found: list[tuple[Tensor, Tensor]] = []
     for size in (len(x), 3):
-        moments = statistics.Moments(x.shape[1])
+        moments = moments_of.Moments(x.shape[1])
         for part in x[torch.randperm(len(x))].split(size):
             moments.add(part)
         found.append(moments.mean_and_std())

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import conversion_ext as cx
 from conversion_ext.backends import available, get_backend
-from conversion_ext.nn.site import SpikingSite
+from conversion_ext.network.site import SpikingSite
 from conversion_ext.tuners.offset_spike import Shifted
 from conversion_ext.tuners.residual_potential import Masked
 from conversion_ext.types import Steps

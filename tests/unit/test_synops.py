@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn.utils import prune
 
 import conversion_ext as cx
+from conversion_ext.analysis.energy import Cao, DataMovement, Hu, Hunsberger
+from conversion_ext.analysis.operations import FortyFiveNanometres, LayerCount, OperationCount
 from conversion_ext.encoders import Poisson
-from conversion_ext.energy import Cao, DataMovement, FortyFiveNanometres, Hu, Hunsberger
-from conversion_ext.synops import LayerCount, OperationCount
 from conversion_ext.types import Family
 from tests import zoo
 from tests.live import live_inputs, make_live

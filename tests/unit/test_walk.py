@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import conversion_ext as cx
-from conversion_ext.tuners import Tuner, shelf, walk
-from conversion_ext.tuners.shelf import Shelf
+from conversion_ext.tuners import Tuner, walk
+from conversion_ext.tuners import tensor_store as shelf
+from conversion_ext.tuners.tensor_store import Shelf
 from tests import zoo
 from tests.contract.test_tuners import activations
 from tests.live import live_inputs, make_live

@@ -1,0 +1,145 @@
+"""Count what a spiking network does on event-driven hardware, beside what its ANN does."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from conversion_ext import graph
+from conversion_ext.analysis.operations import LayerCount, OperationCount
+from conversion_ext.capture.tracing import capture
+from conversion_ext.errors import require
+from conversion_ext.network.spiking_network import Root
+from conversion_ext.nn.channel_scale import ChannelScale
+from conversion_ext.operators.base import operator_of
+from conversion_ext.operators.movement import mixed
+from conversion_ext.operators.synapse import Synapse
+from conversion_ext.simulation.simulation import simulate
+from conversion_ext.types import Family
+
+__all__ = ["synops"]
+SPIKES = (Family.BINARY, Family.SIGNED, Family.MULTI_LEVEL)
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
+
+
+def synops(
+    snn: Root, x: Any, T: int, *, ann: nn.Module | None = None, generator: torch.Generator | None = None
+) -> OperationCount:
+    """Return the operations that ``snn`` does on x [N, ...] in T steps, mean per sample, beside those of its ANN.
+
+    A spike into a weight layer costs one addition per weight that is not 0 and leads to an output (fan-out, exact
+    at borders and under strides); a spike of -1 costs the same, a burst of k costs k (``events`` counts it once).
+    Inputs that are no spikes (the image, averages and sums of spikes, graded values) cost a MAC per weight; the image's
+    layer runs once, since its current is constant, and at every step with a random encoder. The ANN's MACs are those of
+    the converted graph, or of ``ann`` where it is given, zero weights left out as well.
+
+    Reference: Rueckauer et al., 2017 (operation counts); Yan et al., arXiv:2409.08290 (bits of the twin).
+    """
+    require(
+        isinstance(snn, Root), f"snn is a {type(snn).__name__}; pass what conversion_ext.convert returned.", TypeError
+    )
+    require(
+        snn.conversion.folded, "synops() counts spikes, and unfolded ones carry thresholds; convert with fold=True."
+    )
+    families = _families(snn)
+    with _seen(snn.body, list(families)) as seen:
+        found = simulate(snn, x, T, at=(T,), generator=generator)
+    samples = len(x[0] if isinstance(x, tuple) else x)
+    layers = tuple(
+        _layer(key, module, sees, seen[module], samples) for module, (key, sees) in families.items() if module in seen
+    )
+    levels = max(snn.conversion.recipe.neuron.levels, 1)
+    return OperationCount(
+        layers,
+        {key: rate[0].numel() for key, rate in found.firing_rate.items()},
+        {key: float(spikes.sum(dtype=torch.float64)) / samples for key, spikes in found.spikes.items()},
+        found.total_steps,
+        math.ceil(math.log2(T * levels + 1)),
+        sum(layer.macs for layer in layers) if ann is None else _ann_macs(ann, x),
+    )
+
+
+def _families(snn: Root) -> dict[nn.Module, tuple[str, Family]]:
+    """Return {weight layer or scale: (key, what its input is)} in graph order."""
+    sees = {row.key: row.sees for row in snn.conversion.table()}
+    found: dict[nn.Module, tuple[str, Family]] = {}
+    for node in snn.body.graph.nodes:
+        module, key = graph.module_of(snn.body, node), graph.key_of(node)
+        if module is None or not (isinstance(module, ChannelScale) or isinstance(operator_of(snn.body, node), Synapse)):
+            continue
+        if module in found:  # tied weights, called again
+            found[module] = (found[module][0], mixed([found[module][1], sees[key]]))
+        else:
+            found[module] = (key, sees[key])
+    return found
+
+
+@contextmanager
+def _seen(model: nn.Module, modules: list[nn.Module]) -> Iterator[dict[nn.Module, list[Tensor]]]:
+    """While open, sum up [events, magnitudes] of the inputs of ``modules`` over all rows, [2, 1, ...]."""
+    seen: dict[nn.Module, list[Tensor]] = {}
+
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+        x = args[0].detach()
+        now = [x.ne(0).sum(0, keepdim=True).double(), x.abs().sum(0, keepdim=True, dtype=torch.float64)]
+        seen[module] = [a + b for a, b in zip(seen[module], now, strict=True)] if module in seen else now
+
+    handles = [module.register_forward_pre_hook(hook) for module in modules]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _layer(key: str, module: nn.Module, sees: Family, seen: list[Tensor], samples: int) -> LayerCount:
+    """Return the counts of one layer from what it saw."""
+    reach = _reach(module)
+    events, magnitudes = (float(reach(total).sum()) / samples for total in seen)
+    dense = reach(torch.ones_like(seen[0]))
+    spikes = sees in SPIKES and not isinstance(module, ChannelScale)
+    weight = getattr(module, "weight", None)
+    return LayerCount(
+        key,
+        sees,
+        float(dense.sum()),
+        events if spikes else 0.0,
+        magnitudes if spikes else 0.0,
+        0.0 if spikes else events,
+        int((weight != 0).sum()) if isinstance(weight, Tensor) else 0,
+        dense.numel(),
+    )
+
+
+def _reach(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return the layer with every weight that is not 0 made 1: it maps counts of inputs to those of products."""
+    if not isinstance(module, LAYERS):
+        return lambda counts: counts  # a scale, or BatchNorm: one product per value
+    ones: Any = copy.deepcopy(module).double()
+    ones.weight = nn.Parameter((module.weight != 0).double(), requires_grad=False)
+    ones.bias = None
+    return ones.forward  # a copy holds the hooks of its original, and calling it would call them
+
+
+def _ann_macs(ann: nn.Module, x: Any) -> float:
+    """Return the MACs of one sample of ``ann``, its pruned and parametrized weights baked in."""
+    inputs = x if isinstance(x, tuple) else (x,)
+    model = capture(ann, inputs=len(inputs))
+    total = 0.0
+
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+        nonlocal total
+        total += float(_reach(module)(torch.ones_like(args[0][:1], dtype=torch.float64)).sum())
+
+    for module in model.modules():
+        if isinstance(module, LAYERS):
+            module.register_forward_pre_hook(hook)
+    with torch.no_grad():
+        model(*(v[:1] if isinstance(v, Tensor) else v for v in inputs))
+    return total

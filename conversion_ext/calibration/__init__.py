@@ -1,0 +1,1 @@
+"""What calibration data tells about a network: statistics of each site, collected, saved, merged."""

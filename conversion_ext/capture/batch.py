@@ -1,0 +1,134 @@
+"""Which operations mix the samples of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+
+from conversion_ext.errors import Problem
+from conversion_ext.graph.surgery import describe, key_of
+
+__all__ = ["batch_problems", "mark_batch_sizes"]
+_TOLERANCE = 1e-2  # a batch of another size takes other kernels; in bfloat16 they differ by almost as much
+
+
+class _RunError(Exception):
+    """Raised where a node cannot run: _RunError(problem)."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(str(problem))
+        self.problem = problem
+
+
+def _pairs(model: GraphModule, example: Any) -> Iterator[tuple[Node, Any, Any]]:
+    """Run three samples, and the last two of them alone; iterate over (node, value of three, value of two).
+
+    Every node of the second run gets the inputs that it has in the first one, cut, so that rounding errors do not
+    add up until they look like something else.
+    """
+    inputs = example if isinstance(example, tuple) else (example,)
+    three = [_samples(value, 3) if isinstance(value, Tensor) and value.dim() else value for value in inputs]
+    two = [value[1:] if isinstance(value, Tensor) and value.dim() else value for value in three]
+    runs = Interpreter(model), Interpreter(model)
+    for run, given in zip(runs, (three, two), strict=True):
+        run.env, run.args_iter = {}, iter(given)
+    dependent: set[Node] = set()
+    for node in model.graph.nodes:
+        values = []
+        for run, count in zip(runs, (3, 2), strict=True):
+            try:
+                with torch.no_grad():
+                    values.append(run.run_node(node))
+            except Exception as error:
+                why = str(error).strip().partition("\n")[0].rstrip(".")
+                remedy = "Take the batch size from the tensor itself: x.view(x.size(0), ...)."
+                problem = Problem(key_of(node), f"fails on a batch of {count}: {why}.", remedy, describe(node))
+                raise _RunError(problem) from error
+        yield node, *values
+        if node.op == "placeholder" or dependent.intersection(node.all_input_nodes):
+            dependent.add(node)
+            values[1] = _cut(values[0], values[1])
+        for run, value in zip(runs, values, strict=True):
+            run.env[node] = value
+            for done in run.user_to_last_uses.get(node, ()):
+                del run.env[done]
+
+
+def _cut(three: Any, two: Any) -> Any:
+    """Return the last two samples of the first value, in the places where the second holds two samples."""
+    if isinstance(three, tuple | list) and isinstance(two, tuple | list) and len(three) == len(two):
+        return type(three)(map(_cut, three, two)) if type(three) in (tuple, list) else two
+    if isinstance(three, Tensor) and isinstance(two, Tensor) and three.dim() and three[1:].shape == two.shape:
+        return three[1:].clone()  # no shared memory: an operation in place must not reach the other run
+    return two
+
+
+def _samples(value: Tensor, count: int) -> Tensor:
+    """Return the first ``count`` samples; where there are too few different ones, noisy repetitions."""
+    rows = value[torch.arange(count, device=value.device) % len(value)]
+    if rows.is_floating_point() and (len(value) < count or bool((rows[0] == rows[1:]).all())):
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(rows.shape, generator=generator).to(rows)
+        noise[0] = 0
+        rows = rows + noise * (rows.std() if bool(rows.std() > 0) else 1.0)
+    return rows
+
+
+def mark_batch_sizes(model: GraphModule, example: Any) -> None:
+    """Set ``meta["batch"]``: whether dimension 0 of a tensor, or a number, is the batch size whatever that is."""
+    try:
+        for node, three, two in _pairs(model, example):
+            node.meta["batch"] = [_length(three), _length(two)] == [3, 2]
+    except _RunError:
+        return  # batch_problems tells
+
+
+def _length(value: Any) -> int | None:
+    """Return a number, or the size of dimension 0 of a tensor."""
+    if isinstance(value, Tensor):
+        return len(value) if value.dim() else None
+    return value if isinstance(value, int) else None
+
+
+def batch_problems(model: GraphModule, example: Tensor | Sequence[Any]) -> list[Problem]:
+    """Return what mixes the samples of a batch, found by running three samples, then two of them, through the graph.
+
+    The batch must be dimension 0 of every tensor, since time is folded into it, and a sample's value must not
+    depend on the other samples. What lies behind a node found is not listed again. Call it after ``run_passes``,
+    when nothing works in place any more. ``example`` is a tensor [N, ...] or a tuple of inputs; with N < 3 noisy
+    repetitions are added.
+    """
+    problems: list[Problem] = []
+    spoilt: set[Node] = set()
+    dependent: set[Node] = set()  # on the values of the input, not only on its sizes
+    try:
+        for node, three, two in _pairs(model, example if isinstance(example, Tensor) else tuple(example)):
+            sources = node.all_input_nodes
+            if node.op == "placeholder" or (dependent.intersection(sources) and not isinstance(three, int)):
+                dependent.add(node)
+            reason = _mixed(three, two) if node in dependent and node.op != "output" else ""
+            if spoilt.intersection(sources):
+                spoilt.add(node)
+            elif reason:
+                spoilt.add(node)
+                remedy = "Keep every sample to itself in dimension 0, or keep the enclosing module whole with skip=."
+                problems.append(Problem(key_of(node), reason, remedy, describe(node)))
+    except _RunError as failure:
+        problems.append(failure.problem)
+    return problems
+
+
+def _mixed(three: Any, two: Any) -> str:
+    """Return why the samples of a node's value are not independent rows, or an empty string."""
+    if not isinstance(three, Tensor):
+        return ""
+    if [_length(three), _length(two)] != [3, 2]:
+        return f"gives a tensor of shape {tuple(three.shape)} for a batch of 3: dimension 0 is not the batch."
+    together, alone = (value.double().nan_to_num() for value in (three[1:], two))
+    if float((together - alone).norm()) <= _TOLERANCE * float(together.norm()):
+        return ""
+    return "gives a sample a value that depends on the other samples of the batch, or on chance."

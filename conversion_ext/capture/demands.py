@@ -1,0 +1,94 @@
+"""What a method demands of the network beyond what can be converted at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from conversion_ext import graph
+from conversion_ext.errors import Problem
+from conversion_ext.operators.base import Activation, operator_of
+from conversion_ext.operators.magnitude import Magnitude
+from conversion_ext.operators.sites import SiteKind
+from conversion_ext.operators.synapse import CONVOLUTIONS, TRANSPOSED
+
+__all__ = ["Demand", "MagnitudeOfInput", "NoBias", "NoMaxPool", "OnlyReLU"]
+
+MAX_POOLS = (
+    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Demand:
+    """Base of all demands: ``problems`` names every place of a prepared network that does not meet it."""
+
+    def problems(self, model: GraphModule) -> list[Problem]:
+        """Return what does not meet the demand."""
+        raise TypeError(f"{type(self).__name__} must define problems().")
+
+
+@dataclass(frozen=True)
+class NoBias(Demand):
+    """Weight layers have no bias, or one of zeros; the shift of a folded BatchNorm is a bias too."""
+
+    def problems(self, model: GraphModule) -> list[Problem]:
+        """Return the layers that have one."""
+        layers = graph.modules_called(model, *CONVOLUTIONS, *TRANSPOSED, nn.Linear)
+        return [
+            _problem(
+                node,
+                "it has a bias (its own, or the shift of a BatchNorm), which this method does not know.",
+                "Train with bias=False and without BatchNorm, or take a recipe that has biases, such as rueckauer2017.",
+            )
+            for node, layer in layers
+            if layer.bias is not None and bool(layer.bias.any())
+        ]
+
+
+@dataclass(frozen=True)
+class OnlyReLU(Demand):
+    """Every activation is a ReLU."""
+
+    def problems(self, model: GraphModule) -> list[Problem]:
+        """Return the activations that are something else."""
+        found = []
+        for node in model.graph.nodes:
+            meaning = operator_of(model, node)
+            if isinstance(meaning, Activation) and (meaning.kind is not SiteKind.RELU or meaning.cap is not None):
+                found.append(_problem(node, "it is an activation other than ReLU.", "Train with ReLU in its place."))
+        return found
+
+
+@dataclass(frozen=True)
+class NoMaxPool(Demand):
+    """Pooling is average pooling."""
+
+    def problems(self, model: GraphModule) -> list[Problem]:
+        """Return the max-pools."""
+        remedy = "Put average pooling in its place with conversion_ext.recipes.average_pooling(ann) and train anew."
+        return [
+            _problem(node, "it is a max-pool, and this method has linear subsampling only.", remedy)
+            for node, _ in graph.modules_called(model, *MAX_POOLS)
+        ]
+
+
+@dataclass(frozen=True)
+class MagnitudeOfInput(Demand):
+    """The network takes the magnitude of its input before anything else."""
+
+    def problems(self, model: GraphModule) -> list[Problem]:
+        """Return what sees the input itself."""
+        seen = [user for node in model.graph.nodes if node.op == "placeholder" for user in node.users]
+        remedy = "Put the magnitude before it with conversion_ext.recipes.adapt_cao2015(ann) and train anew."
+        return [
+            _problem(node, "it sees the input itself, and this method knows no spikes below 0.", remedy)
+            for node in seen
+            if not isinstance(operator_of(model, node), Magnitude)
+        ]
+
+
+def _problem(node: Node, reason: str, remedy: str) -> Problem:
+    return Problem(graph.key_of(node), reason, remedy, graph.describe(node))

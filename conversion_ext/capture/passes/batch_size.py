@@ -1,0 +1,95 @@
+"""The batch: read its size where it is used, and find what mixes its samples."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.fx import GraphModule, Node, map_arg
+
+from conversion_ext.graph.surgery import describe, key_of, refresh
+
+__all__ = ["BatchSize", "is_batch_size"]
+_ELEMENTWISE = {operator.add, operator.sub, operator.mul, torch.add, torch.mul, torch.cat, F.pad, F.interpolate}
+
+
+class BatchSize:
+    """``y.view(x.size(0), ...)`` reads its batch size from y itself.
+
+    In a converted network time is folded into the batch of y but perhaps not of x. Needs to know that both
+    batches are one: from ``mark_batch_sizes``, else only where layers lead from x to y.
+    """
+
+    def run(self, model: GraphModule) -> None:
+        """Rewrite the arguments of every call that works on a tensor with the batch in dimension 0."""
+        for node, tensor, size in self._foreign(model):
+            with model.graph.inserting_before(node):
+                own = model.graph.call_method("size", (tensor, 0))
+            own.meta.update(key=f"{key_of(node)}.size", line=describe(node), batch=True)
+            node.args = (node.args[0], *_swap(node.args[1:], size, own))
+            node.kwargs = _swap(node.kwargs, size, own)
+        refresh(model)
+
+    def ensures(self, model: GraphModule) -> list[str]:
+        """No call that views a batch takes its size from another tensor."""
+        return [f"{n.name} takes its batch size from {size.name}." for n, _, size in self._foreign(model)]
+
+    def _foreign(self, model: GraphModule) -> list[tuple[Node, Node, Node]]:
+        """Return (call, tensor it works on, batch size that it takes from elsewhere)."""
+        found = []
+        for node in model.graph.nodes:
+            tensor = node.args[0] if node.args else None
+            if node.op not in ("call_function", "call_method") or not isinstance(tensor, Node) or _is_size(tensor):
+                continue
+            for size in node.all_input_nodes:
+                source = _source(size)
+                if source is None or source is tensor:
+                    continue
+                marked = size.meta.get("batch") and tensor.meta.get("batch")
+                if marked or ("batch" not in tensor.meta and _follows(tensor, source)):
+                    found.append((node, tensor, size))
+        return found
+
+
+def is_batch_size(value: object, tensor: Node) -> bool:
+    """Return whether an argument of a call is the batch size of ``tensor``."""
+    return isinstance(value, Node) and _source(value) is tensor
+
+
+def _swap(args: Any, old: Node, new: Node) -> Any:
+    """Return ``args`` with one node replaced by another."""
+    return map_arg(args, lambda node: new if node is old else node)
+
+
+def _source(node: Node) -> Node | None:
+    """Return the tensor whose dimension 0 a size node reads: ``x.size(0)``, ``x.size()[0]`` or ``x.shape[0]``."""
+    if node.op == "call_method" and node.target == "size":
+        tensor, dim, *_ = (*node.args, node.kwargs.get("dim"))
+        return tensor if dim == 0 and isinstance(tensor, Node) else None
+    sizes: Any = node.args[0] if node.target is operator.getitem and node.args[1] == 0 else None
+    return sizes.args[0] if _is_shape(sizes) else None
+
+
+def _is_size(node: Node) -> bool:
+    """Return whether the value of ``node`` is a shape or one of its sizes."""
+    return _is_shape(node) or (node.op == "call_method" and node.target == "size") or _source(node) is not None
+
+
+def _is_shape(node: Any) -> bool:
+    """Return whether ``node`` is ``x.shape`` or ``x.size()``."""
+    if not isinstance(node, Node):
+        return False
+    attribute = node.target is getattr and node.args[1:2] == ("shape",)
+    return attribute or (node.op == "call_method" and node.target == "size" and len(node.args) == 1 and not node.kwargs)
+
+
+def _follows(tensor: Node, source: Node) -> bool:
+    """Return whether layers and elementwise operations, which keep dimension 0, lead from ``source`` to ``tensor``."""
+    node: Node | None = tensor
+    while node is not None and node is not source:
+        if node.op != "call_module" and node.target not in _ELEMENTWISE:
+            return False
+        node = next((i for i in node.all_input_nodes if i.op != "get_attr"), None)
+    return node is source

@@ -1,0 +1,1 @@
+"""The conversion: its order, thresholds, assembly, folding, checks."""

@@ -1,0 +1,38 @@
+"""Find every obstacle to a conversion before any calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from conversion_ext.capture.preparation import examine
+from conversion_ext.errors import Problem, UnsupportedError, require
+from conversion_ext.recipes import resolve_recipe
+from conversion_ext.recipes.recipe import Recipe
+
+__all__ = ["check"]
+
+
+def check(
+    ann: nn.Module,
+    example_input: Any = None,
+    *,
+    recipe: str | Recipe = "default",
+    graded: bool = True,
+    skip: Sequence[str] = (),
+    leaf: Sequence[Any] = (),
+) -> list[Problem]:
+    """Return every obstacle to converting ``ann``, each with path, source line, reason and remedy; [] if there is none.
+
+    Nothing is calibrated and the model is not changed. With an ``example_input`` [N, ...] (or a tuple for several
+    inputs) shapes are known, and operations that mix samples of a batch are found as well.
+    """
+    demands = resolve_recipe(recipe)[1].demands
+    require(isinstance(ann, nn.Module), f"ann must be a torch.nn.Module, got {type(ann).__name__}.", TypeError)
+    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    try:
+        return examine(ann, None if example_input is None else inputs, skip, leaf, graded, demands)[1]
+    except UnsupportedError as error:  # not even captured
+        return list(error.problems) or [Problem(type(ann).__name__, str(error), "")]

@@ -1,0 +1,167 @@
+"""Fold thresholds into weights by assigning a unit to every tensor of the graph."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from conversion_ext import graph
+from conversion_ext.conversion.memory_format import channels_last
+from conversion_ext.graph.shapes import propagate
+from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.state import reset
+from conversion_ext.nn.channel_scale import ChannelScale
+from conversion_ext.operators.base import Call, Operator, call_of, compress, ones, operator_of
+from conversion_ext.types import Steps
+
+__all__ = ["fold", "folded"]
+
+
+def folded(snn: Root, inputs: Sequence[Any]) -> Root:
+    """Return a copy of ``snn``, converted with ``fold=False``, whose weights hold its thresholds as they are now."""
+    new = copy.deepcopy(snn)
+    notes = fold(new.body, inputs)
+    channels_last(new.body)
+    new.record = replace(snn.record, folded=True, notes=(*snn.record.notes, *notes))
+    reset(new)
+    return new
+
+
+def fold(body: GraphModule, inputs: Sequence[Any]) -> list[str]:
+    """Rewrite ``body`` in place so that sites are bare neurons of threshold 1; return what had to be said.
+
+    Every tensor gets a unit per channel: a site's input and output have unit lambda, weights absorb
+    ``unit_in / unit_out``, all operands of a sum take the sum's unit, and outputs have unit 1. Where the two ends
+    of an edge differ a :class:`ChannelScale` stays: on an identity shortcut that is lambda_in / lambda_out
+    (Hu et al., 2021). ``inputs`` is an example, of which one sample is run to learn the shapes.
+    """
+    shapes = propagate(body, (*inputs, Steps(1)))
+    calls = {node: call_of(body, node, shapes) for node in shapes.shapes}
+    meanings = {node: operator_of(body, node) for node in calls}
+    demanded = _demands(body, calls, meanings, _natural(calls, meanings))
+    units: dict[Node, Any] = {}
+    folded: dict[Node, nn.Module] = {}
+    scales: dict[tuple[Node, bytes], Node] = {}
+    for node, call in calls.items():
+        meaning = meanings[node]
+        assert isinstance(meaning, Operator)
+        have = [units.get(source) for source in call.inputs]
+        out = ones(call.out_shape) if node.op == "placeholder" else meaning.unit_out(call, have, demanded.get(node))
+        needed = meaning.required(call, have, out)
+        for source, unit, need in zip(call.inputs, have, needed, strict=True):
+            if isinstance(unit, Tensor) and need is not None and not _equal(unit, need):
+                _scale_edge(body, source, node, unit / need, scales)
+        effective = [h if n is None else n for h, n in zip(have, needed, strict=True)]
+        module = meaning.fold(call, effective, out)
+        if module is not None:
+            folded[node] = module
+        units[node] = out
+    output = next(n for n in body.graph.nodes if n.op == "output")
+    for source in output.all_input_nodes:
+        unit = units.get(source)
+        if isinstance(unit, Tensor) and not _equal(unit, ones(unit.shape)):
+            _scale_edge(body, source, output, unit, scales)
+    notes = _install(body, folded)
+    graph.refresh(body)
+    return notes
+
+
+def _natural(calls: Mapping[Node, Call], meanings: Mapping[Node, Any]) -> dict[Node, Any]:
+    """Return the units that are fixed before anybody demands one: those that follow from sites and inputs alone."""
+    natural: dict[Node, Any] = {}
+    for node, call in calls.items():
+        if node.op == "placeholder":
+            natural[node] = ones(call.out_shape)
+        else:
+            natural[node] = meanings[node].natural(call, [natural[source] for source in call.inputs])
+    return natural
+
+
+def _demands(
+    body: GraphModule, calls: Mapping[Node, Call], meanings: Mapping[Node, Any], natural: Mapping[Node, Any]
+) -> dict[Node, Any]:
+    """Return, per node, the unit its consumers ask for (nan: none), walking from the outputs back."""
+    demanded: dict[Node, Any] = {}
+    for node in reversed(body.graph.nodes):
+        if node.op == "output":
+            for source in node.all_input_nodes:
+                if isinstance(calls[source].out_shape, torch.Size):
+                    _ask(demanded, source, ones(calls[source].out_shape))
+        elif node in calls:
+            # Without a demand a node keeps its natural unit, which then is what its operands should have.
+            demanded.setdefault(node, natural[node])
+            for source, wish in zip(
+                calls[node].inputs, meanings[node].demand(calls[node], demanded[node]), strict=True
+            ):
+                _ask(demanded, source, wish)
+    return {node: wish for node, wish in demanded.items() if wish is not None}
+
+
+def _ask(demanded: dict[Node, Any], node: Node, wish: Any) -> None:
+    """Add a demand; where two disagree the first asked keeps its word."""
+    old = demanded.get(node)
+    if old is None:
+        demanded[node] = wish
+    elif isinstance(wish, tuple):
+        demanded[node] = tuple(_merge(a, b) for a, b in zip(old, wish, strict=True))
+    elif wish is not None:
+        demanded[node] = _merge(old, wish)
+
+
+def _merge(old: Tensor | None, new: Tensor | None) -> Tensor | None:
+    if old is None or new is None:
+        return new if old is None else old
+    return compress(torch.where(old.isnan(), new, old))
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    a, b = torch.broadcast_tensors(a, b)
+    return bool((a == b).all())
+
+
+def _scale_edge(
+    body: GraphModule, source: Node, user: Node, factor: Tensor, scales: dict[tuple[Node, bytes], Node]
+) -> None:
+    """Put a ChannelScale on the edge source -> user, one for all edges that need the same."""
+    factor = compress(factor)
+    key = (source, factor.numpy().tobytes())
+    if key not in scales:
+        like = next((b for b in body.buffers() if b.is_floating_point()), factor)
+        module = ChannelScale(factor.to(like.device, like.dtype))
+        name = graph.add_module(body, f"{source.name}_scale", module)
+        with body.graph.inserting_before(user):
+            scales[key] = body.graph.call_module(name, (source,))
+        scales[key].meta.update(
+            {"key": f"{graph.key_of(source)} -> {graph.key_of(user)}", "shape": source.meta["shape"]}
+        )
+    user.replace_input_with(source, scales[key])
+
+
+def _install(body: GraphModule, folded: Mapping[Node, nn.Module]) -> list[str]:
+    """Put the folded modules in place; weights that were tied and still are equal stay tied."""
+    tied: dict[tuple[int, bytes], nn.Parameter] = {}
+    uses: dict[int, list[tuple[str, nn.Parameter]]] = {}
+    for node, module in folded.items():
+        old = body.get_submodule(str(node.target))
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            original = getattr(old, name, None)
+            if original is None:
+                continue
+            key = (id(original), parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            shared = tied.setdefault(key, parameter)
+            setattr(module, name, shared)
+            uses.setdefault(id(original), []).append((f"{graph.key_of(node)}.{name}", shared))
+    for node, module in folded.items():
+        owner, _, name = str(node.target).rpartition(".")
+        setattr(body.get_submodule(owner), name, module)
+    return [
+        f"Tied weights {', '.join(name for name, _ in users)} are used in different units and were cloned."
+        for users in uses.values()
+        if len({id(parameter) for _, parameter in users}) > 1
+    ]

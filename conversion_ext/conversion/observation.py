@@ -1,0 +1,120 @@
+"""The first half of a conversion: show calibration data to the sites of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from tqdm import tqdm
+
+from conversion_ext.calibration.calibration import Calibration
+from conversion_ext.calibration.observer import Observer
+from conversion_ext.capture.preparation import Traced, trace
+from conversion_ext.data.batches import Forward, batches, call_inputs, check_inputs
+from conversion_ext.data.distributed import all_or_none, gathered, merged, processes, rank
+from conversion_ext.errors import CalibrationError, require
+from conversion_ext.normalizers import Normalizer
+from conversion_ext.operators.sites import SiteKind
+from conversion_ext.recipes import resolve_recipe
+from conversion_ext.recipes.recipe import Recipe
+
+__all__ = ["calibrate", "example_of", "observe", "traced_for"]
+
+
+def calibrate(
+    ann: nn.Module,
+    data: Any,
+    *,
+    recipe: str | Recipe = "default",
+    graded: bool = True,
+    relay: bool = False,
+    example_input: Any = None,
+    forward: Forward | None = None,
+    skip: Sequence[str] = (),
+    leaf: Sequence[Any] = (),
+    progress: bool = True,
+) -> Calibration:
+    """Return the statistics of ``ann`` on ``data``: the first half of ``convert``, with the same arguments.
+
+    ``convert(ann, calibration, recipe=...)`` makes the network from them; before, they may be merged with others and
+    saved: a long calibration is resumed by merging what the rest of the data gives.
+    """
+    _, recipe = resolve_recipe(recipe)
+    data = batches(data)
+    inputs = example_of(ann, data, example_input, forward)
+    return observe(
+        traced_for(recipe, ann, inputs, graded, relay, skip, leaf), recipe.normalizer, data, forward, progress
+    )
+
+
+def traced_for(
+    recipe: Recipe,
+    ann: nn.Module,
+    inputs: tuple[Any, ...],
+    graded: bool = True,
+    relay: bool = False,
+    skip: Sequence[str] = (),
+    leaf: Sequence[Any] = (),
+) -> Traced:
+    """Return the graph of ``ann`` with all sites that ``recipe`` gives it."""
+    return trace(
+        ann, inputs, recipe.demands, output_neurons=recipe.readout.spiking, graded=graded,
+        relay=relay or recipe.relay, skip=skip, leaf=leaf,
+    )  # fmt: skip
+
+
+def example_of(ann: nn.Module, data: Any, example_input: Any, forward: Forward | None) -> tuple[Any, ...]:
+    """Return checked inputs of one call; a process without data takes those of another."""
+    if example_input is not None:
+        own = example_input if isinstance(example_input, tuple) else (example_input,)
+    elif isinstance(data, Calibration):
+        own = data.example
+    else:
+        first = next(iter(data), None)
+        own = () if first is None else call_inputs(first, forward)
+    shared = gathered(Calibration({}, 0, own).example) if processes() > 1 else []
+    found = own or next((example for example in shared if example), ())
+    require(bool(found), "The calibration data holds no batch; pass at least one.", CalibrationError)
+    if found is not own or isinstance(data, Calibration):
+        device = next((p.device for p in ann.parameters()), torch.device("cpu"))
+        found = tuple(v.to(device) if isinstance(v, Tensor) else v for v in found)
+    check_inputs(found, ann, "The example input" if example_input is not None else "The first calibration batch")
+    return found
+
+
+def observe(traced: Traced, normalizer: Normalizer, data: Any, forward: Forward | None, progress: bool) -> Calibration:
+    """Return the statistics of ``data``, which each of several processes has a part of, or ``data`` if that is they."""
+    sites = [site for site in traced.sites if site.threshold is None]
+    signed = any(site.kind is not SiteKind.RELU for site in sites)
+    if data is None or not sites or not (normalizer.needs_calibration or signed):
+        return Calibration({}, 0, traced.inputs)
+    observer = Observer(traced.model, sites, normalizer.granularity, normalizer.statistics)
+    if isinstance(data, Calibration):
+        data.check(observer)
+        return data
+    require(
+        processes() == 1 or all(hasattr(stats, "merge") for stats in observer.stats.values()),
+        f"{normalizer} depends on the order of its batches and cannot be shared out to {processes()} processes; "
+        "calibrate it in one.",
+    )
+    samples = all_or_none(lambda: _run(traced.model, observer, normalizer.runs, data, forward, progress))
+    total = sum(gathered(samples))
+    require(total > 0, "The calibration data holds no batch; pass at least one.", CalibrationError)
+    return Calibration({key: merged(stats) for key, stats in observer.stats.items()}, total, traced.inputs)
+
+
+@torch.inference_mode()
+def _run(model: GraphModule, observer: Observer, runs: int, data: Any, forward: Forward | None, progress: bool) -> int:
+    """Show the data to the observer and return the number of samples."""
+    samples = 0
+    with observer:
+        for run in range(runs):
+            for index, batch in enumerate(tqdm(data, desc="calibration", disable=not progress or rank() > 0)):
+                inputs = call_inputs(batch, forward)
+                check_inputs(inputs, model, f"Calibration batch {index}")
+                model(*inputs)
+                samples += len(inputs[0]) if run == 0 else 0
+    return samples

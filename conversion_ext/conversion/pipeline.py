@@ -1,0 +1,124 @@
+"""From a trained network to a spiking one: the stages in order, top to bottom."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from conversion_ext.backends import get_backend
+from conversion_ext.calibration.calibration import Calibration
+from conversion_ext.conversion.assembly import assemble
+from conversion_ext.conversion.folding import fold as fold_units
+from conversion_ext.conversion.memory_format import channels_last
+from conversion_ext.conversion.observation import example_of, observe, traced_for
+from conversion_ext.conversion.thresholds import thresholds_of
+from conversion_ext.data.batches import Forward, batches, call_inputs
+from conversion_ext.data.distributed import rank
+from conversion_ext.errors import CalibrationError, require
+from conversion_ext.network.record import Record, installed_versions
+from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.state import reset
+from conversion_ext.normalizers import Normalizer
+from conversion_ext.recipes import resolve_recipe
+from conversion_ext.recipes.recipe import Recipe
+from conversion_ext.tuners.base import SteppingTuner, Tuner
+from conversion_ext.tuners.walk import Task, walk
+
+__all__ = ["convert"]
+
+
+def convert(
+    ann: nn.Module,
+    calibration: Any = None,
+    *,
+    recipe: str | Recipe = "default",
+    T: int | None = None,
+    backend: str | None = None,
+    fold: bool = True,
+    graded: bool = True,
+    relay: bool = False,
+    example_input: Any = None,
+    forward: Forward | None = None,
+    skip: Sequence[str] = (),
+    leaf: Sequence[Any] = (),
+    generator: torch.Generator | None = None,
+    progress: bool = True,
+) -> Root:
+    """Return a spiking network that computes what ``ann`` computes, as modules of ``backend``.
+
+    ``calibration``: a tensor [N, ...], a re-iterable of batches as a DataLoader yields them, or the ``Calibration``
+    made of them; under torch.distributed each process gives its own part, ``[]`` for none. ``recipe``: a name from
+    ``conversion_ext.recipes.names()`` or a :class:`Recipe`; ``T``: the steps to optimise for, None for none in
+    particular. ``fold`` puts thresholds into weights, so spikes are {0, 1}; ``graded=False`` refuses operations
+    whose output is not spikes; ``relay`` adds spiking neurons where a weight layer would see sums or averages.
+    ``forward(model, batch)`` calls a network of several inputs; modules under the paths ``skip`` stay analog, those in
+    ``leaf`` (types or paths) are not traced into. ``generator`` seeds what is random in the network (a spiking
+    softmax), by default with 0. The model is never modified.
+
+    Raises UnsupportedError with every obstacle found, CalibrationError for data that cannot be used.
+    """
+    require(isinstance(ann, nn.Module), f"ann must be a torch.nn.Module, got {type(ann).__name__}.", TypeError)
+    require(
+        T is None or (isinstance(T, int) and not isinstance(T, bool) and T >= 1),
+        f"T={T!r}: the number of time steps to optimise for is an integer >= 1, or None.",
+    )
+    name, recipe = resolve_recipe(recipe, T)
+    framework = get_backend(backend)
+    root = framework.root(Root)
+    normalizer = recipe.normalizer
+    calibrated = [tuner for tuner in recipe.tuners if tuner.needs_calibration]
+    asks = [*([normalizer] if normalizer.needs_T else []), *calibrated]
+    require(T is not None or not asks, f"{asks} need the number of time steps: pass T=.")
+    if T is not None:
+        recipe.block_of(T)
+    data = _data(calibration, normalizer, calibrated, example_input)
+    traced = traced_for(recipe, ann, example_of(ann, data, example_input, forward), graded, relay, skip, leaf)
+    model, sites, notes = traced.model, traced.sites, traced.notes
+    seen = observe(traced, normalizer, data, forward, progress)
+    thresholds = thresholds_of(model, sites, seen.stats, recipe, T)
+    # One for all output neurons, or their counts would not compare.
+    thresholds |= {key: thresholds[key].amax() for key in traced.outputs}
+    captured = copy.deepcopy(model) if calibrated else model
+    assemble(model, sites, thresholds, recipe, framework, generator or torch.Generator().manual_seed(0))
+    if calibrated:
+        assert T is not None
+        assert data is not None
+        block = recipe.block_of(T)
+        shown = progress and rank() == 0
+        walk(Task(captured, model, data, lambda batch: call_inputs(batch, forward), T, block, shown), calibrated)
+    notes += fold_units(model, traced.inputs) if fold else []
+    for tuner in recipe.tuners:
+        if isinstance(tuner, SteppingTuner):
+            tuner.install(model)
+    channels_last(model)
+    record = Record(
+        name, T, framework.name, fold, seen.samples, tuple(site.key for site in sites), tuple(notes),
+        installed_versions("conversion-ext", "torch", "spikingjelly", "snntorch"), recipe,
+    )  # fmt: skip
+    snn = root(model, record).eval()
+    reset(snn)
+    return snn  # type: ignore[return-value]
+
+
+def _data(calibration: Any, normalizer: Normalizer, tuners: Sequence[Tuner], example_input: Any) -> Any:
+    """Return the calibration batches, a Calibration as it is, or None where the recipe uses none."""
+    if isinstance(calibration, Calibration):
+        require(not tuners, f"{tuners} read calibration data, and a Calibration holds statistics; pass batches.")
+        return calibration
+    if calibration is None:
+        require(
+            not (normalizer.needs_calibration or tuners),
+            "This recipe needs calibration data: pass a tensor of inputs [N, ...] or a DataLoader.",
+            CalibrationError,
+        )
+        require(
+            example_input is not None,
+            "Without calibration data the shapes are unknown: pass example_input=, a tensor [N, ...].",
+            CalibrationError,
+        )
+        return None
+    return batches(calibration)

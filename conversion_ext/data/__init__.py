@@ -1,0 +1,1 @@
+"""What users hand over as data, and how several processes share it."""

@@ -1,0 +1,183 @@
+"""A converted network in integers, as digital neuromorphic hardware computes it: the same ones in every backend."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from conversion_ext import graph
+from conversion_ext.backends import get_backend
+from conversion_ext.conversion.memory_format import channels_last
+from conversion_ext.data.batches import check_inputs
+from conversion_ext.errors import Problem, UnsupportedError, require
+from conversion_ext.graph.shapes import propagate
+from conversion_ext.integer.forms import MEANS, Grid, integer_form, refused, scaled
+from conversion_ext.integer.modules import IntegerInput
+from conversion_ext.network.record import Widths
+from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.state import reset
+from conversion_ext.nn.channel_scale import ChannelScale
+from conversion_ext.operators.arithmetic import Multiple
+from conversion_ext.operators.base import Call, Elementwise, call_of, ones, operator_of
+from conversion_ext.operators.movement import Element, Movement
+from conversion_ext.operators.per_channel import PerChannelMap
+from conversion_ext.operators.synapse import Synapse
+from conversion_ext.types import Family, Steps
+
+__all__ = ["integers"]
+EXACT = {torch.float32: 23, torch.float64: 52}  # bits of a magnitude that floating point adds and halves without error
+ACCUMULATOR = 31  # bits of a magnitude
+MOST = {"weight": 16, "state": 32, "input": 16}
+
+
+def integers(
+    snn: Root, x: Any, *, weight_bits: int = 8, state_bits: int = 24, input_bits: int = 8, overflow: str = "refuse"
+) -> Root:
+    """Return a copy of ``snn`` that computes in integers: weights, inputs, currents and potentials.
+
+    Each is an integer times a power of two, which floating point adds without error, so that the neurons of every
+    framework, whose threshold is 1, compute the same integers, spike for spike. ``parameters`` lists them. (That is
+    tested on CPUs; a GPU's TF32 or Winograd convolutions round, so turn them off there.)
+
+    - Weights: integers of ``weight_bits`` bits times 2^-k, with the k per output channel that errs least.
+    - Accumulators: 32 bits. The most that a sum can reach is known before any run, and refused if it is more, or more
+      than the dtype of ``snn`` holds exactly (float32: 23 bits and sign; pass ``snn.double()`` where that is said).
+    - Potentials: ``state_bits`` bits, threshold ``2^(state_bits // 2)``; currents are rounded to them, halves up. One
+      that leaves the width is a StateError with its site; with ``overflow="saturate"`` it stays at the end and is
+      counted: see ``overflows``.
+    - Inputs: ``input_bits`` bits in units of max |x| / largest integer, so ``x`` [N, ...] has to span all inputs; one
+      is the sign where x has any. An encoder's spikes, and whole numbers that fit, are taken as they are.
+    - Averages become sums, and their divisor part of the next weights. Outputs are those of ``snn``, rounded.
+
+    Raises UnsupportedError with every module that has no integer form, ValueError for widths out of range.
+    """
+    require(
+        isinstance(snn, Root), f"snn is a {type(snn).__name__}; pass what conversion_ext.convert returned.", TypeError
+    )
+    require(snn.conversion.folded, "integers() needs thresholds within the weights; convert with fold=True.")
+    require(snn.conversion.widths is None, "snn is in integers already; pass the network from which they were made.")
+    require(overflow in ("refuse", "saturate"), f'overflow={overflow!r}: use "refuse" or "saturate".')
+    for name, bits in (("weight", weight_bits), ("state", state_bits), ("input", input_bits)):
+        whole = isinstance(bits, int) and not isinstance(bits, bool)
+        require(whole and 2 <= bits <= MOST[name], f"{name}_bits={bits!r}: a width is 2 to {MOST[name]} bits.")
+    like = next(p for p in (*snn.parameters(), *snn.buffers()) if p.is_floating_point())
+    require(like.dtype in EXACT, f"snn is in {like.dtype}, which rounds integers; pass snn.float().", TypeError)
+    require(
+        state_bits <= EXACT[like.dtype] + 1,
+        f"state_bits={state_bits}: {like.dtype} holds 24 bits exactly; pass snn.double() and inputs in float64.",
+    )
+    inputs = x if isinstance(x, tuple) else (x,)
+    check_inputs(inputs, snn, "x")
+    widths = Widths(weight_bits, state_bits, input_bits, overflow == "saturate")
+    body = copy.deepcopy(snn).body
+    with torch.no_grad():
+        _Rewrite(body, inputs, snn.conversion.recipe.encoder.family, widths, like).apply()
+    channels_last(body)
+    new = get_backend(snn.record.backend).root(Root)(body, replace(snn.record, widths=widths)).eval()
+    reset(new)
+    return new  # type: ignore[return-value]
+
+
+class _Rewrite:
+    """One walk over the graph, from inputs to outputs, that finds what each tensor can hold; then the changes."""
+
+    def __init__(
+        self, body: GraphModule, inputs: tuple[Any, ...], encoded: Family, widths: Widths, like: Tensor
+    ) -> None:
+        self.body, self.encoded, self.widths, self.like = body, encoded, widths, like
+        shapes = propagate(body, (*inputs, Steps(1)))
+        self.calls = {node: call_of(body, node, shapes) for node in shapes.shapes if node.op != "output"}
+        self.inputs = dict(zip((n for n in body.graph.nodes if n.op == "placeholder"), inputs, strict=False))
+        self.grids: dict[Node, Any] = {}
+        self.readers: dict[Node, IntegerInput] = {}
+        self.modules: dict[Node, nn.Module] = {}
+        self.scales: dict[Node, tuple[Grid, ChannelScale]] = {}
+        self.scaled: list[tuple[Node, Node]] = []  # edges with a scale
+
+    def apply(self) -> None:
+        """Rewrite the body in place; raise UnsupportedError with all that has no integer form."""
+        problems: list[Problem] = []
+        for node, call in self.calls.items():
+            if any(source not in self.grids for source in call.inputs):
+                continue  # behind a problem
+            try:
+                self.grids[node] = self.read(call) if node.op == "placeholder" else self.visit(call)
+            except UnsupportedError as error:
+                problems += error.problems
+        if problems:
+            raise UnsupportedError("No integers: " + "; ".join(map(str, problems)), tuple(problems))
+        output = next(n for n in self.body.graph.nodes if n.op == "output")
+        for source in output.all_input_nodes:
+            self.whole(source, output)
+        self.install()
+
+    def read(self, call: Call) -> Grid:
+        """Read an input as integers."""
+        x, key = self.inputs[call.node], graph.key_of(call.node)
+        if not x.is_floating_point():
+            raise refused(call, f"is of {x.dtype}.", "Give inputs in floating point.")
+        signed, largest = bool((x < 0).any()), float(x.abs().amax())
+        high = 2 ** (self.widths.input - signed) - 1
+        unit = 1.0 if largest <= high and bool((x == x.round()).all()) else largest / high
+        if self.encoded in (Family.BINARY, Family.SIGNED):
+            signed, high, unit = self.encoded is Family.SIGNED, 1, 1.0
+        step = torch.tensor(unit, dtype=x.dtype, device=x.device)
+        self.readers[call.node] = IntegerInput(key, step, -high if signed else 0, high, self.widths.saturate)
+        one = ones(call.out_shape)
+        return Grid(0 * one, high * one, float(step))
+
+    def visit(self, call: Call) -> Any:
+        """Return what the output of a node can hold, and note the module to put in its place."""
+        meaning = operator_of(self.body, call.node)
+        passes = len(call.inputs) == 1 and isinstance(meaning, (Movement, Element, Elementwise, PerChannelMap))
+        absorbs = passes or isinstance(meaning, (Synapse, Multiple))
+        grids = [self.grids[source] if absorbs else self.whole(source, call.node) for source in call.inputs]
+        found, module = integer_form(meaning, call, grids, self.widths)
+        if module is not None:
+            self.modules[call.node] = module.to(self.like)
+        most = min(EXACT[self.like.dtype], ACCUMULATOR)
+        for grid in found if isinstance(found, tuple) else (found,):
+            if grid.bits > most:
+                raise refused(
+                    call,
+                    f"can reach {grid.bits:.1f} bits, and {most} and a sign are there.",
+                    "Use fewer bits, or snn.double() for up to 31, or convert(relay=True) for spikes into all weights.",
+                )
+        return found
+
+    def whole(self, source: Node, user: Node) -> Any:
+        """Return what ``source`` holds as ``user`` sees it, in unit 1: with a scale between where it has another."""
+        grid = self.grids[source]
+        if isinstance(grid, tuple) or grid.unit == 1:
+            return grid
+        if source not in self.scales:
+            self.scales[source] = scaled(torch.ones_like(grid.bound), grid, self.widths)
+        self.scaled.append((source, user))
+        return self.scales[source][0]
+
+    def install(self) -> None:
+        """Change the graph."""
+        for node in self.calls:
+            if node in self.modules:
+                self.body.set_submodule(str(node.target), self.modules[node])
+            elif node.op != "call_module" and node.target in MEANS:
+                node.target = "sum" if isinstance(node.target, str) else torch.sum
+        scales = {source: self.insert(source, module) for source, (_, module) in self.scales.items()}
+        for source, user in self.scaled:
+            user.replace_input_with(source, scales[source])
+        for node, reader in self.readers.items():
+            graph.insert_after(self.body, node, reader, f"{node.name}_integers")
+        graph.refresh(self.body)
+
+    def insert(self, source: Node, module: ChannelScale) -> Node:
+        """Return a new node that scales ``source``."""
+        name = graph.add_module(self.body, f"{source.name}_scale", module.to(self.like))
+        with self.body.graph.inserting_after(source):
+            node = self.body.graph.call_module(name, (source,))
+        node.meta.update({"key": f"{graph.key_of(source)} scale", "shape": source.meta["shape"]})
+        return node

@@ -1,0 +1,87 @@
+"""The integers of a converted network, as plain numbers for a chip."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from conversion_ext import graph
+from conversion_ext.errors import require
+from conversion_ext.integer.modules import IntegerInput, IntegerStepping
+from conversion_ext.network.site import SpikingSite
+from conversion_ext.network.spiking_network import Root
+from conversion_ext.nn.channel_scale import ChannelScale
+from conversion_ext.operators.synapse import TRANSPOSED
+
+__all__ = ["IntegerLayer", "IntegerNeurons", "overflows", "parameters"]
+
+
+@dataclass(frozen=True)
+class IntegerLayer:
+    """A weight layer or scale: ``2^-weight_exponent (weight * input) + 2^-bias_exponent bias``, in thresholds.
+
+    Exponents are per output channel; the input is spikes, sums of them, the integers of an image, or currents.
+    """
+
+    weight: Tensor
+    weight_exponent: Tensor
+    bias: Tensor | None = None
+    bias_exponent: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class IntegerNeurons:
+    """A site: its ``threshold``, the potential before the first step, what is added to each current, in its units."""
+
+    threshold: int
+    bits: int
+    v_init: Tensor
+    bias: Tensor
+
+
+def parameters(snn: Root) -> dict[str, IntegerLayer | IntegerNeurons | IntegerInput]:
+    """Return {key: integers} of every input, weight layer, scale and site of what ``integers`` made, in graph order."""
+    require(snn.conversion.widths is not None, "snn is not in integers; pass what integers() returned.")
+    found: dict[str, IntegerLayer | IntegerNeurons | IntegerInput] = {}
+    for node in snn.body.graph.nodes:
+        module: Any = graph.module_of(snn.body, node)
+        if isinstance(module, IntegerInput):
+            found[module.key] = module
+        elif isinstance(module, SpikingSite):
+            stepping: Any = module.stepping
+            start, bias = (_int(v * stepping.threshold) for v in (module.v_init, module.bias / module.threshold))
+            found[module.key] = IntegerNeurons(stepping.threshold, stepping.bits, start, bias)
+        elif hasattr(module, "weight_exponent"):
+            found[graph.key_of(node)] = _layer(module)
+    return found
+
+
+def _layer(module: Any) -> IntegerLayer:
+    k = module.weight_exponent
+    if isinstance(module, ChannelScale):
+        return IntegerLayer(_int(module.scale * torch.exp2(k)), _int(k))
+    transposed = isinstance(module, TRANSPOSED)
+    rows = module.weight.movedim(int(transposed), 0)
+    shared = k[: len(rows)].view(-1, *[1] * (rows.dim() - 1))  # by the groups of a transposed convolution
+    weight = _int(rows * torch.exp2(shared)).movedim(0, int(transposed))
+    if module.bias is None:
+        return IntegerLayer(weight, _int(k))
+    return IntegerLayer(
+        weight, _int(k), _int(module.bias * torch.exp2(module.bias_exponent)), _int(module.bias_exponent)
+    )
+
+
+def _int(value: Tensor) -> Tensor:
+    return value.detach().round().to(torch.int64)
+
+
+def overflows(snn: Root) -> dict[str, int]:
+    """Return {site or input: how many values stopped at the end of their width} since the last call."""
+    parts = [part for part in snn.modules() if isinstance(part, (IntegerInput, IntegerStepping))]
+    found = {part.key: part.overflows for part in parts}
+    for part in parts:
+        part.overflows = 0
+    return found

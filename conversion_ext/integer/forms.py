@@ -1,0 +1,248 @@
+"""What every kind of operator becomes in integers."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import singledispatch
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from conversion_ext import graph
+from conversion_ext.errors import Problem, UnsupportedError
+from conversion_ext.integer.modules import IntegerStepping
+from conversion_ext.network.meanings import Spiking
+from conversion_ext.network.record import Widths
+from conversion_ext.neurons import IF, BurstIF, SignedEncoder, SignedIF
+from conversion_ext.nn.channel_scale import ChannelScale
+from conversion_ext.operators.arithmetic import Multiple, Sum
+from conversion_ext.operators.base import Call, Elementwise, Operator, ones
+from conversion_ext.operators.max_pool import Pool
+from conversion_ext.operators.movement import Element, Movement
+from conversion_ext.operators.per_channel import PerChannelMap
+from conversion_ext.operators.synapse import BATCH_NORMS, TRANSPOSED, Synapse
+
+__all__ = ["MEANS", "Grid", "Quantized", "integer_form", "refused", "scaled"]
+
+AVERAGE: Any = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+ADAPTIVE = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+MEANS, SUMS = (torch.mean, "mean"), (torch.sum, "sum")
+NEURONS = (IF, SignedIF, BurstIF, SignedEncoder)  # they add, compare and subtract
+FINER = 4  # bits by which what one input adds to a current may be finer than a potential
+BIAS = 22  # bits of the largest bias, and of what an accumulator reaches for its sake
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a tensor can hold: multiples of ``2^-exponent`` from -bound to bound, each worth ``unit`` times as much.
+
+    ``exponent`` and ``bound`` broadcast to a step [1, C, ...]. ``unit`` is a factor that weights still have to absorb.
+    """
+
+    exponent: Tensor
+    bound: Tensor
+    unit: float = 1.0
+
+    @property
+    def bits(self) -> float:
+        """The bits of the largest integer, its sign left out."""
+        return float((self.bound * torch.exp2(self.exponent) + 1).log2().amax())
+
+
+Quantized = tuple[Any, nn.Module | None]
+"""The Grid of an output (or several) and the module in integers to put in the node's place, None: as it is."""
+
+
+def refused(call: Call, reason: str, remedy: str) -> UnsupportedError:
+    """Return the error for a node that has no integer form."""
+    target = call.node.target
+    kind = type(call.module).__name__ if call.module is not None else getattr(target, "__name__", target)
+    problem = Problem(graph.key_of(call.node), f"{kind} {reason}", remedy, graph.describe(call.node))
+    return UnsupportedError(str(problem), (problem,))
+
+
+@singledispatch
+def integer_form(meaning: Operator | Problem, call: Call, grids: Sequence[Any], widths: Widths) -> Quantized:
+    """Return what the output of a node can hold and what to put in its place, given what its inputs can hold.
+
+    Written for every kind of operator in the registry; a new kind adds its own by ``integer_form.register``.
+    """
+    raise refused(
+        call,
+        "has no integer form.",
+        "There is one for weight layers, sums, pools, data movement and neurons without a leak; stay with floats.",
+    )
+
+
+@integer_form.register
+def _synapse(meaning: Synapse, call: Call, grids: Sequence[Any], widths: Widths) -> Quantized:
+    if isinstance(call.module, BATCH_NORMS):
+        raise refused(call, "stands where no weight layer absorbs it.", "Put BatchNorm behind a weight layer.")
+    (grid,), layer = grids, copy.deepcopy(call.module)
+    transposed = isinstance(layer, TRANSPOSED)
+    rows = layer.weight.double().cpu().movedim(int(transposed), 0) * grid.unit
+    finest = widths.exponent + FINER + grid.bound.amax().log2().ceil().clamp_min(0)
+    if layer.bias is not None:
+        largest = layer.bias.double().cpu().abs().view(-1, len(rows)).amax(0)  # groups of transposed ones share rows
+        finest = torch.minimum(finest, torch.floor(BIAS - largest.log2()))
+    k = _exponents(rows.flatten(1), widths.weight, finest)
+    whole = _whole(rows, k.view(-1, *[1] * (rows.dim() - 1)), widths.weight)
+    layer.weight = _like(whole.movedim(0, int(transposed)), layer.weight)
+    probe = copy.deepcopy(layer).double().cpu()
+    probe.weight, probe.bias = nn.Parameter(probe.weight.abs()), None
+    bound = _along(probe.forward(grid.bound.expand(call.shapes[0])), meaning.dim)
+    k = k.repeat(layer.groups) if transposed else k
+    exponent = k.reshape(bound.shape) + grid.exponent.amax()
+    layer.register_buffer("weight_exponent", k.to(layer.weight))
+    if layer.bias is not None:
+        bias = layer.bias.double().cpu().reshape(bound.shape)
+        fits = torch.floor(BIAS - (bound + bias.abs()).log2())
+        exponent = torch.maximum(exponent, fits.clamp_max(widths.exponent))  # a bias is as fine as a potential
+        bias = _fixed(bias, exponent)
+        bound = bound + bias.abs()
+        layer.bias = _like(bias.reshape(-1), layer.bias)
+        layer.register_buffer("bias_exponent", exponent.reshape(-1).to(layer.weight))
+    return Grid(exponent, bound), layer
+
+
+@integer_form.register
+def _multiple(meaning: Multiple, call: Call, grids: Sequence[Any], widths: Widths) -> Quantized:
+    if not isinstance(call.module, ChannelScale):
+        raise refused(call, "multiplies by a constant outside of a weight layer.", "Put the factor into the weights.")
+    return scaled(call.module.scale, grids[0], widths)
+
+
+@integer_form.register
+def _sum(meaning: Sum, call: Call, grids: Sequence[Any], widths: Widths) -> Quantized:
+    if call.node.kwargs.get("alpha", 1) != 1:
+        raise refused(call, "multiplies by alpha.", "Put the factor into the weights.")
+    first, last = grids[0], grids[-1]  # the same where a tensor is added to itself
+    return Grid(torch.maximum(first.exponent, last.exponent), first.bound + last.bound), None
+
+
+@integer_form.register
+def _moved(meaning: Movement | Elementwise, call: Call, grids: Sequence[Any], widths: Widths) -> Quantized:
+    if meaning.stateful:
+        _require_spikes(call, grids[0])
+    unit_out: Any = meaning.unit_out  # it moves whatever there is one of per channel
+    exponents, bounds = (unit_out(call, [getattr(g, name) for g in grids], None) for name in ("exponent", "bound"))
+    if isinstance(exponents, tuple):
+        return tuple(Grid(e, b, grids[0].unit) for e, b in zip(exponents, bounds, strict=True)), None
+    return Grid(exponents, bounds, grids[0].unit), None
+
+
+@integer_form.register
+def _element(meaning: Element, call: Call, grids: Sequence[Any], widths: Widths) -> Quantized:
+    return grids[0][meaning.index], None
+
+
+@integer_form.register
+def _per_channel(meaning: PerChannelMap, call: Call, grids: Sequence[Any], widths: Widths) -> Quantized:
+    (grid,), count, module = grids, 1, None
+    if isinstance(meaning, Pool):
+        if call.module.method not in ("count", "average", "instant"):
+            raise refused(call, f"weighs spikes by {call.module.method!r}, no integers.", 'Use max_pool="count".')
+        _require_spikes(call, grid)
+    elif not meaning.keeps_values:
+        count, module = _window_sum(call)
+    exponent, bound = (meaning.unit_out(call, [_along(v, 1)], None) for v in (grid.exponent, grid.bound))
+    assert exponent is not None
+    assert bound is not None
+    divisor = 1 if call.node.op != "call_module" and call.node.target in SUMS else count
+    return Grid(exponent, bound * count, grid.unit / divisor), module
+
+
+@integer_form.register
+def _site(meaning: Spiking, call: Call, grids: Sequence[Any], widths: Widths) -> Quantized:
+    site = copy.deepcopy(call.module)
+    if type(site.spec) not in NEURONS:
+        raise refused(call, f"holds {site.spec!r}, which does more than add.", "Use IF, SignedIF or BurstIF.")
+    if not site.stepping.plain:
+        remedy = "Use a recipe without tuners that act while simulating."
+        raise refused(call, f"is stepped by {type(site.stepping).__name__}.", remedy)
+    site.v_init = _fixed(site.v_init, widths.exponent)
+    if site.bias.dim():
+        site.bias = _fixed(site.bias / site.threshold, widths.exponent) * site.threshold
+    finest = int(grids[0].exponent.amax())
+    site.stepping = IntegerStepping(site.key, widths.exponent, finest, widths.state, widths.saturate)
+    one = ones(call.out_shape)
+    return Grid(0 * one, site.spec.levels * one), site
+
+
+def _require_spikes(call: Call, grid: Grid) -> None:
+    if bool(grid.exponent.any()):
+        raise refused(call, "adds up currents over time, which has no bound.", "Put it behind neurons.")
+
+
+def _window_sum(call: Call) -> tuple[int, nn.Module | None]:
+    """Return how many values an averaging node takes together, and a module that adds them up."""
+    module, shape, out = call.module, call.shapes[0], call.out_shape
+    if call.node.op != "call_module" and call.node.target in (*MEANS, *SUMS):
+        return shape.numel() // out.numel(), None
+    dims, sizes = len(shape) - 2, list(zip(shape[2:], out[2:], strict=False))
+    if isinstance(module, ADAPTIVE) and all(a % b == 0 for a, b in sizes):
+        kernel = tuple(a // b for a, b in sizes)
+        return math.prod(kernel), _sum_pool(call, kernel, kernel, (0,) * dims)
+    if isinstance(module, AVERAGE) and not module.ceil_mode:
+        windows: tuple[Any, ...] = (module.kernel_size, module.stride, module.padding)
+        kernel, stride, padding = ((v,) * dims if isinstance(v, int) else tuple(v) for v in windows)
+        if module.count_include_pad or not any(padding):
+            count = getattr(module, "divisor_override", None) or math.prod(kernel)
+            return count, _sum_pool(call, kernel, stride, padding)
+    raise refused(call, "averages windows of unequal sizes, or weighs their values.", "Use windows of one size.")
+
+
+def _sum_pool(call: Call, kernel: Any, stride: Any, padding: Any) -> nn.Module:
+    """Return a pool that adds up its windows; torch has none in one dimension, where weights of 1 do it."""
+    if len(kernel) > 1:
+        return AVERAGE[len(kernel) - 1](kernel, stride, padding, divisor_override=1)
+    channels = call.shapes[0][1]
+    pool = nn.Conv1d(channels, channels, kernel, stride, padding, groups=channels, bias=False)
+    pool.weight = nn.Parameter(torch.ones_like(pool.weight), requires_grad=False)
+    pool.register_buffer("weight_exponent", pool.weight.new_zeros(channels))
+    return pool
+
+
+def scaled(scale: Tensor, grid: Grid, widths: Widths) -> tuple[Grid, ChannelScale]:
+    """Return a scale in integers, and what it makes of what ``grid`` holds."""
+    factors = scale.double().cpu() * grid.unit
+    finest = torch.tensor(widths.exponent + FINER)
+    k = _exponents(factors.reshape(-1, 1), widths.weight, finest).view_as(factors)
+    factors = _whole(factors, k, widths.weight)
+    module = ChannelScale(factors.to(scale))
+    module.register_buffer("weight_exponent", k.to(scale))
+    return Grid(grid.exponent + k, grid.bound * factors.abs()), module
+
+
+def _exponents(rows: Tensor, bits: int, finest: Tensor) -> Tensor:
+    """Return the k of each row, at most ``finest``, for which integers of ``bits`` bits times 2^-k come closest."""
+    k = torch.floor(torch.log2((2 ** (bits - 1) - 1) / rows.abs().amax(1)))
+    # Where the largest weights are few, it is better to clip them.
+    choices = torch.stack([torch.minimum(k + clipped, finest) for clipped in range(3)])
+    errors = torch.stack([(_whole(rows, c[:, None], bits) - rows).square().sum(1) for c in choices])
+    return choices.gather(0, errors.argmin(0, keepdim=True))[0]
+
+
+def _whole(value: Tensor, k: Tensor, bits: int) -> Tensor:
+    """Return ``value`` as integers of ``bits`` bits times 2^-k."""
+    most = 2 ** (bits - 1) - 1
+    return (value * torch.exp2(k)).round().clamp(-most, most) * torch.exp2(-k)
+
+
+def _fixed(value: Tensor, exponent: Tensor | int) -> Tensor:
+    """Return ``value`` rounded to multiples of 2^-exponent, halves up."""
+    return torch.floor(value * 2.0**exponent + 0.5) * 2.0**-exponent
+
+
+def _along(value: Tensor, dim: int) -> Tensor:
+    """Return the largest entries along ``dim``."""
+    return value.amax([d for d in range(value.dim()) if d != dim % value.dim()], keepdim=True)
+
+
+def _like(value: Tensor, old: Tensor) -> nn.Parameter:
+    """Return ``value`` where and as ``old`` is."""
+    return nn.Parameter(torch.empty_like(old).copy_(value), requires_grad=False)

@@ -1,0 +1,174 @@
+"""The spiking site: the one place where a threshold meets a neuron of a framework."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from conversion_ext.backends.base import Backend, advance_in_place, get_backend, initial_potential
+from conversion_ext.exact import accumulate, state_dtype
+from conversion_ext.network.stepping import Stepping
+from conversion_ext.neurons import Neuron
+from conversion_ext.types import Granularity, PerChannel, Steps
+
+__all__ = ["SpikingSite"]
+PIECE = 1 << 17  # elements of a piece of a block: what fits a cache
+
+
+class SpikingSite(nn.Module):
+    """Replace an activation by neurons of threshold 1: ``x -> /lambda -> neuron -> *lambda``.
+
+    While ``scaled`` is False (folded), the weights around the site hold lambda and the neuron's spikes leave as they
+    are. ``threshold`` is lambda in ANN units, [] or [C]; ``v_init`` the initial potential in units of lambda, [] or
+    what broadcasts to [N, ...]; ``gain`` [] what a spike is worth behind the site, in units of lambda; ``bias`` what is
+    added to the current in ANN units, [] for nothing, [C], or [S, C] for each of the first S steps from the reset, of
+    which later steps get the mean.
+    Input and output are [T*N, ...]; with ``static_input`` the input of a constant-current run is [N, ...].
+    ``stepping`` drives the neurons; it sees single steps also where ``Steps`` come in blocks of K, and then the
+    mean of the K steps of spikes leaves the site.
+    """
+
+    threshold: Tensor
+    v_init: Tensor
+    bias: Tensor
+    gain: Tensor
+    owner: Callable[..., Any] | None = None
+    """``advance`` or ``advance_compiled`` where who runs the network owns the state: it may be overwritten, and no
+    gradients are wanted."""
+    counts: dict[str, Tensor] | None = None
+    """Where a site that ``counts_spikes`` adds them up, under its key: cheap while they are in the cache."""
+
+    def __init__(
+        self,
+        key: str,
+        spec: Neuron,
+        backend: Backend,
+        threshold: Tensor,
+        granularity: Granularity,
+        static_input: bool = False,
+    ) -> None:
+        super().__init__()
+        self.key = key
+        self.spec = spec
+        self.backend_name = backend.name
+        self.dim = granularity.dim if isinstance(granularity, PerChannel) else 1
+        self.scaled = True
+        self.static_input = static_input
+        self.neuron = backend.neuron(spec)
+        self.stepping = Stepping()
+        self.register_buffer("threshold", threshold)
+        self.register_buffer("bias", torch.zeros((), dtype=threshold.dtype, device=threshold.device))
+        self.register_buffer("gain", torch.ones((), dtype=threshold.dtype, device=threshold.device))
+        self.register_buffer("v_init", torch.tensor(spec.v_init, dtype=threshold.dtype, device=threshold.device))
+
+    @property
+    def backend(self) -> Backend:
+        """The framework whose neuron this site holds."""
+        return get_backend(self.backend_name)
+
+    def view(self, dims: int) -> Tensor:
+        """Return the threshold shaped to broadcast over a batch of ``dims`` dimensions."""
+        return self._along(self.threshold, dims)
+
+    def amplitude(self, dims: int) -> Tensor:
+        """Return what a spike is worth in ANN units, shaped to broadcast over a batch of ``dims`` dimensions."""
+        return self.view(dims) * self.gain
+
+    def _along(self, value: Tensor, dims: int) -> Tensor:
+        if value.dim() == 0:
+            return value
+        shape = [1] * dims
+        shape[self.dim] = -1
+        return value.reshape(*value.shape[:-1], *shape)
+
+    def current(self, x: Tensor) -> Tensor:
+        """Return what the neurons of threshold 1 are charged with on average for input x [N, ...]."""
+        return self._current(x[None], self.bias.mean(0) if self.bias.dim() == 2 else self.bias)[0]
+
+    def _current(self, x_seq: Tensor, bias: Tensor) -> Tensor:
+        """Return the currents for inputs x_seq [T, N, ...] and a bias [], [C] or [T, C]."""
+        dims = x_seq.dim() - 1
+        if bias.dim():  # zero-dimensional: no tuner has set one
+            bias = self._along(bias, dims)
+            x_seq = x_seq + (bias if self.scaled else bias / self.view(dims)).to(x_seq.dtype)
+        return x_seq / self.view(dims).to(x_seq.dtype) if self.scaled else x_seq
+
+    def _coming_bias(self, steps: Steps) -> Tensor:
+        """Return the bias of the steps, or the means of the blocks, to come: [], [C] or [T, C]."""
+        if self.bias.dim() < 2:
+            return self.bias
+        rows = torch.cat((self.bias, self.bias.mean(0, keepdim=True)))
+        t = self.stepping.t + torch.arange(steps.T * steps.block, device=rows.device)
+        return rows[t.clamp_max(len(self.bias))].unflatten(0, (steps.T, steps.block)).mean(1)
+
+    def forward(self, x: Tensor, steps: Steps) -> Tensor:
+        """Return the spikes (times lambda where ``scaled``) for input current x over the given steps."""
+        return self.emitted(self.spikes(x, steps))
+
+    def spikes(self, x: Tensor, steps: Steps) -> Tensor:
+        """Return the spikes of the neurons, [T*N, ...], for input current x over the given steps."""
+        x_seq = x[None] if self.static_input and steps.constant else x.unflatten(0, (steps.T, -1))
+        z_seq = self._current(x_seq, self._coming_bias(steps))
+        z_seq = z_seq.expand(steps.T, *z_seq.shape[1:])
+        if steps.block == 1:
+            s_seq = self.stepping(self, z_seq)
+        else:
+            s_seq = torch.stack([self._mean_spikes(z, steps.block) for z in z_seq])
+        return s_seq.flatten(0, 1)
+
+    def _mean_spikes(self, z: Tensor, K: int) -> Tensor:
+        """Return the mean [N, ...] of the spikes of K steps under the current z [N, ...]."""
+        # All steps at once would take K times the memory, and steps one by one cost more to call than to compute.
+        most = max(1, PIECE // max(z.numel(), 1))
+        total = torch.zeros_like(z, dtype=state_dtype(z.dtype))
+        for first in range(0, K, most):
+            spikes = self.stepping(self, z.expand(min(most, K - first), *z.shape))
+            total = accumulate(total, spikes[0] if len(spikes) == 1 else spikes.sum(0, dtype=total.dtype))
+        return (total / K).to(z.dtype)
+
+    @property
+    def potential(self) -> Tensor | None:
+        """The membrane potential [N, ...] after the last step, in units of the threshold; None before the first."""
+        return self.backend.membrane_potential(self.neuron)
+
+    def start(self, z: Tensor) -> Tensor:
+        """Return the potential [N, ...] from which the neurons start under currents z [N, ...]."""
+        return initial_potential(self.v_init, z)
+
+    def run(self, z_seq: Tensor, v_init: Tensor | None = None) -> Tensor:
+        """Return spikes [T, N, ...] for currents z_seq; without state, neurons start from ``v_init`` or the site's."""
+        start = self.v_init if v_init is None else v_init
+        if self.owner is not None and not z_seq.is_cuda:  # CUDA has the framework's fused kernels
+            count = self._count(z_seq[0])
+            return advance_in_place(self.backend, self.neuron, self.spec, z_seq, start, count, self.owner)
+        return self.backend.run(self.neuron, z_seq, start)
+
+    @property
+    def counts_spikes(self) -> bool:
+        """Whether it can count what leaves it: the spikes of its neurons, advanced in place."""
+        return self.stepping.plain and not self.threshold.is_cuda
+
+    def _count(self, z: Tensor) -> Tensor | None:
+        """Return the number of spikes [N, ...] so far, to be added to."""
+        if self.counts is None:
+            return None
+        if self.key not in self.counts:
+            self.counts[self.key] = torch.zeros_like(z, dtype=state_dtype(z.dtype))
+        return self.counts[self.key]
+
+    def restart(self) -> None:
+        """Forget the state of the neurons."""
+        self.backend.reset(self.neuron)
+
+    def emitted(self, spikes: Tensor) -> Tensor:
+        """Return what leaves the site for its neurons' spikes (or rates)."""
+        return spikes * self.amplitude(spikes.dim()).to(spikes.dtype) if self.scaled else spikes
+
+    def extra_repr(self) -> str:
+        """Show key, neuron and threshold."""
+        low, high = self.threshold.min().item(), self.threshold.max().item()
+        scale = f"{low:.4g}" if low == high else f"{low:.4g}..{high:.4g}"
+        return f"key={self.key!r}, {self.spec}, threshold={scale}, scaled={self.scaled}"

@@ -1,0 +1,123 @@
+"""The converted network: a module of its framework around a readable graph."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.utils._pytree import tree_map
+
+from conversion_ext.errors import require
+from conversion_ext.network.record import Record
+from conversion_ext.network.site import SpikingSite
+from conversion_ext.network.state import reset
+from conversion_ext.network.table import Conversion
+from conversion_ext.nn.stateful import Stateful
+from conversion_ext.types import Steps
+
+__all__ = ["Root", "fold_time", "unfold_time"]
+
+
+class Root(nn.Module):
+    """A spiking network; ``snn(x)`` is the readout current of a step, in units of the ANN's output.
+
+    In step mode "s" an input is one step, [N, ...]; in "m" it is a sequence [T, N, ...] and so is the output.
+    State stays between calls until ``conversion_ext.reset(snn)`` (SpikingJelly: ``functional.reset_net``).
+    ``body`` is the graph (``print(snn.body.graph)``), ``conversion`` what was done to make it.
+    """
+
+    def __init__(self, body: GraphModule, record: Record) -> None:
+        super().__init__()
+        self.body = body
+        self.record = record
+        self._step_mode = "s"
+
+    @property
+    def step_mode(self) -> str:
+        """``"s"``: one step per call; ``"m"``: a whole sequence per call."""
+        return self._step_mode
+
+    @step_mode.setter
+    def step_mode(self, value: str) -> None:
+        require(value in ("s", "m"), f'step_mode is "s" (single step) or "m" (multi-step), got {value!r}.')
+        self._step_mode = value
+
+    @property
+    def conversion(self) -> Conversion:
+        """What was done to make this network: recipe, thresholds, table."""
+        return Conversion(self.body, self.record)
+
+    def forward(self, *inputs: Any) -> Any:
+        """Advance by one step, or in step mode "m" by the length of the input sequence."""
+        if self.step_mode == "s":
+            return self.run(inputs, Steps(1))
+        T = next(value.shape[0] for value in inputs if isinstance(value, Tensor))
+        require(T > 0, 'The input sequence is empty; in step mode "m" an input is [T, N, ...] with T >= 1.')
+        return unfold_time(self.run(tuple(fold_time(value) for value in inputs), Steps(T)), T)
+
+    def run(self, inputs: tuple[Any, ...], steps: Steps) -> Any:
+        """Advance by ``steps.T`` steps or blocks, folded into the batch: inputs and outputs are [T*N, ...]."""
+        return self.body(*inputs, steps)
+
+    def sites(self) -> dict[str, SpikingSite]:
+        """Return the spiking sites by key, in graph order."""
+        modules = dict(self.body.named_modules())
+        called = (modules[str(n.target)] for n in self.body.graph.nodes if n.op == "call_module")
+        return {module.key: module for module in called if isinstance(module, SpikingSite)}
+
+    def end_warm_up(self) -> None:
+        """Let sites take from the warm-up what they need (see ``Stepping``), and start everything anew."""
+        for site in self.sites().values():
+            site.stepping.end_warm_up(site)
+            site.restart()
+        for module in self.modules():
+            if isinstance(module, Stateful):
+                module.reset()
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return the conversion's record as plain data, so that a state dict keeps it."""
+        return self.record.plain()
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Check that a loaded state dict belongs to a network converted in the same way."""
+        require(
+            state["sites"] == self.record.plain()["sites"],
+            f"The state dict belongs to a network with other sites ({len(state['sites'])} against "
+            f"{len(self.record.plain()['sites'])}); load it into a conversion of the same model.",
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Unpickling traces the body anew and forgets what its nodes are called and which of them are tensors.
+        kept = [{k: node.meta[k] for k in ("key", "line", "shape") if k in node.meta} for node in self.body.graph.nodes]
+        return {**self.__dict__, "node_meta": kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        kept = state.pop("node_meta")
+        super().__setstate__(state)
+        for node, meta in zip(self.body.graph.nodes, kept, strict=True):
+            node.meta.update(meta)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Root:
+        # States are not leaves of autograd after a forward with gradients: copy them detached, then forget them.
+        for module in self.modules():
+            for value in vars(module).get("_memories", {}).values():  # those of SpikingJelly's stock nodes
+                if isinstance(value, Tensor):
+                    memo[id(value)] = value.detach().clone()
+        new = self.__class__.__new__(self.__class__)
+        memo[id(self)] = new
+        new.__dict__ = {name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()}
+        reset(new)
+        return new
+
+
+def fold_time(value: Any) -> Any:
+    """Flatten [T, N, ...] to [T*N, ...]; leave what is not a tensor."""
+    return value.flatten(0, 1) if isinstance(value, Tensor) else value
+
+
+def unfold_time(value: Any, T: int) -> Any:
+    """Unflatten [T*N, ...] to [T, N, ...] in every tensor of a nested output."""
+    return tree_map(lambda v: v.unflatten(0, (T, -1)) if isinstance(v, Tensor) else v, value)

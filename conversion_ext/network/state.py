@@ -1,0 +1,71 @@
+"""The state of a network between calls: snapshot, restore, reset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from conversion_ext.network.site import SpikingSite
+from conversion_ext.nn.stateful import Memory, Stateful
+
+__all__ = ["Memories", "reset"]
+
+
+def reset(snn: nn.Module) -> None:
+    """Forget every state of ``snn`` at every depth, and of no other network.
+
+    Works for converted networks of each framework and for hand-written ones that hold conversion_ext.nn modules.
+    """
+    Memories(snn).reset()
+
+
+class Memories:
+    """All that a network remembers, found by one walk over its modules, which takes as long as a step or two."""
+
+    def __init__(self, snn: nn.Module) -> None:
+        parts = list(snn.modules())
+        self.sites = [part for part in parts if isinstance(part, SpikingSite)]
+        self.others = [part for part in parts if isinstance(part, Memory)]
+
+    def reset(self) -> None:
+        """Forget it."""
+        for site in self.sites:
+            site.restart()
+        for module in self.others:
+            module.reset()
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Replace every tensor, [N, ...] each, by ``change`` of it."""
+        for site in self.sites:
+            state = site.backend.state(site.neuron)
+            if state is not None:
+                new = tuple(change(part) for part in state)
+                if any(a is not b for a, b in zip(new, state, strict=True)):
+                    site.backend.set_state(site.neuron, new)
+        for module in self.others:
+            module.map_state(change)
+
+    def values(self) -> list[Any]:
+        """Return it, for ``recall``; tensors are not copied."""
+        held = [{name: getattr(module, name) for name in module.remembered} for module in self.others]
+        return [*(site.backend.state(site.neuron) for site in self.sites), *held]
+
+    def recall(self, kept: Sequence[Any]) -> None:
+        """Make what ``values`` returned what the network remembers."""
+        self.reset()
+        for site, state in zip(self.sites, kept, strict=False):
+            if state is not None:
+                site.backend.set_state(site.neuron, state)
+        for module, held in zip(self.others, kept[len(self.sites) :], strict=True):
+            for name, value in held.items():
+                setattr(module, name, value)
+
+    def keep(self, index: Tensor) -> None:
+        """Go on with some of the samples: their numbers ``index`` in the present batch."""
+        self.map(lambda part: torch.index_select(part, 0, index, out=torch.empty_like(part[: len(index)])))
+        for module in self.others:
+            if isinstance(module, Stateful):
+                module.forget_shapes()

@@ -1,0 +1,158 @@
+"""What a converted network consists of, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from conversion_ext import graph
+from conversion_ext.network.meanings import Spiking
+from conversion_ext.network.record import Record, Widths
+from conversion_ext.network.site import SpikingSite
+from conversion_ext.nn.channel_scale import ChannelScale
+from conversion_ext.operators.arithmetic import Sum
+from conversion_ext.operators.base import Call, Operator, operator_of
+from conversion_ext.operators.movement import mixed
+from conversion_ext.operators.synapse import Synapse
+from conversion_ext.types import Family
+
+__all__ = ["Conversion", "Row", "Table"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: ``sees`` is the family of the input, ``emits`` that of the output."""
+
+    key: str
+    kind: str
+    sees: Family
+    emits: Family
+    scale: str = ""
+
+
+class Table(list[Row]):
+    """Rows in graph order; prints as an aligned text table."""
+
+    def __str__(self) -> str:
+        lines = [("node", "kind", "sees", "emits", "threshold or scale")]
+        lines += [(row.key, row.kind, str(row.sees), str(row.emits), row.scale) for row in self]
+        widths = [max(len(line[i]) for line in lines) for i in range(5)]
+        return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+class Conversion:
+    """A view of a converted network; thresholds live in its sites and are read from there."""
+
+    def __init__(self, body: GraphModule, record: Record) -> None:
+        self._body = body
+        self._record = record
+
+    @property
+    def recipe(self) -> Any:
+        """The recipe that made the network."""
+        return self._record.recipe_value
+
+    @property
+    def T(self) -> int | None:
+        """The number of steps it was optimised for, None for no particular one."""
+        return self._record.T
+
+    @property
+    def backend(self) -> str:
+        """The framework whose neurons it holds."""
+        return self._record.backend
+
+    @property
+    def folded(self) -> bool:
+        """Whether weights hold the thresholds, so that spikes are {0, 1}."""
+        return self._record.folded
+
+    @property
+    def widths(self) -> Widths | None:
+        """The bits of a network in integers (``conversion_ext.integer``), None for one in floating point."""
+        return self._record.widths
+
+    @property
+    def samples(self) -> int:
+        """How many calibration samples were seen."""
+        return self._record.samples
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the conversion had to say: dead channels, cloned weights."""
+        return self._record.notes
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions of the packages that made the network."""
+        return dict(self._record.versions)
+
+    @property
+    def thresholds(self) -> dict[str, Tensor]:
+        """{site key: threshold of one spike in ANN units, [] or [C]} in graph order."""
+        return {site.key: site.threshold for site in self._sites()}
+
+    @property
+    def family(self) -> Family:
+        """The widest family that neurons, pools and differential operators emit."""
+        return mixed([row.emits for row in self.table() if row.kind not in ("synapse", "shortcut", "scale")])
+
+    def table(self) -> Table:
+        """Return one row per site, weight layer and scale: what it sees, what it emits, its threshold or scale."""
+        families: dict[Node, Family] = {}
+        rows = Table()
+        *_, steps = (node for node in self._body.graph.nodes if node.op == "placeholder")
+        for node in self._body.graph.nodes:
+            if node is steps:
+                continue
+            inputs = [n for n in node.all_input_nodes if n in families]
+            operator = operator_of(self._body, node)
+            assert isinstance(operator, Operator)
+            if node.op != "placeholder" and type(operator) is Operator:
+                continue  # a size or a parameter
+            sees = [families[n] for n in inputs]
+            if node.op == "placeholder" or not sees:
+                input_family = self.recipe.encoder.family if node.op == "placeholder" else Family.ANALOG
+                families[node] = input_family
+                continue
+            call = Call(self._body, node, inputs, [], None, lambda _: None)
+            families[node] = operator.family_out(call, sees)
+            row = self._row(node, operator, mixed(sees), families[node])
+            if row is not None:
+                rows.append(row)
+        return rows
+
+    def _row(self, node: Node, operator: Operator, sees: Family, emits: Family) -> Row | None:
+        module = graph.module_of(self._body, node)
+        key = graph.key_of(node)
+        if isinstance(module, SpikingSite):
+            return Row(key, type(module.spec).__name__, sees, emits, _range(module.threshold))
+        if isinstance(module, ChannelScale):
+            kind = "shortcut" if any(isinstance(operator_of(self._body, u), Sum) for u in node.users) else "scale"
+            return Row(key, kind, sees, emits, _range(module.scale))
+        if isinstance(operator, Synapse):
+            return Row(key, "synapse", sees, emits)
+        if isinstance(operator, Spiking) or operator.stateful:
+            return Row(key, type(module).__name__, sees, emits)
+        return None
+
+    def _sites(self) -> Sequence[SpikingSite]:
+        modules = dict(self._body.named_modules())
+        called = [modules[str(n.target)] for n in self._body.graph.nodes if n.op == "call_module"]
+        return [module for module in called if isinstance(module, SpikingSite)]
+
+    def __repr__(self) -> str:
+        """Summarise in one line."""
+        return (
+            f"Conversion(recipe={self._record.recipe!r}, T={self.T}, backend={self.backend!r}, "
+            f"sites={len(self._record.sites)}, family={self.family}, folded={self.folded})"
+        )
+
+
+def _range(scale: Tensor) -> str:
+    low, high = scale.min().item(), scale.max().item()
+    return f"{low:.4g}" if low == high else f"{low:.4g} .. {high:.4g}"

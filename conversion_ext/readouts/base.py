@@ -1,0 +1,50 @@
+"""How the readout currents of the steps become an output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from conversion_ext.errors import require
+from conversion_ext.exact import state_dtype
+
+__all__ = ["Memory", "Readout", "require_start"]
+Memory = tuple[Tensor, ...]
+"""What a readout remembers, each [N, ...] in float32 or wider."""
+
+
+@dataclass(frozen=True)
+class Readout:
+    """Base of all readouts: a fold over the steps, pure functions of what they are given.
+
+    ``begin`` makes the memory, ``step`` takes the output x [N, ...] of step t = 1, 2, ... into it, ``decode`` gives the
+    output after step t. ``spiking`` readouts need spikes, so ``convert`` puts neurons behind the last layer for them.
+    """
+
+    @property
+    def spiking(self) -> bool:
+        """Whether it reads spikes of output neurons, not currents."""
+        return False
+
+    def begin(self, x: Tensor) -> Memory:
+        """Return the memory before the first step for outputs like ``x``: one sum."""
+        return (torch.zeros_like(x, dtype=state_dtype(x.dtype)),)
+
+    def step(self, memory: Memory, x: Tensor, t: int) -> Memory:
+        """Return the memory after step ``t``; tensors of ``memory`` may be written to."""
+        raise TypeError(f"{type(self).__name__} must define step().")
+
+    def decode(self, memory: Memory, t: int) -> Tensor:
+        """Return the output after step ``t``, a tensor of its own."""
+        raise TypeError(f"{type(self).__name__} must define decode().")
+
+
+def require_start(name: str, start: Any) -> None:
+    """Raise unless ``start`` counts the first steps that the readout ``name`` discards."""
+    require(
+        isinstance(start, int) and not isinstance(start, bool) and start >= 0,
+        f"{name}(start={start!r}): start is the number of first steps to discard, an integer >= 0.",
+    )

@@ -1,0 +1,108 @@
+"""A recipe: every choice of a conversion as one frozen value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from conversion_ext.capture.demands import Demand
+from conversion_ext.encoders import ConstantCurrent, Encoder
+from conversion_ext.errors import require
+from conversion_ext.neurons import IF, Neuron, SignedEncoder
+from conversion_ext.nn.max_pool import METHODS as POOL_METHODS
+from conversion_ext.nn.softmax import METHODS as SOFTMAX_METHODS
+from conversion_ext.normalizers import Normalizer, Percentile
+from conversion_ext.operators.sites import Site
+from conversion_ext.readouts.base import Readout
+from conversion_ext.readouts.mean_output import MeanOutput
+from conversion_ext.tuners.base import SteppingTuner, Tuner
+from conversion_ext.types import Family
+
+__all__ = ["Recipe"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every choice of a conversion; ``dataclasses.replace`` varies one of them.
+
+    ``family`` says what the neurons of ReLU sites emit, so that binary and signed methods are never mixed up;
+    ``signed_encoder`` makes spikes of values of either sign (LeakyReLU, PReLU, relays). ``relay`` asks for relays
+    as ``convert(relay=True)`` does. ``block``: the steps for which a site waits in a simulation (see
+    ``simulate``), None for all T; tuners tune for that. A ``readout`` that is ``spiking`` gets neurons behind the last
+    layer; ``demands`` are what the method asks of a network, which is refused where it does not meet them.
+
+    >>> Recipe(normalizer=Percentile(99.9), neuron=IF(v_init=0.0)).max_pool
+    'count'
+    """
+
+    normalizer: Normalizer = field(default_factory=Percentile)
+    neuron: Neuron = field(default_factory=IF)
+    max_pool: str = "count"
+    softmax: str = "membrane"
+    tuners: tuple[Tuner, ...] = ()
+    encoder: Encoder = field(default_factory=ConstantCurrent)
+    readout: Readout = field(default_factory=MeanOutput)
+    family: Family = Family.BINARY
+    signed_encoder: SignedEncoder = field(default_factory=SignedEncoder)
+    relay: bool = False
+    block: int | None = 1
+    demands: tuple[Demand, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, kind in (("normalizer", Normalizer), ("neuron", Neuron), ("encoder", Encoder), ("readout", Readout)):
+            value = getattr(self, name)
+            require(
+                isinstance(value, kind),
+                f"Recipe({name}={value!r}): give a value of {kind.__name__.lower()}s, not its class or name.",
+                TypeError,
+            )
+        for name, allowed in (("max_pool", POOL_METHODS), ("softmax", SOFTMAX_METHODS)):
+            value = getattr(self, name)
+            require(value in allowed, f"Recipe({name}={value!r}): choose one of {', '.join(allowed)}.")
+        require(
+            isinstance(self.tuners, tuple) and all(isinstance(tuner, Tuner) for tuner in self.tuners),
+            f"Recipe(tuners={self.tuners!r}): give a tuple of tuners such as (BiasCorrection(),).",
+            TypeError,
+        )
+        require(
+            isinstance(self.demands, tuple) and all(isinstance(demand, Demand) for demand in self.demands),
+            f"Recipe(demands={self.demands!r}): give a tuple of demands such as (NoBias(),).",
+            TypeError,
+        )
+        require(
+            self.block is None or (isinstance(self.block, int) and self.block >= 1),
+            f"Recipe(block={self.block!r}): give a number of steps >= 1, or None for all T.",
+        )
+        for tuner in self.tuners:
+            tuner.check(self.neuron)
+        pacing = [tuner for tuner in self.tuners if isinstance(tuner, SteppingTuner)]
+        require(len(pacing) <= 1, f"Recipe(tuners=...): {pacing} each decide how sites are stepped; choose one.")
+        counting = [tuner for tuner in self.tuners if tuner.counts_steps]
+        require(
+            not (pacing and counting),
+            f"Recipe(tuners=...): {counting} sets values for single steps, which {pacing} shifts; leave out one.",
+        )
+        object.__setattr__(self, "family", Family(self.family))
+        require(
+            self.neuron.family == self.family,
+            f"Recipe(family={self.family.value!r}): {type(self.neuron).__name__} emits {self.neuron.family.value} "
+            "spikes; make the two agree.",
+        )
+        require(
+            not (self.readout.spiking and self.family is Family.MULTI_LEVEL),
+            f"Recipe(readout={self.readout!r}) counts single spikes, and {self.neuron!r} sends several at once; read "
+            "MeanOutput().",
+        )
+
+    def block_of(self, T: int, block: int | None = None) -> int:
+        """Return the steps for which a site waits in a simulation of T steps, ``block`` of them where that is given."""
+        block = self.block if block is None else block
+        block = T if block is None else block
+        require(
+            isinstance(block, int) and block >= 1 and T % block == 0,
+            f"block={block!r}: a block is a number of steps that divides T={T}; give a divisor, 1 for single steps.",
+        )
+        return block
+
+    def neuron_of(self, site: Site) -> Neuron:
+        """Return the neuron for a ReLU site: the recipe's, or the one that its activation was trained for."""
+        return self.neuron if site.neuron is None else self.neuron.hosting(site.neuron)

@@ -1,0 +1,1 @@
+"""Run a converted network over time: schedule, engine, decoder, early exit."""

@@ -1,0 +1,101 @@
+"""The time loop: what does not depend on time runs once, the rest in chunks of steps folded into the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from conversion_ext.errors import require
+from conversion_ext.exact import state_dtype
+from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.state import Memories
+from conversion_ext.neurons import advance, advance_compiled
+from conversion_ext.simulation.inputs import Reader
+from conversion_ext.simulation.precision import narrowed
+from conversion_ext.simulation.schedule import Schedule, schedule
+from conversion_ext.simulation.split import halves, split
+from conversion_ext.types import Steps
+
+__all__ = ["Engine"]
+"""``(first step, number of steps K) -> inputs [K, N, ...]``, to be called in order."""
+# Bytes of an average activation of one call on a CPU: more steps per call save Python, and weights are read less often,
+# until activations leave a cache of a few MiB. Measured on the 28x28 networks of tests/benchmarks at batch 1 to 64.
+CACHE = 5 << 20
+
+
+class Engine:
+    """Runs a converted network over time. Built once, used for any number of batches."""
+
+    def __init__(
+        self,
+        snn: Root,
+        dtype: str | torch.dtype | None = None,
+        weights: str | None = None,
+        compile: bool = False,  # noqa: A002
+    ) -> None:
+        require(
+            snn.conversion.widths is None or (dtype is None and weights is None),
+            "dtype= and weights= would round what is in integers already; leave them out.",
+        )
+        self.snn = snn
+        self.run = advance_compiled if compile else advance
+        self.prologue, self.main = halves(snn.body)
+        if dtype is not None or weights is not None:  # the prologue is run once: nothing to gain from fewer bits
+            self.main = split(narrowed(snn.body, dtype, weights))[1]
+        self.narrow = dtype is not None
+        self.sites = snn.sites()
+        self.memories = Memories(snn)
+        sizes = [shape.numel() for n in snn.body.graph.nodes if isinstance(shape := n.meta.get("shape"), torch.Size)]
+        self.size = sum(sizes) / max(1, len(sizes))
+
+    def schedule(self, T: int | None, block: int | None = None, length: int | None = None) -> Schedule:
+        """Return the schedule of a run: see :func:`schedule`."""
+        return schedule(self.snn, self.sites, T, block, length)
+
+    def chunks(self, N: int, plan: Schedule, time_chunk: int | None) -> Iterator[int]:
+        """Yield how many steps (or blocks) to run in each call; no call goes beyond the end of the warm-up."""
+        chunk = max(plan.together, time_chunk // plan.block if time_chunk else int(CACHE / (4 * N * self.size)))
+        for steps in (plan.warm_up, plan.T // plan.block):
+            yield from (min(chunk, steps - first) for first in range(0, steps, chunk))
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Own the state of the network: no autograd, and it is overwritten where that saves a copy."""
+        self.memories.map(lambda part: part.detach().clone())
+        try:
+            for site in self.sites.values():
+                site.owner = self.run
+            with torch.inference_mode():
+                yield
+        finally:
+            for site in self.sites.values():
+                site.owner = None
+            # What was made in inference mode cannot be written to, or have gradients, after it.
+            self.memories.map(lambda part: part.clone() if part.is_inference() else part)
+
+    def constant(self, inputs: tuple[Any, ...], chunks: Iterable[int], block: int = 1) -> Iterator[tuple[int, Any]]:
+        """Yield (K, output [K*N, ...]) of ``chunks`` of K steps under constant current, the prologue run once."""
+        static = self.prologue(*inputs)
+        for K in chunks:
+            yield K, self.advance(static, K, block)
+
+    def advance(self, static: tuple[Any, ...], K: int, block: int = 1) -> Any:
+        """Return the output [K*N, ...] of the next K steps (or blocks) under what the prologue made of the input."""
+        return self._wide(self.main(*static, Steps(K, constant=True, block=block)))
+
+    def sequence(self, read: Reader, chunks: Iterable[int], block: int = 1) -> Iterator[tuple[int, Any]]:
+        """Yield (K, output [K*N, ...]) for inputs ``read(first, K)``, each [K, N, ...]."""
+        first = 0
+        for K in chunks:
+            folded = tuple(v.flatten(0, 1) if isinstance(v, Tensor) else v for v in read(first, K))
+            yield K, self._wide(self.main(*self.prologue(*folded), Steps(K, block=block)))
+            first += K
+
+    def _wide(self, output: Any) -> Any:
+        """Return an output of narrowed layers in float32 or wider."""
+        return tree_map(lambda v: v.to(state_dtype(v.dtype)), output) if self.narrow else output

@@ -1,0 +1,83 @@
+"""How many steps a simulation takes: those that count, those before them, and those that sites spend waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from conversion_ext.errors import require
+from conversion_ext.network.depths import depths
+from conversion_ext.network.site import SpikingSite
+from conversion_ext.network.spiking_network import Root
+
+__all__ = ["Schedule", "schedule"]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The steps of one simulation.
+
+    ``T`` steps count, in blocks of ``block``, after ``warm_up`` steps of the whole network; the first call holds at
+    least ``together``. ``total_steps``: steps that a neuron makes; ``latency_steps``: from the first input to the
+    decision after T steps.
+    """
+
+    T: int
+    block: int
+    warm_up: int
+    together: int
+    total_steps: int
+    latency_steps: int
+
+
+def schedule(
+    snn: Root,
+    sites: Mapping[str, SpikingSite],
+    T: int | None,
+    block: int | None = None,
+    length: int | None = None,
+) -> Schedule:
+    """Return the schedule of T steps of ``snn`` with its ``sites``, in blocks of ``block`` (None: the recipe's).
+
+    ``length`` is that of a sequence of frames, a warm-up included.
+
+    A spike reaches the next site within its step, so a plain network decides after T steps. What waits adds up along
+    the longest chain of sites. Blocks of K: a site takes its first step together with the last one of its
+    predecessor's block, K-1 steps after it; so D sites in a row end (D-1)(K-1) steps late, D(K-1) where frames have to
+    be waited for. Steppings that first go through ``wait`` steps of their input (see ``OffsetSpike``) delay every
+    site's first spike by as many steps.
+    """
+    steppings = {type(site.stepping): site.stepping for site in sites.values()}.values()
+    warm_up = max((s.warm_up for s in steppings), default=0)
+    if length is not None:
+        T = T or length - warm_up
+        before = f" after {warm_up} of warm-up" if warm_up else ""
+        require(T + warm_up <= length, f"T={T}{before}, but x_seq holds {length} steps; give T <= {length - warm_up}.")
+    require(isinstance(T, int) and T >= 1, f"T={T!r}: the number of time steps is an integer >= 1.")
+    assert T is not None
+    recipe = snn.conversion.recipe
+    K = recipe.block_of(T, block)
+    require(
+        K == 1 or snn.conversion.widths is None,
+        f"block={K}: means of steps are no integers, which this network computes with; use block=1.",
+    )
+    wait = max((s.wait for s in steppings), default=0)
+    together = max((s.together for s in steppings), default=1)
+    require(
+        K == 1 or not (warm_up or wait),
+        f"block={K} and a tuner that acts while simulating both set the pace of the sites; use one of them.",
+    )
+    require(
+        T >= together,
+        f"T={T}: every site of this network looks at {together} steps before its first; simulate T >= {together} "
+        "and name earlier outputs with at=.",
+    )
+    late = 0  # of a plain network: no walk over its graph, which takes as long as some of its steps
+    if K > 1:
+        waited = length is not None or not recipe.encoder.constant
+        chain = max(depths(snn.body).values(), default=0)
+        late = (K - 1) * max(0, chain if waited else chain - 1)
+    elif wait:
+        late = max(depths(snn.body, lambda site: site.stepping.wait).values(), default=0)
+    started = any(s.t for s in steppings)  # a simulation that goes on has been through these steps
+    return Schedule(T, K, warm_up, together, warm_up + (0 if started else wait) + T, warm_up + late + T)

@@ -1,0 +1,58 @@
+"""How the gradient of a loss gets through time: rules as values, one loss or one for each part of the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from conversion_ext.errors import require
+from conversion_ext.network.spiking_network import Root
+from conversion_ext.registry import Registry
+from conversion_ext.simulation.inputs import Presentation
+from conversion_ext.training.student import Student
+
+__all__ = ["Gradient", "Objective", "gradient_of", "gradients", "register_gradient"]
+
+Objective = Callable[[Tensor, dict[str, Tensor]], Tensor]
+"""``(outputs [T, N, C], {site: rates [N, ...]}) -> loss []``"""
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """Base of all rules. ``losses`` runs a batch and yields losses, each to be back-propagated before the next.
+
+    ``network`` is the student as it is to be called: ``network(inputs, steps)`` returns (outputs [T, N, C], {site:
+    rates [N, ...]}); its state is reset.
+    """
+
+    def prepare(self, snn: Root) -> None:
+        """Change the copy that is trained, once."""
+
+    def losses(
+        self, network: Callable[..., Any], student: Student, batch: Presentation, objective: Objective
+    ) -> Iterator[Tensor]:
+        """Yield the losses of a batch."""
+        raise TypeError(f"{type(self).__name__} must define losses().")
+
+
+gradients: Registry[Gradient] = Registry("gradient")
+
+
+def register_gradient(name: str, gradient: Gradient) -> Gradient:
+    """Add a rule under ``name``, after which ``finetune(..., gradient=name)`` finds it."""
+    return gradients.register(name, gradient)
+
+
+def gradient_of(gradient: str | Gradient) -> Gradient:
+    """Return the rule registered under a name, or the rule given."""
+    if isinstance(gradient, str):
+        return gradients.get(gradient)
+    require(
+        isinstance(gradient, Gradient),
+        f"gradient={gradient!r}: give a name, {', '.join(gradients.names())}, or a value such as ThroughTime().",
+        TypeError,
+    )
+    return gradient
