@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from conversion_ext.neurons.advance import advance
 from conversion_ext.neurons.base import Heaviside, Neuron, State
 from conversion_ext.neurons.compiled import advance_compiled
 from conversion_ext.neurons.filtered import Filtered
 from conversion_ext.neurons.integrate_and_fire import IF, BurstIF, SignedEncoder, SignedIF
 from conversion_ext.neurons.leaky import LIF, PLIF, RefractoryLIF
+from conversion_ext.neurons.updates import advance
 
 __all__ = [
     "IF",

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from conversion_ext.neurons.advance import advance
 from conversion_ext.neurons.base import Heaviside, Neuron, State
+from conversion_ext.neurons.updates import advance
 
 __all__ = ["advance_compiled"]
 

@@ -389,7 +389,7 @@ BAD = {
     "learn=.*: name some of weights": {"learn": ("biases",)},
     "they are folded into the weights": {"learn": ("thresholds",)},
     "no neuron of this network has parameters": {"learn": ("neurons",)},
-    "no gradient named 'x'; there are: bptt, rate, online": {"gradient": "x"},
+    "no gradient named 'x'; there are: online, ottt, rate": {"gradient": "x"},
     "gradient=3: give a name": {"gradient": 3},
     "no loss named 'x'; there are: rate": {"loss": "x"},
     "teacher is a str; pass the ANN": {"teacher": "ann"},
