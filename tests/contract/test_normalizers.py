@@ -72,7 +72,7 @@ def activations(model: GraphModule, x: Tensor) -> Seen:
 
 def statistics(value: Normalizer, seen: Seen, order: Sequence[int], size: int) -> dict[str, Any]:
     if isinstance(value, Trained):
-        pytest.skip("it estimates nothing; tests/unit/test_trained.py says what it does")
+        pytest.skip("it estimates nothing; tests/nn/test_trained.py says what it does")
     stats: dict[str, Any] = {}
     for site in SITES:
         stats[site.key] = value.statistics(site) or ActivationStats(site.key, value.granularity)

@@ -75,7 +75,7 @@ def test_an_installed_package_registers_through_its_entry_point(tmp_path: Path):
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-plugin\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[conversion_ext.plugins]\ntoy = toy_plugin\n")
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[1]
     path = f"{tmp_path}:{root}"
     done = subprocess.run(
         [sys.executable, "-c", USE], env={"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PATH": ""},
@@ -97,7 +97,7 @@ def test_a_package_that_pip_installed_registers_through_its_entry_point(tmp_path
     assert not (target / "conversion_ext").exists()
     done = subprocess.run(
         [sys.executable, "-c", USE],
-        env={"PYTHONPATH": f"{target}:{Path(__file__).parents[2]}", "OMP_NUM_THREADS": "1", "PATH": ""},
+        env={"PYTHONPATH": f"{target}:{Path(__file__).parents[1]}", "OMP_NUM_THREADS": "1", "PATH": ""},
         capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.stdout.strip() == "plugged", done.stderr[-2000:]
@@ -107,7 +107,7 @@ def test_importing_the_package_imports_no_framework():
     code = (
         "import sys, conversion_ext; print([m for m in ('spikingjelly', 'snntorch', 'matplotlib') if m in sys.modules])"
     )
-    root = str(Path(__file__).parents[2])
+    root = str(Path(__file__).parents[1])
     done = subprocess.run(
         [sys.executable, "-c", code], env={"PYTHONPATH": root, "PATH": ""}, capture_output=True, text=True, check=False,
         timeout=120,

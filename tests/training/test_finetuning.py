@@ -354,7 +354,7 @@ def interrupted(path: str, death: int | None, normalize: bool):
 @pytest.mark.parametrize(("death", "normalize"), [(7, False), (15, True)])
 def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, death, normalize):
     root, path = Path(__file__).parents[2], tmp_path / "killed.pt"
-    code = f"from tests.unit.test_finetune import interrupted; interrupted({str(path)!r}, {death}, {normalize})"
+    code = f"from tests.training.test_finetuning import interrupted; interrupted({str(path)!r}, {death}, {normalize})"
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == -signal.SIGKILL
     assert torch.load(path, weights_only=True)["step"] == (6 if death == 7 else 4)
     resumed, whole = (interrupted(str(p), None, normalize) for p in (path, tmp_path / "whole.pt"))

@@ -209,7 +209,7 @@ def test_demo_command(capsys, tmp_path, monkeypatch, tiny):
         (["check", "no_such_module:net", "--input", "1,64"], "no_such_module"),
         (["check", "torch.nn:NoSuchThing", "--input", "1,64"], "NoSuchThing"),
         (["check", "builtins:dict", "--input", "1,64"], "dict"),
-        (["check", "tests.unit.test_demo:Convertible", "--input", "1,1,8,8", "--recipe", "none such"], "none such"),
+        (["check", "tests.demo.test_demo:Convertible", "--input", "1,1,8,8", "--recipe", "none such"], "none such"),
     ],
 )
 def test_bad_requests_are_one_sentence_and_exit_code_2(arguments, sentence, capsys, monkeypatch):
@@ -229,9 +229,9 @@ def test_bad_shape_is_a_usage_error(shape, capsys):
 
 
 def test_check_command(capsys):
-    assert main(["check", "tests.unit.test_demo:Convertible", "--input", "1,1,8,8"]) == 0
+    assert main(["check", "tests.demo.test_demo:Convertible", "--input", "1,1,8,8"]) == 0
     assert "no problems" in capsys.readouterr().out
-    assert main(["check", "tests.unit.test_demo:NoActivation", "--input", "1,1,8,8"]) == 1
+    assert main(["check", "tests.demo.test_demo:NoActivation", "--input", "1,1,8,8"]) == 1
     assert "1 problem found" in capsys.readouterr().out
 
 
