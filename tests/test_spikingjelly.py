@@ -16,8 +16,6 @@ from tests.live import live_inputs, make_live
 pytest.importorskip("spikingjelly")
 from spikingjelly.activation_based import functional, neuron
 
-pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
-
 
 def converter():
     """Return SpikingJelly's converter and our recipe for it; 0.0.0.0.14 has no recipes."""

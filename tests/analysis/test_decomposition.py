@@ -13,8 +13,6 @@ from tests import zoo
 from tests.contract.test_tuners import activations
 from tests.live import live_inputs, make_live
 
-pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
-
 
 def rms(x, a):
     return float(x.square().mean().sqrt() / a.square().mean().sqrt())

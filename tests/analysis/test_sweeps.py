@@ -10,7 +10,6 @@ import conversion_ext as cx
 from conversion_ext.analysis.sweeps import sweep
 from conversion_ext.encoders import Poisson
 
-pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
 X = torch.rand(60, 16, generator=torch.Generator().manual_seed(0))
 
 

@@ -18,8 +18,6 @@ from conversion_ext.types import Family
 from tests import zoo
 from tests.live import live_inputs, make_live
 
-pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
-
 
 def strided() -> nn.Sequential:
     """A copy of the image, then 3x3 with stride 2 and padding 1 on 4x4: a pixel reaches 1, 2 or 4 positions."""

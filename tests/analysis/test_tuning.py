@@ -9,8 +9,6 @@ import conversion_ext as cx
 from tests import zoo
 from tests.live import live_inputs, make_live
 
-pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
-
 
 def case(samples=64):
     torch.manual_seed(0)

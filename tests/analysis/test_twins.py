@@ -11,8 +11,6 @@ import conversion_ext as cx
 from tests import zoo
 from tests.live import live_inputs, make_live
 
-pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
-
 
 @pytest.mark.parametrize("fold", [True, False])
 @pytest.mark.parametrize("neuron", [cx.IF(), cx.neurons.BurstIF(3), cx.neurons.BurstIF(3, signed=True)], ids=repr)

@@ -18,7 +18,6 @@ from conversion_ext.network.site import SpikingSite
 from tests import laws, zoo
 from tests.live import live_inputs, make_live
 
-pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
 RECIPE = cx.Recipe(cx.Percentile(99.0, granularity=cx.PerChannel()))
 
 

@@ -16,9 +16,6 @@ from conversion_ext.network.spiking_network import Root
 from tests import laws, zoo
 from tests.live import live_inputs, make_live
 
-# Six samples leave a channel or two silent; that is said, and is not what these tests are about.
-pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
-
 PER_CHANNEL = cx.Recipe(cx.Percentile(99.0, granularity=cx.PerChannel()))
 PER_LAYER = cx.Recipe(cx.Maximum())
 BURST = replace(PER_CHANNEL, neuron=cx.neurons.BurstIF(4), family="multi-level")

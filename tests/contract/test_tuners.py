@@ -15,7 +15,6 @@ from conversion_ext.tuners import tuners
 from tests import zoo
 from tests.live import live_inputs, make_live
 
-pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
 DECLARED = {
     "bias_correction": {"bias"}, "compensation": {"gain"}, "initial_potential": {"v_init"},
     "weight_calibration": {"weight"}, "weight_compensation": {"weight", "bias"},

@@ -19,8 +19,6 @@ from tests.live import live_inputs, make_live, tensors_of
 pytest.importorskip("torchvision")
 pytest.importorskip("timm")
 
-# Four samples leave channels silent; that is said, and is not what these tests are about.
-pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
 
 PER_CHANNEL = cx.Recipe(cx.Maximum(granularity=cx.PerChannel()))
 PER_LAYER = cx.Recipe(cx.Maximum())

@@ -11,8 +11,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import conversion_ext as cx
 
-pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
-
 
 def small() -> nn.Sequential:
     return nn.Sequential(

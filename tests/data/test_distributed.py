@@ -21,7 +21,6 @@ from conversion_ext.tuners.tensor_store import Shelf
 from tests import processes
 from tests.processes import NETWORKS, NORMALIZERS, PARTS, TRAININGS, data
 
-pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
 ROOT = Path(__file__).parents[2]
 
 

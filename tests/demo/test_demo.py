@@ -19,9 +19,6 @@ from conversion_ext.demo import datasets as data
 from conversion_ext.demo import demo
 from conversion_ext.errors import UnknownNameError
 
-# Networks trained on so little leave channels silent, and convert() says so.
-pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
-
 
 class Convertible(nn.Sequential):
     def __init__(self) -> None:

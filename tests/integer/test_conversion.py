@@ -24,8 +24,6 @@ from conversion_ext.neurons import LIF, BurstIF
 from tests import zoo
 from tests.live import live_inputs, make_live
 
-pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
-
 
 class Block(nn.Module):
     """A max-pool, an identity shortcut, a depthwise convolution, an average pool."""

@@ -18,7 +18,6 @@ from conversion_ext.types import Steps
 from tests import laws, zoo
 from tests.live import live_inputs, make_live
 
-pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
 ALL = [cx.tuners.ResidualPotential(tau=5), cx.tuners.OffsetSpike(rho=4), cx.tuners.VoltageClamp(steps=2)]
 IDS = ["srp", "cos", "clamp"]
 

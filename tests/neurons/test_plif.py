@@ -96,7 +96,6 @@ def network() -> nn.Sequential:
 
 @pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize("beta", [1.0, 0.9])
-@pytest.mark.filterwarnings("ignore:Not active on the calibration data")
 def test_what_is_learned_stays_in_the_converted_network(name, beta):
     default = cx.recipes.get("default")
     ann, T = network(), 6

@@ -15,8 +15,6 @@ from conversion_ext.nn import SpikingMagnitude
 from conversion_ext.types import Family
 from tests import laws
 
-pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
-
 
 @pytest.mark.parametrize("values", ["signed", "analog"])
 def test_outputs_add_up_to_the_magnitude_of_the_sum(values):

@@ -15,8 +15,6 @@ from conversion_ext.readouts.membrane_potential import MembranePotential
 from conversion_ext.readouts.population import Population
 from conversion_ext.readouts.spike_count import SpikeCount
 
-# An output that is always negative is said to be dead, and is not what these tests are about.
-pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
 X = torch.rand(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 

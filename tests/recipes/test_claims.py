@@ -17,7 +17,6 @@ from conversion_ext.nn import QCFS, SoftLIF
 from conversion_ext.readouts.mean_output import MeanOutput
 from tests.papers import bias_free, converted, deep, error, fit, images
 
-pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data", "ignore:Never active with these")
 RUECKAUER = cx.recipes.get("rueckauer2017")
 SEEDS = range(3)
 

@@ -11,7 +11,6 @@ import conversion_ext as cx
 from conversion_ext.demo.datasets import load
 from conversion_ext.demo.demo import network, train
 
-pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
 FAMILIES = ("default", "default-signed", "default-multilevel")
 
 

@@ -21,7 +21,6 @@ from tests import zoo
 from tests.live import live_inputs, make_live
 from tests.papers import bias_free, converted, deep, images, network_for
 
-pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data", "ignore:Never active with these")
 NAMES = cx.recipes.names()
 
 

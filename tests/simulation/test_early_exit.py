@@ -12,8 +12,6 @@ from conversion_ext.readouts.confidence import Confidence
 from tests import zoo
 from tests.live import live_inputs, make_live
 
-pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
-
 
 def network(name: str, backend: str = "reference"):
     build, shape = zoo.SMALL[name]

@@ -20,9 +20,6 @@ from conversion_ext.simulation.engine import Engine
 from conversion_ext.types import Reset
 from tests import zoo
 
-# Random weights leave channels silent; that is said, and is not what these tests are about.
-pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
-
 SPECS: list[Neuron] = [
     IF(), IF(reset=Reset.ZERO), SignedIF(), SignedEncoder(), BurstIF(2, signed=True), LIF(), Filtered(IF()),
 ]  # fmt: skip

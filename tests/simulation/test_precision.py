@@ -13,8 +13,6 @@ from conversion_ext.backends import available
 from tests import zoo
 from tests.live import live_inputs, make_live
 
-pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
-
 
 def network(name="residual", backend="reference"):
     build, shape = zoo.SMALL[name]

@@ -29,7 +29,6 @@ from conversion_ext.types import Steps
 from tests import zoo
 from tests.live import live_inputs, make_live
 
-pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
 BACKENDS = ("reference", "spikingjelly", "snntorch")
 T = 3
 

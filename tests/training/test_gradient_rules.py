@@ -19,7 +19,6 @@ from conversion_ext.training.student import Student
 from tests import zoo
 from tests.live import live_inputs, make_live
 
-pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
 T, N = 4, 20
 BACKENDS = available()
 

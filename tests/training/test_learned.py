@@ -15,7 +15,6 @@ from conversion_ext.neurons import PLIF
 from conversion_ext.training import ActivityBand, losses
 from conversion_ext.training.student import Student, in_spikes
 
-pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
 BACKENDS = available()
 T = 3
 

@@ -12,7 +12,6 @@ from conversion_ext.training.teacher import Teacher
 from tests import zoo
 from tests.live import live_inputs, make_live
 
-pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
 T = 4
 
 

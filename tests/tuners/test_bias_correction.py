@@ -16,7 +16,6 @@ from tests import zoo
 from tests.contract.test_tuners import pair
 from tests.live import live_inputs, make_live
 
-pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
 THRESHOLD = torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64)
 PER_STEP = cx.BiasCorrection(per_step=True)
 

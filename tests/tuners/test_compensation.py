@@ -13,8 +13,6 @@ from conversion_ext.tuners import Compensation
 from tests import laws, zoo
 from tests.live import live_inputs, make_live
 
-pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
-
 
 def converted(ann: Any, x: Any, *tuners: Any, v_init: float = 0.0, T: int = 16, **options: Any) -> Any:
     recipe = cx.Recipe(cx.Percentile(99.9), cx.IF(v_init=v_init), tuners=tuners)

@@ -14,8 +14,6 @@ from conversion_ext.tuners import InitialPotential, PerNeuron
 from tests import zoo
 from tests.live import live_inputs, make_live
 
-pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
-
 
 def converted(ann: Any, x: Any, *tuners: Any, neuron: Any = cx.IF(), T: int = 4, **options: Any) -> Any:  # noqa: B008
     recipe = cx.Recipe(cx.Maximum(), neuron, tuners=tuners, family=neuron.family)

@@ -15,8 +15,6 @@ from tests import zoo
 from tests.contract.test_tuners import activations
 from tests.live import live_inputs, make_live
 
-pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Notes(Tuner):

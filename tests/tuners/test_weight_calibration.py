@@ -14,8 +14,6 @@ from conversion_ext.tuners import WeightCalibration
 from tests import zoo
 from tests.live import live_inputs, make_live
 
-pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
-
 
 def converted(ann: Any, x: Any, *tuners: Any, neuron: Any = cx.IF(), T: int = 3, **options: Any) -> Any:  # noqa: B008
     recipe = cx.Recipe(cx.Percentile(99.0), neuron, tuners=tuners, family=neuron.family)

@@ -12,8 +12,6 @@ from conversion_ext.tuners.weight_compensation import patches
 from tests import zoo
 from tests.live import live_inputs, make_live
 
-pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
-
 LAYERS = {
     "linear": (nn.Linear(7, 5), (4, 7)),
     "linear over a sequence": (nn.Linear(7, 5), (4, 3, 7)),
