@@ -15,6 +15,7 @@ from conversion_ext import graph
 from conversion_ext.analysis.operations import LayerCount, OperationCount
 from conversion_ext.capture.tracing import capture
 from conversion_ext.errors import require
+from conversion_ext.graph.layers import WEIGHTS
 from conversion_ext.network.spiking_network import Root
 from conversion_ext.nn.channel_scale import ChannelScale
 from conversion_ext.operators.base import operator_of
@@ -25,7 +26,6 @@ from conversion_ext.types import Family
 
 __all__ = ["synops"]
 SPIKES = (Family.BINARY, Family.SIGNED, Family.MULTI_LEVEL)
-LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
 
 
 def synops(
@@ -119,7 +119,7 @@ def _layer(key: str, module: nn.Module, sees: Family, seen: list[Tensor], sample
 
 def _reach(module: nn.Module) -> Callable[[Tensor], Tensor]:
     """Return the layer with every weight that is not 0 made 1: it maps counts of inputs to those of products."""
-    if not isinstance(module, LAYERS):
+    if not isinstance(module, WEIGHTS):
         return lambda counts: counts  # a scale, or BatchNorm: one product per value
     ones: Any = copy.deepcopy(module).double()
     ones.weight = nn.Parameter((module.weight != 0).double(), requires_grad=False)
@@ -138,7 +138,7 @@ def _ann_macs(ann: nn.Module, x: Any) -> float:
         total += float(_reach(module)(torch.ones_like(args[0][:1], dtype=torch.float64)).sum())
 
     for module in model.modules():
-        if isinstance(module, LAYERS):
+        if isinstance(module, WEIGHTS):
             module.register_forward_pre_hook(hook)
     with torch.no_grad():
         model(*(v[:1] if isinstance(v, Tensor) else v for v in inputs))

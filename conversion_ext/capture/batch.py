@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Node
 
 from conversion_ext.errors import Problem
-from conversion_ext.graph.surgery import describe, key_of
+from conversion_ext.graph import describe, key_of, note
+from conversion_ext.graph.evaluation import Environment
 
 __all__ = ["batch_problems", "mark_batch_sizes"]
 _TOLERANCE = 1e-2  # a batch of another size takes other kernels; in bfloat16 they differ by almost as much
@@ -33,16 +34,14 @@ def _pairs(model: GraphModule, example: Any) -> Iterator[tuple[Node, Any, Any]]:
     inputs = example if isinstance(example, tuple) else (example,)
     three = [_samples(value, 3) if isinstance(value, Tensor) and value.dim() else value for value in inputs]
     two = [value[1:] if isinstance(value, Tensor) and value.dim() else value for value in three]
-    runs = Interpreter(model), Interpreter(model)
-    for run, given in zip(runs, (three, two), strict=True):
-        run.env, run.args_iter = {}, iter(given)
+    runs = Environment(model, three), Environment(model, two)
     dependent: set[Node] = set()
     for node in model.graph.nodes:
         values = []
         for run, count in zip(runs, (3, 2), strict=True):
             try:
                 with torch.no_grad():
-                    values.append(run.run_node(node))
+                    values.append(run.compute(node))
             except Exception as error:
                 why = str(error).strip().partition("\n")[0].rstrip(".")
                 remedy = "Take the batch size from the tensor itself: x.view(x.size(0), ...)."
@@ -53,9 +52,7 @@ def _pairs(model: GraphModule, example: Any) -> Iterator[tuple[Node, Any, Any]]:
             dependent.add(node)
             values[1] = _cut(values[0], values[1])
         for run, value in zip(runs, values, strict=True):
-            run.env[node] = value
-            for done in run.user_to_last_uses.get(node, ()):
-                del run.env[done]
+            run.keep(node, value)
 
 
 def _cut(three: Any, two: Any) -> Any:
@@ -82,7 +79,7 @@ def mark_batch_sizes(model: GraphModule, example: Any) -> None:
     """Set ``meta["batch"]``: whether dimension 0 of a tensor, or a number, is the batch size whatever that is."""
     try:
         for node, three, two in _pairs(model, example):
-            node.meta["batch"] = [_length(three), _length(two)] == [3, 2]
+            note(node, batch=[_length(three), _length(two)] == [3, 2])
     except _RunError:
         return  # batch_problems tells
 

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
 from torch.fx import GraphModule, Node
 
 from conversion_ext import graph
 from conversion_ext.errors import Problem
+from conversion_ext.graph import layers
 from conversion_ext.operators.base import Activation, operator_of
 from conversion_ext.operators.magnitude import Magnitude
 from conversion_ext.operators.sites import SiteKind
-from conversion_ext.operators.synapse import CONVOLUTIONS, TRANSPOSED
 
 __all__ = ["Demand", "MagnitudeOfInput", "NoBias", "NoMaxPool", "OnlyReLU"]
-
-MAX_POOLS = (
-    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,14 +31,14 @@ class NoBias(Demand):
 
     def problems(self, model: GraphModule) -> list[Problem]:
         """Return the layers that have one."""
-        layers = graph.modules_called(model, *CONVOLUTIONS, *TRANSPOSED, nn.Linear)
+        called = graph.modules_called(model, *layers.WEIGHTS)
         return [
             _problem(
                 node,
                 "it has a bias (its own, or the shift of a BatchNorm), which this method does not know.",
                 "Train with bias=False and without BatchNorm, or take a recipe that has biases, such as rueckauer2017.",
             )
-            for node, layer in layers
+            for node, layer in called
             if layer.bias is not None and bool(layer.bias.any())
         ]
 
@@ -71,7 +66,7 @@ class NoMaxPool(Demand):
         remedy = "Put average pooling in its place with conversion_ext.recipes.average_pooling(ann) and train anew."
         return [
             _problem(node, "it is a max-pool, and this method has linear subsampling only.", remedy)
-            for node, _ in graph.modules_called(model, *MAX_POOLS)
+            for node, _ in graph.modules_called(model, *layers.MAX_POOLS)
         ]
 
 
@@ -81,7 +76,7 @@ class MagnitudeOfInput(Demand):
 
     def problems(self, model: GraphModule) -> list[Problem]:
         """Return what sees the input itself."""
-        seen = [user for node in model.graph.nodes if node.op == "placeholder" for user in node.users]
+        seen = [user for node in graph.inputs_of(model) for user in node.users]
         remedy = "Put the magnitude before it with conversion_ext.recipes.adapt_cao2015(ann) and train anew."
         return [
             _problem(node, "it sees the input itself, and this method knows no spikes below 0.", remedy)

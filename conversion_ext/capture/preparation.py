@@ -135,11 +135,11 @@ def problems_of(model: GraphModule, inputs: tuple[Any, ...] | None, graded: bool
 
 def _misfits(node: Node) -> list[Problem]:
     """Return why an activation cannot be a function from tensors to one tensor, as far as shapes are known."""
-    shape = node.meta.get("shape")
+    shape = graph.info(node).shape
     reasons = [
         f"its argument {graph.key_of(number)} is computed from the input's shape, so it is no function of tensors."
         for number in node.all_input_nodes
-        if number.op != "get_attr" and number.meta.get("shape", number) is None
+        if number.op != "get_attr" and graph.info(number).is_constant
     ]
     if shape is not None and not isinstance(shape, torch.Size):
         reasons.append("it returns several values, and a function that is kept analog must return one tensor.")

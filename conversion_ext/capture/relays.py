@@ -40,7 +40,7 @@ def insert_relays(model: GraphModule) -> list[str]:
         module = nn.ReLU() if positive[node] else SignedRelay()
         keys.append(f"{graph.key_of(node)}.relay")
         relay = graph.insert_after(model, node, module, keys[-1])
-        relay.meta["key"] = keys[-1]
+        graph.note(relay, key=keys[-1])
         for user in list(relay.users):
             if user.op == "output":
                 user.replace_input_with(relay, node)
@@ -54,12 +54,12 @@ def insert_output_neurons(model: GraphModule) -> list[str]:
 
     Their spikes are what a readout counts; an output below 0 stays silent.
     """
-    output = next(node for node in model.graph.nodes if node.op == "output")
+    output = graph.output_of(model)
     for node in list(output.all_input_nodes):
         if not _is_relu(model, node):
             key = f"{graph.key_of(node)}.output"
             neuron = graph.insert_after(model, node, nn.ReLU(), key)
-            neuron.meta["key"] = key
+            graph.note(neuron, key=key)
             for user in list(neuron.users):
                 if user is not output:
                     user.replace_input_with(neuron, node)
@@ -69,7 +69,7 @@ def insert_output_neurons(model: GraphModule) -> list[str]:
 
 def output_keys(model: GraphModule) -> list[str]:
     """Return the keys of the ReLUs whose value is an output."""
-    output = next(node for node in model.graph.nodes if node.op == "output")
+    output = graph.output_of(model)
     return [graph.key_of(node) for node in output.all_input_nodes if _is_relu(model, node)]
 
 
@@ -92,7 +92,7 @@ def _value(
     if not inputs:
         return None
     call = Call(model, node, inputs, [], None, lambda _: None)
-    known = len(inputs) == len([n for n in node.all_input_nodes if n.meta.get("shape") is not None])
+    known = len(inputs) == len([n for n in node.all_input_nodes if graph.info(n).is_data])
     never_negative = known and meaning.keeps_sign(node) and all(positive[source] for source in inputs)
     return meaning.family_out(call, [families[source] for source in inputs]), never_negative
 

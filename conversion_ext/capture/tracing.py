@@ -14,19 +14,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node, Proxy, Tracer
+from torch.fx import Graph, GraphModule, Node, Proxy, Tracer
 from torch.nn.utils.prune import BasePruningMethod
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
 from conversion_ext.capture.baking import bake
 from conversion_ext.errors import Problem, UnsupportedError, require
-from conversion_ext.graph.surgery import is_number, is_stock, module_of
+from conversion_ext.graph import is_number, is_stock, key_of, module_of, note
 from conversion_ext.nn.trained import Trained
 
 __all__ = ["capture"]
 
 _TORCH = str(Path(torch.__file__).parent)
+_HOOKS = tuple(name for name in vars(nn.Module()) if "_hooks" in name)  # torch's own, not a user's attribute
+_WEIGHT_HOOKS = {"WeightNorm", "SpectralNorm"}  # by name, since torch is about to drop both
 
 
 def capture(
@@ -34,14 +34,14 @@ def capture(
 ) -> GraphModule:
     """Return the graph of a deep copy of ``ann`` in evaluation mode; ``ann`` itself is never changed.
 
-    Hooks are not copied; parametrized, normalized and pruned weights are baked in. Every node has
-    ``meta["key"]``, its path in the user's terms (``layer1.0.relu#1`` for the second call site,
-    ``layer1.0.add`` for a function), and ``meta["line"]``, the user's source line (``net.py:12: x = F.relu(x)``).
+    Hooks are not copied; parametrized, normalized and pruned weights are baked in. Of every node ``graph.info`` has
+    the key, its path in the user's terms (``layer1.0.relu#1`` for the second call site, ``layer1.0.add`` for a
+    function), and the user's source line (``net.py:12: x = F.relu(x)``).
 
     Args:
         ann: The network; a ``GraphModule`` works too.
         leaf: Module types, or paths of modules, to keep as one node each, as torch.nn layers are.
-        skip: Paths of modules to keep whole and out of the conversion (``meta["skip"]`` is True).
+        skip: Paths of modules to keep whole and out of the conversion.
         inputs: How many arguments of ``forward`` the data fills. Further ones that have a default keep it.
 
     Raises:
@@ -59,20 +59,26 @@ def capture(
         graph = tracer.trace(model)
     except Exception as error:
         raise _trace_failure(tracer, model, error) from error
-    graph._tracer_cls = None  # noqa: SLF001 (pickle would build our tracer without its arguments; fx's own will do)
-    captured = GraphModule(model, graph, type(ann).__name__).eval()
+    captured = GraphModule(model, _plain(graph), type(ann).__name__).eval()
     _name_nodes(captured)
     for node in captured.graph.nodes:
         module = module_of(captured, node)
         if module is None:
             continue
         if module in skipped:
-            node.meta["skip"] = True
+            note(node, skip=True)
         if node.kwargs:  # relu(input=x) reads as relu(x)
             given = inspect.signature(module.forward).bind(*node.args, **node.kwargs)
             node.args, node.kwargs = given.args, given.kwargs
     captured.recompile()
     return captured
+
+
+def _plain(traced: Graph) -> Graph:
+    """Return a copy that is not bound to our tracer, which pickle would build without its arguments."""
+    copied = Graph()
+    copied.output(copied.graph_copy(traced, {}))
+    return copied
 
 
 def _split(
@@ -98,7 +104,7 @@ def _private_copy(ann: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
     for module in ann.modules():
         for name, value in vars(module).items():
-            if "_hooks" in name and isinstance(value, dict):
+            if name in _HOOKS:
                 memo[id(value)] = OrderedDict()
             elif isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()  # deepcopy refuses results of a computation
@@ -111,7 +117,7 @@ def _private_copy(ann: nn.Module) -> nn.Module:
         ) from error
     for path, original in ann.named_modules():
         for hook in original._forward_pre_hooks.values():  # noqa: SLF001 (torch offers no other view of its hooks)
-            if isinstance(hook, WeightNorm | SpectralNorm | BasePruningMethod):
+            if type(hook).__name__ in _WEIGHT_HOOKS or isinstance(hook, BasePruningMethod):
                 hook.remove(model.get_submodule(path))
     return model
 
@@ -141,17 +147,21 @@ class _Tracer(Tracer):
         super().__init__(param_shapes_constant=True)
         self._types, self._whole, self._inputs = types, whole, inputs
         self.failure: tuple[Exception, str] | None = None
+        self._path = [""]  # of the modules that are being traced
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return m in self._whole or isinstance(m, (*self._types, Trained)) or is_stock(m)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         try:
+            self._path.append(self.path_of_module(m))
             return super().call_module(m, forward, args, kwargs)
         except Exception as error:
             if self.failure is None or self.failure[0] is not error:  # the innermost module sees an error first
                 self.failure = (error, self.path_of_module(m))
             raise
+        finally:
+            self._path.pop()
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
         function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
@@ -163,8 +173,15 @@ class _Tracer(Tracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> Node:
         node = super().create_node(*args, **kwargs)
-        node.meta["line"] = next((line for line in _lines(inspect.currentframe())), "")
+        note(node, key=self._enclosed(node), line=next((line for line in _lines(inspect.currentframe())), ""))
         return node
+
+    def _enclosed(self, node: Node) -> str:
+        """Return what a node calls as a path in the user's terms."""
+        if node.op not in ("call_function", "call_method"):
+            return str(node.target)
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.name)
+        return f"{self._path[-1]}.{name}" if self._path[-1] else str(name)
 
     def proxy(self, node: Node) -> Proxy:
         return _MutableProxy(node, self)
@@ -220,12 +237,6 @@ def _name_nodes(model: GraphModule) -> None:
     calls: Counter[str] = Counter()
     nodes = list(model.graph.nodes)
     for node in [n for n in nodes if n.op == "call_module"] + [n for n in nodes if n.op != "call_module"]:
-        stack = node.meta.pop("nn_module_stack", {})
-        enclosing = next(reversed(stack.values()))[0] if stack else ""
-        if node.op in ("call_function", "call_method"):
-            name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.name)
-            base = f"{enclosing}.{name}" if enclosing else str(name)
-        else:
-            base = str(node.target)
-        node.meta["key"] = base if not calls[base] else f"{base}#{calls[base]}"
+        base = key_of(node)
+        note(node, key=base if not calls[base] else f"{base}#{calls[base]}")
         calls[base] += 1

@@ -66,8 +66,7 @@ class _Builder:
         self.recipe, self.backend, self.generator = recipe, backend, generator
         self.varying: set[Node] = set()  # what changes from step to step
         self.repeated: dict[Node, Node] = {}
-        last_input = [n for n in model.graph.nodes if n.op == "placeholder"][-1]
-        with model.graph.inserting_after(last_input):
+        with model.graph.inserting_after(graph.inputs_of(model)[-1]):
             self.steps = model.graph.placeholder("steps")
 
     def visit(self, node: Node) -> None:
@@ -104,7 +103,7 @@ class _Builder:
         granularity: Granularity = self.recipe.normalizer.granularity if threshold.dim() else PerLayer()
         module = SpikingSite(site.key, spec, self.backend, threshold, granularity, source not in self.varying)
         new = graph.replace_call(self.model, node, module, (source, self.steps), site.target)
-        new.meta["key"] = site.key
+        graph.note(new, key=site.key)
         self.varying.add(new)
 
     def differential(self, node: Node, replace: bool = False) -> Node:
@@ -124,13 +123,13 @@ class _Builder:
         target = graph.add_module(self.model, f"{node.name}_function", module)
         with self.model.graph.inserting_before(node):
             new = self.model.graph.call_module(target, args)
-        new.meta.update(node.meta)
+        graph.carry(node, new)
         self.varying.add(new)
         return new
 
     def as_module(self, node: Node) -> tuple[nn.Module, list[Node]]:
         """Return what ``node`` calls as a module of its data inputs, and those inputs."""
-        data = [n for n in node.all_input_nodes if n.meta.get("shape") is not None]
+        data = [n for n in node.all_input_nodes if graph.info(n).is_data]
         module = graph.module_of(self.model, node)
         if module is not None and node.args == tuple(data) and not node.kwargs:
             return module, data
@@ -154,13 +153,13 @@ class _Builder:
     def repeat_static(self, node: Node) -> None:
         """Repeat the inputs of ``node`` that do not depend on time where they meet ones that do."""
         for source in node.all_input_nodes:
-            is_data = source.op != "get_attr" and isinstance(source.meta.get("shape"), torch.Size)
+            is_data = source.op != "get_attr" and graph.info(source).is_tensor
             if source in self.varying or not is_data or source is self.steps:
                 continue
             if source not in self.repeated:
                 name = graph.add_module(self.model, f"{source.name}_in_time", ExpandTime())
                 with self.model.graph.inserting_before(node):
                     new = self.model.graph.call_module(name, (source, self.steps))
-                new.meta.update({k: v for k, v in source.meta.items() if k in ("key", "line", "shape")})
+                graph.carry(source, new)
                 self.repeated[source] = new
             node.replace_input_with(source, self.repeated[source])

@@ -62,7 +62,7 @@ def fold(body: GraphModule, inputs: Sequence[Any]) -> list[str]:
         if module is not None:
             folded[node] = module
         units[node] = out
-    output = next(n for n in body.graph.nodes if n.op == "output")
+    output = graph.output_of(body)
     for source in output.all_input_nodes:
         unit = units.get(source)
         if isinstance(unit, Tensor) and not _equal(unit, ones(unit.shape)):
@@ -137,9 +137,7 @@ def _scale_edge(
         name = graph.add_module(body, f"{source.name}_scale", module)
         with body.graph.inserting_before(user):
             scales[key] = body.graph.call_module(name, (source,))
-        scales[key].meta.update(
-            {"key": f"{graph.key_of(source)} -> {graph.key_of(user)}", "shape": source.meta["shape"]}
-        )
+        graph.carry(source, scales[key], key=f"{graph.key_of(source)} -> {graph.key_of(user)}")
     user.replace_input_with(source, scales[key])
 
 

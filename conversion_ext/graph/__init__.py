@@ -1,15 +1,15 @@
-"""Graphs of torch.fx: surgery, shapes, and what is known of a node."""
+"""Graphs of torch.fx: surgery, evaluation, what is known of a node, and families of torch.nn layers."""
 
 from __future__ import annotations
 
+from conversion_ext.graph.evaluation import call, inputs_of, output_of, steps_of, varying
+from conversion_ext.graph.info import NodeInfo, carry, describe, info, key_of, note
 from conversion_ext.graph.surgery import (
     add_module,
     attribute_of,
-    describe,
     insert_after,
     is_number,
     is_stock,
-    key_of,
     module_of,
     modules_called,
     refresh,
@@ -18,16 +18,25 @@ from conversion_ext.graph.surgery import (
 )
 
 __all__ = [
+    "NodeInfo",
     "add_module",
     "attribute_of",
+    "call",
+    "carry",
     "describe",
+    "info",
+    "inputs_of",
     "insert_after",
     "is_number",
     "is_stock",
     "key_of",
     "module_of",
     "modules_called",
+    "note",
+    "output_of",
     "refresh",
     "rename_free",
     "replace_call",
+    "steps_of",
+    "varying",
 ]

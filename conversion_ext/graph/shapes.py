@@ -6,55 +6,57 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.utils._pytree import tree_leaves, tree_map
 
-from conversion_ext import graph
 from conversion_ext.errors import Problem, UnsupportedError
+from conversion_ext.graph.evaluation import Environment
+from conversion_ext.graph.info import key_of, note
+from conversion_ext.graph.values import map_tensors, tensors_in
 
 __all__ = ["Shapes", "propagate"]
 
 
-class Shapes(fx.Interpreter):
-    """Runs a graph and keeps, per node, the shape of a tensor (or nested shapes) that depends on the input.
+class Shapes:
+    """Per node the shape of a tensor (or nested shapes) that depends on the input; every other value in ``constants``.
 
-    Every other value (numbers, sizes, parameters and what is computed from them) is kept as it is, in ``constants``.
+    Constants are numbers, sizes, parameters and what is computed from them.
     """
 
-    def __init__(self, model: GraphModule) -> None:
-        super().__init__(model)
+    def __init__(self) -> None:
         self.shapes: dict[Node, Any] = {}
         self.constants: dict[Node, Any] = {}
-        self.last: Node | None = None
 
-    def run_node(self, n: Node) -> Any:
-        """Run one node and note what came of it."""
-        self.last = n
-        value = super().run_node(n)
-        if n.op != "placeholder" and not any(source in self.shapes for source in n.all_input_nodes):
-            self.constants[n] = value
-        elif isinstance(value, Tensor):
-            self.shapes[n] = value.shape
-        elif isinstance(value, (tuple, list)) and value and all(isinstance(v, Tensor) for v in value):
-            self.shapes[n] = tuple(v.shape for v in value)
-        elif any(isinstance(v, Tensor) for v in tree_leaves(value)):
-            self.shapes[n] = tree_map(lambda v: v.shape if isinstance(v, Tensor) else None, value)
+    def add(self, node: Node, value: Any) -> None:
+        """Note what came of a node."""
+        depends = node.op == "placeholder" or any(source in self.shapes for source in node.all_input_nodes)
+        if depends and tensors_in(value):
+            self.shapes[node] = _shapes(value)
         else:
-            self.constants[n] = value
-        n.meta["shape"] = self.shapes.get(n)
-        return value
+            self.constants[node] = value
+        note(node, known=True, shape=self.shapes.get(node))
+
+
+def _shapes(value: Any) -> Any:
+    """Return the shapes of the tensors in ``value``; a list as a tuple, None for what is no tensor."""
+    if isinstance(value, tuple | list) and not isinstance(value, torch.Size):
+        return tuple(_shapes(part) if tensors_in(part) else None for part in value)
+    return map_tensors(value, lambda v: v.shape)
 
 
 def propagate(model: GraphModule, inputs: Sequence[Any]) -> Shapes:
-    """Run ``model`` on the first sample of ``inputs``, set ``meta["shape"]`` on every node, and return all shapes."""
-    shapes = Shapes(model)
-    try:
-        with torch.no_grad():
-            shapes.run(*[value[:1] if isinstance(value, Tensor) else value for value in inputs])
-    except Exception as error:
-        path = graph.key_of(shapes.last) if shapes.last is not None else type(model).__name__
-        why = str(error).strip().partition("\n")[0].rstrip(".")
-        problem = Problem(path, f"it fails on a single sample: {why}.", "Check the example input and its shape.")
-        raise UnsupportedError(str(problem), (problem,)) from error
+    """Run ``model`` on the first sample of ``inputs``, note the shape of every node, and return all shapes."""
+    shapes = Shapes()
+    run = Environment(model, [value[:1] if isinstance(value, Tensor) else value for value in inputs])
+    for node in model.graph.nodes:
+        try:
+            with torch.no_grad():
+                value = run.compute(node)
+        except Exception as error:
+            why = str(error).strip().partition("\n")[0].rstrip(".")
+            reason = f"it fails on a single sample: {why}."
+            problem = Problem(key_of(node), reason, "Check the example input and its shape.")
+            raise UnsupportedError(str(problem), (problem,)) from error
+        shapes.add(node, value)
+        run.keep(node, value)
     return shapes

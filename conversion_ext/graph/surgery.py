@@ -8,14 +8,14 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule, Node
 
+from conversion_ext.graph.info import carry
+
 __all__ = [
     "add_module",
     "attribute_of",
-    "describe",
     "insert_after",
     "is_number",
     "is_stock",
-    "key_of",
     "module_of",
     "modules_called",
     "refresh",
@@ -63,16 +63,6 @@ def modules_called(model: GraphModule, *types: type[nn.Module]) -> Iterator[tupl
             yield node, module
 
 
-def key_of(node: Node) -> str:
-    """Return the path under which reports speak of ``node``: ``layer1.0.relu#1`` for a second call site."""
-    return node.meta.get("key", str(node.target) if node.op == "call_module" else node.name)
-
-
-def describe(node: Node) -> str:
-    """Return the line of the user's source that made ``node``, or an empty string."""
-    return node.meta.get("line", "")
-
-
 def rename_free(model: GraphModule, name: str) -> str:
     """Return ``name``, dots made underscores, or the first ``name_2``, ``name_3``, ... that ``model`` does not hold."""
     base = name.replace(".", "_").replace("#", "_")
@@ -97,7 +87,7 @@ def replace_call(
     target = add_module(model, name or node.name, module)
     with model.graph.inserting_before(node):
         new = model.graph.call_module(target, args)
-    new.meta.update({k: v for k, v in node.meta.items() if k in ("key", "line", "shape", "batch")})
+    carry(node, new)
     node.replace_all_uses_with(new)
     model.graph.erase_node(node)
     return new
@@ -109,7 +99,7 @@ def insert_after(model: GraphModule, node: Node, module: nn.Module, name: str, e
     target = add_module(model, name, module)
     with model.graph.inserting_after(node):
         new = model.graph.call_module(target, (node, *extra))
-    new.meta.update({k: v for k, v in node.meta.items() if k in ("line", "shape", "batch")})
+    carry(node, new, key="")
     for user in users:
         user.replace_input_with(node, new)
     return new

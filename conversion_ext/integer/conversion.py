@@ -92,7 +92,7 @@ class _Rewrite:
         self.body, self.encoded, self.widths, self.like = body, encoded, widths, like
         shapes = propagate(body, (*inputs, Steps(1)))
         self.calls = {node: call_of(body, node, shapes) for node in shapes.shapes if node.op != "output"}
-        self.inputs = dict(zip((n for n in body.graph.nodes if n.op == "placeholder"), inputs, strict=False))
+        self.inputs = dict(zip(graph.inputs_of(body), inputs, strict=False))
         self.grids: dict[Node, Any] = {}
         self.readers: dict[Node, IntegerInput] = {}
         self.modules: dict[Node, nn.Module] = {}
@@ -111,7 +111,7 @@ class _Rewrite:
                 problems += error.problems
         if problems:
             raise UnsupportedError("No integers: " + "; ".join(map(str, problems)), tuple(problems))
-        output = next(n for n in self.body.graph.nodes if n.op == "output")
+        output = graph.output_of(self.body)
         for source in output.all_input_nodes:
             self.whole(source, output)
         self.install()
@@ -179,5 +179,5 @@ class _Rewrite:
         name = graph.add_module(self.body, f"{source.name}_scale", module.to(self.like))
         with self.body.graph.inserting_after(source):
             node = self.body.graph.call_module(name, (source,))
-        node.meta.update({"key": f"{graph.key_of(source)} scale", "shape": source.meta["shape"]})
+        graph.carry(source, node, key=f"{graph.key_of(source)} scale")
         return node

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from conversion_ext import graph
 from conversion_ext.errors import require
+from conversion_ext.graph.layers import TRANSPOSED
 from conversion_ext.integer.modules import IntegerInput, IntegerStepping
 from conversion_ext.network.site import SpikingSite
 from conversion_ext.network.spiking_network import Root
 from conversion_ext.nn.channel_scale import ChannelScale
-from conversion_ext.operators.synapse import TRANSPOSED
 
 __all__ = ["IntegerLayer", "IntegerNeurons", "overflows", "parameters"]
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from conversion_ext import graph
 from conversion_ext.errors import Problem, UnsupportedError
+from conversion_ext.graph.layers import ADAPTIVE_AVERAGE_POOLS, AVERAGE_POOLS, BATCH_NORMS, TRANSPOSED
 from conversion_ext.integer.modules import IntegerStepping
 from conversion_ext.network.meanings import Spiking
 from conversion_ext.network.record import Widths
@@ -24,12 +25,10 @@ from conversion_ext.operators.base import Call, Elementwise, Operator, ones
 from conversion_ext.operators.max_pool import Pool
 from conversion_ext.operators.movement import Element, Movement
 from conversion_ext.operators.per_channel import PerChannelMap
-from conversion_ext.operators.synapse import BATCH_NORMS, TRANSPOSED, Synapse
+from conversion_ext.operators.synapse import Synapse
 
 __all__ = ["MEANS", "Grid", "Quantized", "integer_form", "refused", "scaled"]
 
-AVERAGE: Any = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
-ADAPTIVE = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 MEANS, SUMS = (torch.mean, "mean"), (torch.sum, "sum")
 NEURONS = (IF, SignedIF, BurstIF, SignedEncoder)  # they add, compare and subtract
 FINER = 4  # bits by which what one input adds to a current may be finer than a potential
@@ -184,10 +183,10 @@ def _window_sum(call: Call) -> tuple[int, nn.Module | None]:
     if call.node.op != "call_module" and call.node.target in (*MEANS, *SUMS):
         return shape.numel() // out.numel(), None
     dims, sizes = len(shape) - 2, list(zip(shape[2:], out[2:], strict=False))
-    if isinstance(module, ADAPTIVE) and all(a % b == 0 for a, b in sizes):
+    if isinstance(module, ADAPTIVE_AVERAGE_POOLS) and all(a % b == 0 for a, b in sizes):
         kernel = tuple(a // b for a, b in sizes)
         return math.prod(kernel), _sum_pool(call, kernel, kernel, (0,) * dims)
-    if isinstance(module, AVERAGE) and not module.ceil_mode:
+    if isinstance(module, AVERAGE_POOLS) and not module.ceil_mode:
         windows: tuple[Any, ...] = (module.kernel_size, module.stride, module.padding)
         kernel, stride, padding = ((v,) * dims if isinstance(v, int) else tuple(v) for v in windows)
         if module.count_include_pad or not any(padding):
@@ -199,7 +198,8 @@ def _window_sum(call: Call) -> tuple[int, nn.Module | None]:
 def _sum_pool(call: Call, kernel: Any, stride: Any, padding: Any) -> nn.Module:
     """Return a pool that adds up its windows; torch has none in one dimension, where weights of 1 do it."""
     if len(kernel) > 1:
-        return AVERAGE[len(kernel) - 1](kernel, stride, padding, divisor_override=1)
+        pool: Any = AVERAGE_POOLS[len(kernel) - 1]
+        return pool(kernel, stride, padding, divisor_override=1)
     channels = call.shapes[0][1]
     pool = nn.Conv1d(channels, channels, kernel, stride, padding, groups=channels, bias=False)
     pool.weight = nn.Parameter(torch.ones_like(pool.weight), requires_grad=False)

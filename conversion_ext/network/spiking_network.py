@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from torch.utils._pytree import tree_map
 
+from conversion_ext import graph
 from conversion_ext.errors import require
+from conversion_ext.graph.values import map_tensors
 from conversion_ext.network.record import Record
 from conversion_ext.network.site import SpikingSite
 from conversion_ext.network.state import reset
@@ -91,14 +92,13 @@ class Root(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # Unpickling traces the body anew and forgets what its nodes are called and which of them are tensors.
-        kept = [{k: node.meta[k] for k in ("key", "line", "shape") if k in node.meta} for node in self.body.graph.nodes]
-        return {**self.__dict__, "node_meta": kept}
+        return {**self.__dict__, "nodes": [graph.info(node) for node in self.body.graph.nodes]}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        kept = state.pop("node_meta")
+        kept = state.pop("nodes")
         super().__setstate__(state)
-        for node, meta in zip(self.body.graph.nodes, kept, strict=True):
-            node.meta.update(meta)
+        for node, known in zip(self.body.graph.nodes, kept, strict=True):
+            graph.note(node, **vars(known))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Root:
         # States are not leaves of autograd after a forward with gradients: copy them detached, then forget them.
@@ -120,4 +120,4 @@ def fold_time(value: Any) -> Any:
 
 def unfold_time(value: Any, T: int) -> Any:
     """Unflatten [T*N, ...] to [T, N, ...] in every tensor of a nested output."""
-    return tree_map(lambda v: v.unflatten(0, (T, -1)) if isinstance(v, Tensor) else v, value)
+    return map_tensors(value, lambda v: v.unflatten(0, (T, -1)))

@@ -105,7 +105,7 @@ class Conversion:
         """Return one row per site, weight layer and scale: what it sees, what it emits, its threshold or scale."""
         families: dict[Node, Family] = {}
         rows = Table()
-        *_, steps = (node for node in self._body.graph.nodes if node.op == "placeholder")
+        steps = graph.steps_of(self._body)
         for node in self._body.graph.nodes:
             if node is steps:
                 continue

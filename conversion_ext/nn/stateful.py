@@ -7,9 +7,9 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from conversion_ext.errors import StateError, require
+from conversion_ext.graph.values import map_tensors
 from conversion_ext.types import Family, Steps
 
 __all__ = ["Memory", "Signature", "Stateful", "check_signature"]
@@ -66,7 +66,7 @@ class Memory(nn.Module):
         for name in self.state_names:
             value = getattr(self, name)
             if value is not None:
-                setattr(self, name, tree_map(lambda v: change(v) if isinstance(v, Tensor) else v, value))
+                setattr(self, name, map_tensors(value, change))
 
     def __getstate__(self) -> dict[str, Any]:
         # Tensors made under autograd cannot be deep-copied, and a copy is a new network: it starts at step 0.

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from conversion_ext import graph
 from conversion_ext.errors import require
+from conversion_ext.graph import layers
 from conversion_ext.normalizers.base import Normalizer, of_site, register_normalizer, usable, warn_dead
 from conversion_ext.operators.sites import Site
 from conversion_ext.types import PerLayer
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["DataBased"]
 
-LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 COMPATIBLE = ("", "diehl_code")
 
 
@@ -76,9 +75,8 @@ class DataBased(Normalizer):
                 continue
             known.add(source)
             module: Any = graph.module_of(model, source)
-            if isinstance(module, (*LAYERS, *TRANSPOSED)):
-                rows = module.weight.detach().double().to(largest.device)
-                rows = rows.transpose(0, 1) if isinstance(module, TRANSPOSED) else rows
+            if isinstance(module, layers.WEIGHTS):
+                rows = layers.output_rows(module).detach().double().to(largest.device)
                 rows = rows.flatten(1).amax(1).clamp_min(0)
                 fits = isinstance(self.granularity, PerLayer) or len(rows) != len(largest)
                 largest = torch.maximum(largest, rows.amax() if fits else rows)

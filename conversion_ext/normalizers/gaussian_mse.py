@@ -92,8 +92,9 @@ class GaussianMSE(Normalizer):
             if site is None:
                 continue
             source = node.args[0]
-            if isinstance(source, Node) and "normal" in source.meta:
-                normals[site.key] = self._pooled(*source.meta["normal"])
+            normal = graph.info(source).normal if isinstance(source, Node) else None
+            if normal is not None:
+                normals[site.key] = self._pooled(*normal)
             else:
                 problems.append(
                     Problem(

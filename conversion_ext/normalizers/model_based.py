@@ -104,7 +104,7 @@ class ModelBased(Normalizer):
         """Return the largest activation, [] or [C], and the bounds behind the site."""
         if site.kind is not SiteKind.RELU:
             raise unsupported(node, f"it is a {site.kind} site, and only ReLUs are bounded.")
-        per_layer, shape = isinstance(self.granularity, PerLayer), node.meta.get("shape")
+        per_layer, shape = isinstance(self.granularity, PerLayer), graph.info(node).shape
         channels: Interval | None = x
         if not per_layer and shape is not None:
             channels = x.over(shape[1])

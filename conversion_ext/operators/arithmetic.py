@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
+from conversion_ext import graph
 from conversion_ext.operators.base import Activation, Call, Operator, Units, compress, ones, register_operator
 from conversion_ext.operators.sites import SiteKind
 from conversion_ext.types import Family
@@ -87,7 +88,7 @@ def _narrow(unit: Tensor, shape: Sequence[int]) -> Tensor:
 def _operands(node: Node) -> tuple[list[Any], list[Any]]:
     """Split the operands into those that come from data and the constants (numbers, parameters)."""
     operands = list(node.args[:2]) + [v for k, v in node.kwargs.items() if k in ("input", "other")]
-    data = [o for o in operands if isinstance(o, Node) and o.op != "get_attr" and o.meta.get("shape") is not None]
+    data = [o for o in operands if isinstance(o, Node) and graph.info(o).is_data]
     return data, [o for o in operands if not any(o is d for d in data)]
 
 
@@ -121,7 +122,7 @@ def multiply(node: Node, module: nn.Module | None) -> Operator:
 @register_operator(torch.neg, operator.neg, "neg")
 def negate(node: Node, module: nn.Module | None) -> Operator:
     """Negation."""
-    return Multiple() if node.args[0].meta.get("shape") is not None else Operator()  # type: ignore[union-attr]
+    return Multiple() if any(graph.info(source).is_data for source in node.all_input_nodes) else Operator()
 
 
 @register_operator(
@@ -131,5 +132,4 @@ def negate(node: Node, module: nn.Module | None) -> Operator:
 )  # fmt: skip
 def nonlinear(node: Node, module: nn.Module | None) -> Operator:
     """Functions that are not homogeneous, or not of one tensor; of sizes alone they are numbers."""
-    sizes = "shape" in node.meta and all(source.meta.get("shape") is None for source in node.all_input_nodes)
-    return Operator() if sizes else Activation(SiteKind.GRADED)
+    return Operator() if graph.info(node).is_constant else Activation(SiteKind.GRADED)

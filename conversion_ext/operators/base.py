@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
-from torch.fx.node import map_arg
 
 from conversion_ext import graph
 from conversion_ext.errors import Problem
@@ -136,12 +135,7 @@ def call_of(body: GraphModule, node: Node, shapes: Shapes) -> Call:
     def replay(values: Sequence[Any]) -> Any:
         """Run the node on other tensors in the place of its data inputs, constants as they were."""
         given = dict(zip(inputs, values, strict=True))
-        args, kwargs = map_arg((node.args, node.kwargs), lambda n: given.get(n, shapes.constants.get(n)))
-        if node.op == "call_module":
-            return body.get_submodule(str(node.target))(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        return graph.call(body, node, lambda n: given[n] if n in given else shapes.constants[n])
 
     return Call(body, node, inputs, [shapes.shapes[s] for s in inputs], shapes.shapes[node], replay)
 
@@ -203,7 +197,7 @@ def operator_of(model: GraphModule, node: Node) -> Operator | Problem:
     if node.op in ("placeholder", "get_attr", "output"):
         return Operator()
     module = graph.module_of(model, node)
-    if node.meta.get("skip"):
+    if graph.info(node).skip:
         return Activation(SiteKind.GRADED)
     rule = operators.rule(node, module)
     if rule is None:

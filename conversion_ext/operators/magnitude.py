@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.fx import Node
 
+from conversion_ext import graph
 from conversion_ext.operators.base import Elementwise, Operator, register_operator
 
 __all__ = ["Magnitude"]
@@ -29,5 +30,4 @@ class Magnitude(Elementwise):
 @register_operator(torch.abs, operator.abs, "abs")
 def magnitude(node: Node, module: nn.Module | None) -> Operator:
     """Magnitude; that of a size is a number."""
-    sizes = "shape" in node.meta and all(source.meta.get("shape") is None for source in node.all_input_nodes)
-    return Operator() if sizes else Magnitude()
+    return Operator() if graph.info(node).is_constant else Magnitude()

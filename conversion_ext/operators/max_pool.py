@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from conversion_ext import graph
 from conversion_ext.errors import Problem
+from conversion_ext.graph.layers import MAX_POOLS
 from conversion_ext.operators.base import Call, Operator, register_operator
 from conversion_ext.operators.per_channel import PerChannelMap
 from conversion_ext.types import Family
@@ -30,9 +31,7 @@ class Pool(PerChannelMap):
         return families[0]  # the largest count moves by no more than the counts do
 
 
-@register_operator(
-    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d
-)
+@register_operator(*MAX_POOLS)
 def max_pool(node: Node, module: nn.Module | None) -> Operator | Problem:
     """Max-pooling of every geometry."""
     if getattr(module, "return_indices", False):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
+from conversion_ext import graph
 from conversion_ext.operators.base import Call, Operator, Units, compress, ones, register_operator
 from conversion_ext.types import Family
 
@@ -110,7 +111,7 @@ class Element(Operator):
 def getitem(node: Node, module: nn.Module | None) -> Operator:
     """Slicing of a tensor, or one output of a split, or one entry of a shape."""
     source = node.args[0]
-    shape = source.meta.get("shape") if isinstance(source, Node) else None
+    shape = graph.info(source).shape if isinstance(source, Node) else None
     if isinstance(shape, torch.Size):
         return Movement()
     index = node.args[1]

@@ -118,4 +118,4 @@ def _argument(node: Node, place: int, name: str, default: Any) -> Any:
 def _rank(node: Node) -> int:
     """Return how many dimensions the input of a call has, 0 where that is not known."""
     source = node.args[0] if node.args else None
-    return len(source.meta.get("shape") or ()) if isinstance(source, Node) else 0
+    return len(graph.info(source).shape or ()) if isinstance(source, Node) else 0

@@ -13,13 +13,10 @@ from torch.fx import Node
 
 from conversion_ext import graph
 from conversion_ext.errors import Problem
+from conversion_ext.graph import layers
 from conversion_ext.operators.base import Call, Operator, Units, ones, register_operator
 
 __all__ = ["Synapse"]
-
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @dataclass(frozen=True)
@@ -45,13 +42,14 @@ class Synapse(Operator):
         if bool((unit_in == 1).all()) and bool((unit_out == 1).all()):
             return None
         module = copy.deepcopy(call.module)
-        if isinstance(module, BATCH_NORMS):
+        if isinstance(module, layers.BATCH_NORMS):
             return _scaled_batch_norm(module, unit_in, unit_out)
         weight = module.weight.detach().double()
-        gain_in, gain_out = _gains(module, unit_in.to(weight.device), unit_out.to(weight.device), weight)
-        module.weight = _like(weight * gain_in / gain_out, module.weight)
+        unit_in, unit_out = unit_in.to(weight.device), unit_out.to(weight.device)
+        scaled = weight * layers.along_inputs(module, unit_in) / layers.along_outputs(module, unit_out)
+        module.weight = layers.like(scaled, module.weight)
         if module.bias is not None:
-            module.bias = _like(module.bias.detach().double() / unit_out.to(weight.device), module.bias)
+            module.bias = layers.like(module.bias.detach().double() / unit_out, module.bias)
         return module
 
 
@@ -80,38 +78,18 @@ def _vector(unit: Tensor | None, dim: int, shape: Sequence[int]) -> Tensor:
     return unit.movedim(dim, -1).reshape(-1).expand(shape[dim]).double()
 
 
-def _gains(module: nn.Module, unit_in: Tensor, unit_out: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what to multiply and divide the weight by, shaped to broadcast over it."""
-    if isinstance(module, nn.Linear):
-        return unit_in[None, :], unit_out[:, None]
-    groups: int = module.groups  # type: ignore[assignment]
-    rest = [1] * (weight.dim() - 2)
-    if isinstance(module, TRANSPOSED):  # weight [in, out / groups, ...]: input channel i belongs to one group
-        per_group = unit_out.reshape(groups, -1).repeat_interleave(weight.shape[0] // groups, dim=0)
-        return unit_in.reshape(-1, 1, *rest), per_group.reshape(weight.shape[0], -1, *rest)
-    per_group = unit_in.reshape(groups, -1).repeat_interleave(weight.shape[0] // groups, dim=0)
-    return per_group.reshape(weight.shape[0], -1, *rest), unit_out.reshape(-1, 1, *rest)
-
-
 def _scaled_batch_norm(module: Any, unit_in: Tensor, unit_out: Tensor) -> nn.Module:
     """Express BatchNorm, y = a x + b per channel, in units: mean 0 and variance 1 - eps leave a and b in the affine."""
-    mean, variance = module.running_mean.double(), module.running_var.double()
-    gain = torch.rsqrt(variance + module.eps)
-    if module.affine:
-        gain = gain * module.weight.detach().double()
-    shift = -mean * gain + (module.bias.detach().double() if module.affine else 0.0)
+    gain, shift = layers.affine_of(module)
     scaled = type(module)(module.num_features, eps=module.eps, affine=True).to(module.running_mean)
     scaled.running_var.fill_(1.0 - module.eps)
-    scaled.weight = _like(gain * unit_in.to(gain.device) / unit_out.to(gain.device), module.running_mean)
-    scaled.bias = _like(shift / unit_out.to(gain.device), module.running_mean)
+    scaled.requires_grad_(False)
+    scaled.weight = layers.like(gain * unit_in.to(gain.device) / unit_out.to(gain.device), scaled.weight)
+    scaled.bias = layers.like(shift / unit_out.to(gain.device), scaled.bias)
     return scaled.eval()
 
 
-def _like(value: Tensor, old: Tensor) -> nn.Parameter:
-    return nn.Parameter(value.to(old.dtype), requires_grad=old.requires_grad)
-
-
-@register_operator(*CONVOLUTIONS, *TRANSPOSED)
+@register_operator(*layers.CONVOLUTIONS, *layers.TRANSPOSED)
 def convolution(node: Node, module: nn.Module | None) -> Operator:
     """Convolution, any dimension, grouped, depthwise or transposed."""
     return Synapse(dim=1)
@@ -123,7 +101,7 @@ def linear(node: Node, module: nn.Module | None) -> Operator:
     return Synapse(dim=-1)
 
 
-@register_operator(*BATCH_NORMS)
+@register_operator(*layers.BATCH_NORMS)
 def batch_norm(node: Node, module: Any) -> Operator | Problem:
     """BatchNorm that could not be folded: a depthwise affine map with its stored statistics."""
     if module.running_mean is None:

@@ -16,6 +16,7 @@ from conversion_ext.capture.passes import passes, refused
 from conversion_ext.capture.tracing import capture
 from conversion_ext.data.batches import batches, call_inputs
 from conversion_ext.errors import UnsupportedError, require
+from conversion_ext.graph.layers import MAX_POOLS
 from conversion_ext.operators.sites import Site
 from conversion_ext.types import PerLayer
 
@@ -88,7 +89,7 @@ def adapt_cao2015(
     """
     model = _modules_only(ann, leaf, skip)
     _average_pools(model)
-    for node in [node for node in model.graph.nodes if node.op == "placeholder"]:
+    for node in graph.inputs_of(model):
         users = list(node.users)
         with model.graph.inserting_after(node):
             magnitude = model.graph.call_function(torch.abs, (node,))
@@ -101,8 +102,7 @@ def adapt_cao2015(
 def _average_pools(model: GraphModule) -> None:
     """Put average pools in the place of max-pools, and warn of it."""
     replaced = []
-    kinds = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
-    for node, module in graph.modules_called(model, *kinds):
+    for node, module in graph.modules_called(model, *MAX_POOLS):
         replaced.append(graph.key_of(node))
         graph.replace_call(model, node, _average(module, replaced[-1]), (node.args[0],), str(node.target))
     graph.refresh(model)
@@ -140,7 +140,7 @@ def _modules_only(ann: nn.Module, leaf: Iterable[str | type[nn.Module]], skip: I
 
 
 def _is_relu(node: Node, module: Any) -> bool:
-    return not node.meta.get("skip") and (isinstance(module, nn.ReLU) or module.min_val == 0)
+    return not graph.info(node).skip and (isinstance(module, nn.ReLU) or module.min_val == 0)
 
 
 def _percentiles(model: GraphModule, sites: list[Site], calibration: Any, p: float) -> dict[str, float]:

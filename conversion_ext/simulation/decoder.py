@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from conversion_ext.graph.values import map_tensors, tensors_in, with_tensors
 from conversion_ext.readouts.base import Readout
 
 __all__ = ["Decoder"]
+
+NONE = torch.empty(0)
 
 
 class Decoder:
@@ -22,11 +24,12 @@ class Decoder:
         self.t = 0
         self.memories: list[tuple[Tensor, ...]] = []
         self.dtypes: list[torch.dtype] = []
-        self.spec: Any = None
+        self.output: Any = None
 
     def steps(self, output: Any, K: int, block: int = 1) -> Iterator[int]:
         """Take up ``output`` [K*N, ...] step by step, each ``block`` times; yield t after each."""
-        leaves, self.spec = tree_flatten(output)
+        self.output = map_tensors(output, lambda _: NONE)  # its structure
+        leaves = tensors_in(output)
         parts = [leaf.unflatten(0, (K, -1)) for leaf in leaves]
         for k in (k for k in range(K) for _ in range(block)):
             if self.t == 0:
@@ -49,4 +52,4 @@ class Decoder:
 
     def nest(self, leaves: list[Tensor]) -> Any:
         """Put leaves back into the structure of the output."""
-        return tree_unflatten(leaves, self.spec)
+        return with_tensors(self.output, iter(leaves))

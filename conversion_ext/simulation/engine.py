@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
+from conversion_ext import graph
 from conversion_ext.errors import require
 from conversion_ext.exact import state_dtype
+from conversion_ext.graph.values import map_tensors
 from conversion_ext.network.spiking_network import Root
 from conversion_ext.network.state import Memories
 from conversion_ext.neurons import advance, advance_compiled
@@ -50,7 +51,7 @@ class Engine:
         self.narrow = dtype is not None
         self.sites = snn.sites()
         self.memories = Memories(snn)
-        sizes = [shape.numel() for n in snn.body.graph.nodes if isinstance(shape := n.meta.get("shape"), torch.Size)]
+        sizes = [graph.info(n).shape.numel() for n in snn.body.graph.nodes if graph.info(n).is_tensor]
         self.size = sum(sizes) / max(1, len(sizes))
 
     def schedule(self, T: int | None, block: int | None = None, length: int | None = None) -> Schedule:
@@ -98,4 +99,4 @@ class Engine:
 
     def _wide(self, output: Any) -> Any:
         """Return an output of narrowed layers in float32 or wider."""
-        return tree_map(lambda v: v.to(state_dtype(v.dtype)), output) if self.narrow else output
+        return map_tensors(output, lambda v: v.to(state_dtype(v.dtype))) if self.narrow else output

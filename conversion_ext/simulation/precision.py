@@ -10,15 +10,15 @@ from torch.fx import GraphModule
 
 from conversion_ext import graph
 from conversion_ext.errors import require
+from conversion_ext.graph.layers import TRANSPOSED
+from conversion_ext.graph.layers import WEIGHTS as SYNAPSES
 from conversion_ext.network.site import SpikingSite
 from conversion_ext.nn.stateful import Memory
-from conversion_ext.operators.synapse import CONVOLUTIONS, TRANSPOSED
 
 __all__ = ["DTYPES", "WEIGHTS", "narrowed"]
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WEIGHTS = ("int8",)
-SYNAPSES = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
 
 
 class Narrow(nn.Module):
@@ -45,7 +45,7 @@ def narrowed(body: GraphModule, dtype: str | torch.dtype | None, weights: str | 
         f"dtype={dtype!r}: weight layers compute in one of {', '.join(DTYPES)}; None leaves them as they are.",
     )
     require(weights in (None, *WEIGHTS), f'weights={weights!r}: use "int8", or None to leave them as they are.')
-    readout = {source for node in body.graph.nodes if node.op == "output" for source in node.all_input_nodes}
+    readout = set(graph.output_of(body).all_input_nodes)
     new = GraphModule(body, body.graph)
     for node in body.graph.nodes:
         layer = graph.module_of(body, node)

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from conversion_ext.data.batches import check_inputs
 from conversion_ext.errors import require
+from conversion_ext.graph.values import map_tensors
 from conversion_ext.network.spiking_network import Root
 from conversion_ext.readouts.base import Readout
 from conversion_ext.readouts.confidence import Confidence
@@ -50,7 +50,7 @@ class Simulation:
     @property
     def output(self) -> Any:
         """The decoded output after the last step of ``at``."""
-        return tree_map(lambda v: v[-1], self.outputs)
+        return map_tensors(self.outputs, lambda v: v[-1])
 
     @property
     def spikes_per_sample(self) -> Tensor:

@@ -29,11 +29,7 @@ def split(body: GraphModule) -> tuple[GraphModule, GraphModule]:
 
     The prologue is everything that the ``steps`` input does not reach.
     """
-    steps = [n for n in body.graph.nodes if n.op == "placeholder"][-1]
-    varying: set[Node] = {steps}
-    for node in body.graph.nodes:
-        if node.op != "output" and any(source in varying for source in node.all_input_nodes):
-            varying.add(node)
+    varying = graph.varying(body.graph, [graph.steps_of(body)]) - {graph.output_of(body)}
     static = [n for n in body.graph.nodes if n not in varying and n.op not in ("get_attr", "output")]
     crossing = [n for n in static if any(user in varying or user.op == "output" for user in n.users)]
     before, copies = Graph(), dict[Node, Node]()

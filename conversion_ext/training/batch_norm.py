@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from conversion_ext import graph
+from conversion_ext.graph.layers import FORWARD_WEIGHTS
 
 __all__ = ["Normalized", "normalizable"]
 
@@ -68,8 +69,8 @@ def normalizable(body: GraphModule) -> Iterator[str]:
     for module in body.modules():
         for parameter in module.parameters(recurse=False):
             owners[id(parameter)] = owners.get(id(parameter), 0) + 1
-    for node, layer in graph.modules_called(body, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear):
-        shape = node.meta.get("shape")
+    for node, layer in graph.modules_called(body, *FORWARD_WEIGHTS):
+        shape = graph.info(node).shape
         spread = isinstance(layer, nn.Linear) and (shape is None or len(shape) != 2)
         last = any(user.op == "output" for user in node.users)
         alone = calls.count(str(node.target)) == 1 and all(owners[id(p)] == 1 for p in layer.parameters())

@@ -171,7 +171,7 @@ def in_spikes(loss: Loss, snn: Root) -> Callable[[Tensor, Tensor], Tensor]:
         f"{loss} reads spikes, but this network has no output neurons; convert with a recipe whose readout is "
         "SpikeCount() or FirstSpike().",
     )
-    node = next(n for n in snn.body.graph.nodes if n.op == "output").all_input_nodes[0]
+    node = graph.output_of(snn.body).all_input_nodes[0]
     while not isinstance(site := graph.module_of(snn.body, node), SpikingSite):  # scales of a folded network follow
         (node,) = node.all_input_nodes
     return lambda outputs, target: loss(outputs / site.amplitude(outputs.dim() - 1), target)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
-from torch.fx.node import map_arg
 from tqdm import tqdm
 
 from conversion_ext import graph
@@ -249,20 +249,12 @@ class _Lane:
         self.model, self.shelf, self.parts, self.steps = model, shelf, parts, steps
         nodes = list(model.graph.nodes)
         self.order = {node: index for index, node in enumerate(nodes)}
-        self.inputs = [node for node in nodes if node.op == "placeholder"]
+        self.inputs = graph.inputs_of(model)
         self.sites: dict[Node, SpikingSite] = dict(graph.modules_called(model, SpikingSite))
         self.keeps = [n for n in nodes if n in self.sites or (n.op.startswith("call") and len(n.users) > 1)]
-        self.varying = self._varying(nodes)
+        self.varying = set[Node]() if steps is None else graph.varying(model.graph, self.inputs[-1:])
         self.last = self._last_readers(nodes)
         self.done = 0  # nodes of `keeps` before this index have run
-
-    def _varying(self, nodes: list[Node]) -> set[Node]:
-        """Return the nodes whose value has a time axis."""
-        varying: set[Node] = set() if self.steps is None else {self.inputs[-1]}
-        for node in nodes:
-            if any(source in varying for source in node.all_input_nodes):
-                varying.add(node)
-        return varying
 
     def _last_readers(self, nodes: list[Node]) -> dict[Node, int]:
         """Return, for each node that is kept, the index of the last node whose computation reads its value."""
@@ -315,18 +307,14 @@ class _Lane:
             return site.emitted(spikes.to(site.threshold.dtype) / self.steps.block)
         if key in self.shelf:
             return self.shelf[key]
-        if node.op == "get_attr":
-            return graph.attribute_of(self.model, node)
-        args, kwargs = map_arg((node.args, node.kwargs), lambda n: self.value(n, part, known))
-        if node.op == "call_module":
-            module = self.model.get_submodule(str(node.target))
-            reset(module)
-            value = module(*args, **kwargs)
-            reset(module)
-            return value
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        value = partial(self.value, part=part, known=known)
+        if node.op != "call_module":
+            return graph.call(self.model, node, value)
+        module = self.model.get_submodule(str(node.target))
+        reset(module)
+        result = graph.call(self.model, node, value)
+        reset(module)
+        return result
 
     def _spikes(self, node: Node, part: int, known: dict[Node, Any] | None = None) -> Tensor:
         """Return the spikes of a site in each block, [T*N, ...], in bytes where they fit."""

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from conversion_ext.errors import require
 from conversion_ext.exact import power_of_two
+from conversion_ext.graph.layers import FORWARD_WEIGHTS
 from conversion_ext.tuners.base import Tuner, register_tuner
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["WeightCompensation"]
 
-LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 # Neighbouring output positions of a convolution say nearly the same: so many rows of a regression are as good as all.
 ROWS, ROWS_PER_FEATURE = 20_000, 100
 
@@ -64,7 +64,7 @@ class WeightCompensation(Tuner):
 
     def tune_synapse(self, stop: SynapseStop) -> None:
         """Refit one layer."""
-        if isinstance(stop.module, LAYERS) and stop.varies and not stop.shared:
+        if isinstance(stop.module, FORWARD_WEIGHTS) and stop.varies and not stop.shared:
             regression = _Regression(stop, self.ridge, self.anchor)
             regression.solve(self.iterations)
             regression.install()

@@ -15,6 +15,7 @@ from conversion_ext.capture.passes import passes, run_passes
 from conversion_ext.capture.passes.activations import RULES
 from conversion_ext.capture.tracing import capture
 from conversion_ext.errors import ConversionError, UnsupportedError
+from conversion_ext.graph import info
 from tests.live import live_inputs
 from tests.traps import Doubled, Net, trap
 
@@ -56,7 +57,7 @@ def test_clipped_relus_are_one_class(ann: nn.Module) -> None:
 def sites(ann: nn.Module, shape: tuple[int, ...]) -> list[str]:
     model = capture(ann)
     run_passes(model, torch.randn(2, *shape))
-    return [n.meta["key"] for n in model.graph.nodes if isinstance(_module(model, n), nn.ReLU | nn.Hardtanh)]
+    return [info(n).key for n in model.graph.nodes if isinstance(_module(model, n), nn.ReLU | nn.Hardtanh)]
 
 
 def _module(model: GraphModule, node: Any) -> nn.Module | None:
@@ -158,7 +159,7 @@ def test_skipped_modules_stay() -> None:
     ann = nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Sequential(nn.ReLU(), nn.Dropout()))
     model = capture(ann, skip=("1", "3"))
     run_passes(model, torch.randn(2, 3, 5, 5))
-    kept = [n.target for n in model.graph.nodes if n.meta.get("skip")]
+    kept = [n.target for n in model.graph.nodes if info(n).skip]
     assert kept == ["1", "3"]
     assert isinstance(model.get_submodule("1"), nn.BatchNorm2d)
     assert len(model.get_submodule("3")) == 2  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from torch.nn.utils import prune
 
 from conversion_ext.capture.tracing import capture
 from conversion_ext.errors import UnsupportedError
-from conversion_ext.graph.surgery import describe, key_of
+from conversion_ext.graph import describe, info, key_of
 
 
 class Block(nn.Module):
@@ -129,7 +129,7 @@ def test_leaf_and_skip_keep_a_module_whole(options: dict[str, Any]) -> None:
     ann = Net(nn.Sequential(nn.Linear(3, 3), Branching()))
     captured = capture(ann, **options)
     (node,) = [n for n in captured.graph.nodes if n.target == "body.1"]
-    assert node.meta.get("skip", False) == ("skip" in options)
+    assert info(node).skip == ("skip" in options)
     for x in (torch.randn(4, 3), torch.randn(2, 3)):
         assert torch.equal(captured(x), ann(x))
 

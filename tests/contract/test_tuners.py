@@ -11,6 +11,7 @@ import torch
 
 import conversion_ext as cx
 from conversion_ext.backends import available
+from conversion_ext.graph import info
 from conversion_ext.tuners import tuners
 from tests import zoo
 from tests.live import live_inputs, make_live
@@ -107,7 +108,7 @@ def activations(snn, ann, x):
 
     graph, found = prepare(ann, (x,), (), ()), dict[str, Any]()
     for node in graph.graph.nodes:
-        key = node.meta.get("key")
+        key = info(node).key
         site = snn.sites().get(key)
         if node.op == "call_module" and site is not None and not isinstance(site.spec, cx.neurons.SignedEncoder):
             graph.get_submodule(node.target).register_forward_hook(keep(found, key))

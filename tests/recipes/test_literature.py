@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import conversion_ext as cx
 from conversion_ext.backends import available
+from conversion_ext.graph import info
 from conversion_ext.neurons import IF
 from conversion_ext.nn import ChannelScale, SoftLIF
 from conversion_ext.normalizers import DataBased
@@ -278,7 +279,7 @@ def test_compensation_pays_where_potentials_start_from_zero():
 
 
 def _kinds(snn, module) -> list[str]:
-    names = {node.meta.get("key") for node in snn.body.graph.nodes if node.op == "call_module"
+    names = {info(node).key for node in snn.body.graph.nodes if node.op == "call_module"
              and snn.body.get_submodule(str(node.target)) is module}  # fmt: skip
     return [row.kind for row in snn.conversion.table() if row.key in names]
 

@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 
 from conversion_ext.capture.passes.base import layers
 from conversion_ext.capture.passes.calls import CallsToModules, RefusedError, Rule, parameter
-from conversion_ext.graph.surgery import refresh
+from conversion_ext.graph import refresh
 
 __all__ = ["Activations", "clipped"]
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from conversion_ext.errors import Problem
-from conversion_ext.graph.surgery import describe, is_stock, key_of, module_of
+from conversion_ext.graph import describe, info, is_stock, key_of, module_of, note
 from conversion_ext.registry import Registry
 
 __all__ = ["Pass", "layer_of", "layers", "passes", "refuse", "refused", "register_pass"]
@@ -45,7 +45,7 @@ def layers(model: GraphModule, *types: type[nn.Module]) -> Iterator[tuple[Node, 
 
 def layer_of(model: GraphModule, node: object, *types: type[nn.Module]) -> Any | None:
     """Return the layer that ``node`` calls if it is of ``types`` and a rewrite may touch it, or None."""
-    if not isinstance(node, Node) or node.meta.get("skip"):
+    if not isinstance(node, Node) or info(node).skip:
         return None
     module = module_of(model, node)
     return module if isinstance(module, types) and is_stock(module) else None
@@ -53,7 +53,7 @@ def layer_of(model: GraphModule, node: object, *types: type[nn.Module]) -> Any |
 
 def refuse(model: GraphModule, node: Node, reason: str, remedy: str) -> None:
     """Note that ``node`` cannot be converted; ``run_passes`` raises when all rewrites have had their say."""
-    node.meta["refused"] = True
+    note(node, refused=True)
     problem = Problem(key_of(node), reason, remedy, describe(node))
     noted = model.meta.setdefault("problems", [])
     if problem not in noted:

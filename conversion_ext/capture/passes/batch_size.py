@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.fx import GraphModule, Node, map_arg
 
-from conversion_ext.graph.surgery import describe, key_of, refresh
+from conversion_ext.graph import describe, info, key_of, note, refresh
 
 __all__ = ["BatchSize", "is_batch_size"]
 _ELEMENTWISE = {operator.add, operator.sub, operator.mul, torch.add, torch.mul, torch.cat, F.pad, F.interpolate}
@@ -27,7 +27,7 @@ class BatchSize:
         for node, tensor, size in self._foreign(model):
             with model.graph.inserting_before(node):
                 own = model.graph.call_method("size", (tensor, 0))
-            own.meta.update(key=f"{key_of(node)}.size", line=describe(node), batch=True)
+            note(own, key=f"{key_of(node)}.size", line=describe(node), batch=True)
             node.args = (node.args[0], *_swap(node.args[1:], size, own))
             node.kwargs = _swap(node.kwargs, size, own)
         refresh(model)
@@ -47,8 +47,8 @@ class BatchSize:
                 source = _source(size)
                 if source is None or source is tensor:
                     continue
-                marked = size.meta.get("batch") and tensor.meta.get("batch")
-                if marked or ("batch" not in tensor.meta and _follows(tensor, source)):
+                marked = info(size).batch and info(tensor).batch
+                if marked or (info(tensor).batch is None and _follows(tensor, source)):
                     found.append((node, tensor, size))
         return found
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from conversion_ext.capture.passes.base import refuse
-from conversion_ext.graph.surgery import attribute_of, key_of, refresh, replace_call
+from conversion_ext.graph import attribute_of, key_of, refresh, replace_call
 
 __all__ = ["CallsToModules", "RefusedError", "Rule", "parameter"]
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from conversion_ext.capture.passes.batch_size import is_batch_size
-from conversion_ext.graph.surgery import insert_after, key_of, refresh, replace_call
+from conversion_ext.graph import info, insert_after, key_of, note, refresh, replace_call
 
 __all__ = ["Flattening"]
 
@@ -29,7 +29,7 @@ class Flattening:
             new = replace_call(model, node, first.eval(), (node.args[0],), key_of(node))
             if rest is not None:
                 flat = insert_after(model, new, rest.eval(), f"{key_of(new)}.flatten")
-                flat.meta["key"] = f"{key_of(new)}.flatten"
+                note(flat, key=f"{key_of(new)}.flatten")
         refresh(model)
 
     def ensures(self, model: GraphModule) -> list[str]:
@@ -57,7 +57,7 @@ def _found(model: GraphModule) -> list[tuple[Node, nn.Module, nn.Module | None]]
 def _flatten(name: str, node: Node) -> nn.Module | None:
     """Return the Flatten that stands for a call, or None."""
     source: Any = node.args[0]
-    shape = source.meta.get("shape")
+    shape = info(source).shape
     if name == "flatten":
         given: dict[str, Any] = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)) | dict(node.kwargs)
         start, end = given.get("start_dim", 0), given.get("end_dim", -1)
@@ -72,7 +72,7 @@ def _flatten(name: str, node: Node) -> nn.Module | None:
     sizes = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], tuple | list) else node.args[1:]
     if len(sizes) != 2 or (shape is not None and len(shape) < 2):
         return None
-    result = node.meta.get("shape")
+    result = info(node).shape
     kept = sizes[0] == -1 and shape is not None and result is not None and result[0] == shape[0]
     return nn.Flatten() if kept or is_batch_size(sizes[0], source) else None
 
@@ -87,7 +87,7 @@ def _pool(node: Node) -> tuple[nn.Module | None, nn.Module | None]:
     source: Any = node.args[0]
     given: dict[str, Any] = dict(zip(("dim", "keepdim"), node.args[1:], strict=False)) | dict(node.kwargs)
     dims, keep = given.get("dim"), given.get("keepdim", False)
-    shape = source.meta.get("shape")
+    shape = info(source).shape
     if not isinstance(shape, torch.Size) or dims is None or given.get("dtype") is not None:
         return None, None
     rank = len(shape)

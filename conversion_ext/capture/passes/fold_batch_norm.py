@@ -10,14 +10,20 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from conversion_ext.capture.passes.base import layer_of, layers
-from conversion_ext.graph.surgery import module_of, refresh
+from conversion_ext.graph import info, module_of, note, refresh
+from conversion_ext.graph.layers import (
+    BATCH_NORMS,
+    CONVOLUTIONS,
+    TRANSPOSED,
+    affine_of,
+    along_inputs,
+    along_outputs,
+    pads_zeros,
+)
 
 __all__ = ["FoldBatchNorm"]
 
 Fold = Callable[[Any, Tensor, Tensor], None]
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 class FoldBatchNorm:
@@ -33,14 +39,14 @@ class FoldBatchNorm:
 
         ``meta["normal"]`` of the node that computes a normalized value tells its mean and standard deviation [C].
         """
-        for norm, module in layers(model, *_NORMS):
-            norm.meta["normal"] = _normal(module)
+        for norm, module in layers(model, *BATCH_NORMS):
+            note(norm, normal=_normal(module))
         while plans := _plans(model):
             for norm, target, fold in plans:
-                gain, shift = _affine(layer_of(model, norm, *_NORMS))
+                gain, shift = affine_of(layer_of(model, norm, *BATCH_NORMS))
                 fold(module_of(model, target), gain, shift)
                 if fold is _fold_back:
-                    target.meta["normal"] = norm.meta["normal"]
+                    note(target, normal=info(norm).normal)
                 norm.replace_all_uses_with(norm.args[0])  # pyright: ignore[reportArgumentType] (its input, a node)
                 model.graph.erase_node(norm)
         refresh(model)
@@ -53,12 +59,12 @@ class FoldBatchNorm:
 def _plans(model: GraphModule) -> list[tuple[Node, Node, Fold]]:
     """Return (BatchNorm, layer, how to fold) of what can be folded at once, at most one BatchNorm per layer."""
     plans: dict[Node, tuple[Node, Node, Fold]] = {}
-    for norm, module in layers(model, *_NORMS):
+    for norm, module in layers(model, *BATCH_NORMS):
         if module.running_mean is None or module.training:
             continue
         source = norm.args[0]
         before = source if isinstance(source, Node) and list(source.users) == [norm] else None
-        if layer_of(model, before, *_CONVS, *_TRANSPOSED) is None:
+        if layer_of(model, before, *CONVOLUTIONS, *TRANSPOSED) is None:
             before = before if layer_of(model, before, nn.Linear) is not None and _is_matrix(model, before) else None
         target = before or _absorbing(model, norm, module)
         if target is not None:
@@ -72,9 +78,9 @@ def _absorbing(model: GraphModule, norm: Node, module: Any) -> Node | None:
     if len(users) != 1:
         return None
     after = users[0]
-    conv = layer_of(model, after, *_CONVS)
+    conv = layer_of(model, after, *CONVOLUTIONS)
     if conv is not None:
-        return after if not _pads_zeros(conv) or not bool(_affine(module)[1].any()) else None
+        return after if not pads_zeros(conv) or not bool(affine_of(module)[1].any()) else None
     flatten = layer_of(model, after, nn.Flatten)
     if flatten is not None:
         users = list(after.users)
@@ -90,35 +96,15 @@ def _is_matrix(model: GraphModule, node: Node | None) -> bool:
     """Return whether the output of ``node`` is known to be [N, features]: Linear works on the last dimension of any."""
     if node is None:
         return False
-    shape = node.meta.get("shape")
+    shape = info(node).shape
     if isinstance(shape, torch.Size):
         return len(shape) == 2
     flatten = layer_of(model, node, nn.Flatten)
     if flatten is not None:
         return (flatten.start_dim, flatten.end_dim) == (1, -1)
-    layer = layer_of(model, node, nn.Linear, nn.ReLU, nn.Hardtanh, *_NORMS)
+    layer = layer_of(model, node, nn.Linear, nn.ReLU, nn.Hardtanh, *BATCH_NORMS)
     source = node.args[0] if layer is not None else None
     return isinstance(source, Node) and _is_matrix(model, source)
-
-
-def _pads_zeros(conv: Any) -> bool:
-    """Return whether the convolution sees zeros that are not in its input."""
-    if conv.padding_mode != "zeros" or conv.padding == "valid":
-        return False
-    if conv.padding == "same":
-        return any(size > 1 for size in conv.kernel_size)
-    return any(conv.padding)
-
-
-def _affine(norm: Any) -> tuple[Tensor, Tensor]:
-    """Return (gain, shift) of a BatchNorm in float64."""
-    gain = torch.rsqrt(norm.running_var.double() + norm.eps)
-    if norm.weight is not None:
-        gain = gain * norm.weight.detach().double()
-    shift = -norm.running_mean.double() * gain
-    if norm.bias is not None:
-        shift = shift + norm.bias.detach().double()
-    return gain, shift
 
 
 def _normal(norm: Any) -> tuple[Tensor, Tensor]:
@@ -130,13 +116,7 @@ def _normal(norm: Any) -> tuple[Tensor, Tensor]:
 
 def _fold_back(layer: Any, gain: Tensor, shift: Tensor) -> None:
     """Absorb a BatchNorm behind ``layer``."""
-    weight = layer.weight.detach().double()
-    rest = [1] * (weight.dim() - 2)
-    if isinstance(layer, _TRANSPOSED):  # weight [in, out / groups, ...]; input channel i belongs to one group
-        per_group = gain.reshape(layer.groups, -1).repeat_interleave(len(weight) // layer.groups, dim=0)
-        weight = weight * per_group.reshape(*per_group.shape, *rest)
-    else:
-        weight = weight * gain.reshape(-1, 1, *rest)
+    weight = layer.weight.detach().double() * along_outputs(layer, gain)
     bias = shift if layer.bias is None else layer.bias.detach().double() * gain + shift
     _set(layer, weight, bias)
 
@@ -146,11 +126,8 @@ def _fold_forward(layer: Any, gain: Tensor, shift: Tensor) -> None:
     weight = layer.weight.detach().double()
     if isinstance(layer, nn.Linear):  # behind a Flatten, each channel is repeated over its positions
         repeats = layer.in_features // len(gain)
-        gain, shift = gain.repeat_interleave(repeats)[None], shift.repeat_interleave(repeats)[None]
-    else:  # weight [out, in / groups, ...]; output channel o belongs to one group
-        shape = (-1, weight.shape[1], *[1] * (weight.dim() - 2))
-        repeats = len(weight) // layer.groups
-        gain, shift = (v.reshape(layer.groups, -1).repeat_interleave(repeats, 0).reshape(shape) for v in (gain, shift))
+        gain, shift = gain.repeat_interleave(repeats), shift.repeat_interleave(repeats)
+    gain, shift = along_inputs(layer, gain), along_inputs(layer, shift)
     bias = (weight * shift).flatten(1).sum(1)
     _set(layer, weight * gain, bias if layer.bias is None else bias + layer.bias.detach().double())
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from conversion_ext.graph.surgery import attribute_of, refresh, rename_free
+from conversion_ext.graph import attribute_of, call, info, note, refresh, rename_free
 
 __all__ = ["FoldConstants"]
 
@@ -23,7 +23,7 @@ class FoldConstants:
         for node in list(model.graph.nodes):
             if not _is_constant(node, values):
                 continue
-            first, second = _evaluate(node, values), _evaluate(node, values)
+            first, second = _evaluate(model, node, values), _evaluate(model, node, values)
             if _equal(first, second):  # a random function of a parameter is not a constant
                 values[node] = first
                 if trained.intersection(node.all_input_nodes):
@@ -37,7 +37,7 @@ class FoldConstants:
         """No function is left whose inputs are all parameters, buffers and plain values."""
         known = _attributes(model)
         left = [node for node in model.graph.nodes if _is_constant(node, known)]
-        left = [node for node in left if _equal(_evaluate(node, known), _evaluate(node, known))]
+        left = [node for node in left if _equal(_evaluate(model, node, known), _evaluate(model, node, known))]
         return [f"{node.name} is a constant left in the graph." for node in left]
 
 
@@ -52,13 +52,10 @@ def _is_constant(node: Node, values: dict[Node, Any]) -> bool:
     return node.op in ("call_function", "call_method") and bool(inputs) and all(i in values for i in inputs)
 
 
-def _evaluate(node: Node, values: dict[Node, Any]) -> Any:
+def _evaluate(model: GraphModule, node: Node, values: dict[Node, Any]) -> Any:
     """Return the value of a call whose inputs are all known."""
-    args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: values[n])
     with torch.no_grad():
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        return node.target(*args, **kwargs)  # pyright: ignore[reportCallIssue] (call_function: a callable)
+        return call(model, node, values.__getitem__)
 
 
 def _equal(first: Any, second: Any) -> bool:
@@ -84,5 +81,5 @@ def _store(model: GraphModule, node: Node, value: Any, trained: bool) -> None:
         model.register_buffer(name, value.clone())
     with model.graph.inserting_before(node):
         new = model.graph.get_attr(name)
-    new.meta.update({key: node.meta[key] for key in ("key", "line") if key in node.meta})
+    note(new, key=info(node).key, line=info(node).line)
     node.replace_all_uses_with(new)

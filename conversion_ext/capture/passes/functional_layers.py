@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from conversion_ext.capture.passes.calls import CallsToModules, RefusedError, Rule, parameter
+from conversion_ext.graph import info
 
 __all__ = ["RULES", "FunctionalLayers"]
 
@@ -89,7 +90,7 @@ def _batch_norm(
 ) -> nn.Module | None:  # fmt: skip
     if training or running_mean is None or running_var is None:
         raise RefusedError("normalizes with the statistics of the batch, in evaluation too.", "Use running statistics.")
-    shape = input.meta.get("shape")
+    shape = info(input).shape
     if shape is None or (weight is None) != (bias is None):
         return None
     module = _BATCH_NORMS[len(shape)](len(running_mean), eps, affine=False, device="meta")

@@ -12,14 +12,13 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from conversion_ext.capture.passes.base import layer_of, layers
-from conversion_ext.graph.surgery import refresh
+from conversion_ext.graph import info, note, refresh
+from conversion_ext.graph.layers import MAX_POOLS
 
 __all__ = ["MergeActivations"]
 
-_MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d,
-              nn.AdaptiveMaxPool3d)  # fmt: skip
 _POSITIVE = (nn.ReLU, nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.Softplus)
-_KEEP_SIGN = (*_MAX_POOLS, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d,
+_KEEP_SIGN = (*MAX_POOLS, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d,
               nn.AdaptiveAvgPool3d, nn.Flatten, nn.Unflatten, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d,
               nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle)  # fmt: skip
 _MOVES = {"view", "reshape", "flatten", "permute", "transpose", "squeeze", "unsqueeze", "chunk", "split", "unbind",
@@ -59,7 +58,7 @@ def _step(model: GraphModule) -> Callable[[], None] | None:
             return partial(_bypass, model, node)
         if inner is not None and alone:
             return partial(_bypass, model, source)
-        pool = layer_of(model, source, *_MAX_POOLS)
+        pool = layer_of(model, source, *MAX_POOLS)
         if pool is not None and alone and not pool.return_indices:
             return partial(_swap, source, node)
     return None
@@ -83,9 +82,9 @@ def _swap(pool: Node, relu: Node) -> None:
     relu.replace_all_uses_with(pool)
     pool.prepend(relu)
     relu.args, pool.args = (pool.args[0],), (relu,)
-    shape = pool.meta.get("shape")
     source = relu.args[0]
-    relu.meta["shape"] = source.meta.get("shape") if isinstance(source, Node) else shape
+    if isinstance(source, Node):
+        note(relu, known=info(source).known, shape=info(source).shape)
 
 
 def _non_negative(model: GraphModule) -> set[Node]:

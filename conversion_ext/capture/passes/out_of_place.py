@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from conversion_ext.capture.passes.base import refuse
-from conversion_ext.graph.surgery import module_of, refresh
+from conversion_ext.graph import info, module_of, refresh
 
 __all__ = ["OutOfPlace"]
 
@@ -62,7 +62,7 @@ class OutOfPlace:
 
     def ensures(self, model: GraphModule) -> list[str]:
         """No node changes its input, but those refused."""
-        left = [node for node in model.graph.nodes if _is_in_place(model, node) and not node.meta.get("refused")]
+        left = [node for node in model.graph.nodes if _is_in_place(model, node) and not info(node).refused]
         return [f"{node.name} works in place." for node in left]
 
 

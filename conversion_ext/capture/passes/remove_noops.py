@@ -9,7 +9,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from conversion_ext.capture.passes.base import layer_of, refuse
-from conversion_ext.graph.surgery import refresh
+from conversion_ext.graph import refresh
 
 __all__ = ["RemoveNoops"]
 

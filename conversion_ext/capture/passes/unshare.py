@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from conversion_ext.graph.surgery import add_module, key_of, module_of, refresh
+from conversion_ext.graph import add_module, key_of, module_of, refresh
 
 __all__ = ["Unshare"]
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from conversion_ext import graph
 from conversion_ext.errors import require
+from conversion_ext.graph.layers import WEIGHTS
 from conversion_ext.network.site import SpikingSite
 from conversion_ext.network.spiking_network import Root
 from conversion_ext.neurons import IF, LIF
@@ -18,8 +19,6 @@ from conversion_ext.training.gradients.base import register_gradient
 from conversion_ext.training.gradients.online import Online
 
 __all__ = ["OTTT"]
-
-LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def _before_sites(snn: Root) -> dict[nn.Module, float]:
             continue
         else:
             value = kept[node]
-            layers = [] if module is None else [part for part in module.modules() if isinstance(part, LAYERS)]
+            layers = [] if module is None else [part for part in module.modules() if isinstance(part, WEIGHTS)]
             for layer in layers:
                 require(layer not in found, f"{node.target} is called twice, and a trace is that of one input.")
                 found[layer] = value

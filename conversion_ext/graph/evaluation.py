@@ -1,0 +1,79 @@
+"""Evaluate nodes of a graph, and ask which of them depend on others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
+
+from conversion_ext.graph.surgery import attribute_of
+
+__all__ = ["Environment", "call", "inputs_of", "output_of", "steps_of", "varying"]
+
+
+def call(model: GraphModule, node: Node, value: Callable[[Node], Any]) -> Any:
+    """Return what ``node`` computes, given the ``value`` of each of its input nodes.
+
+    The only evaluator of single nodes. A placeholder has no value of its own: the caller knows it.
+    """
+    if node.op == "get_attr":
+        return attribute_of(model, node)
+    args, kwargs = map_arg((node.args, dict(node.kwargs)), value)
+    if node.op == "output":
+        return args[0]
+    if node.op == "call_module":
+        return model.get_submodule(str(node.target))(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    return node.target(*args, **kwargs)  # pyright: ignore[reportCallIssue] (call_function: a callable)
+
+
+class Environment:
+    """The values of nodes while a graph is run node by node; each is freed after its last use."""
+
+    def __init__(self, model: GraphModule, inputs: Sequence[Any]) -> None:
+        self.model = model
+        self.values: dict[Node, Any] = {}
+        self._inputs = iter(inputs)
+        last = {source: node for node in model.graph.nodes for source in node.all_input_nodes}
+        self._last: dict[Node, list[Node]] = {}
+        for source, node in last.items():
+            self._last.setdefault(node, []).append(source)
+
+    def compute(self, node: Node) -> Any:
+        """Return what ``node`` computes from the values held; those of all nodes before it must have been kept."""
+        if node.op == "placeholder":
+            return next(self._inputs, *node.args)  # an input that is not given has its default
+        return call(self.model, node, self.values.__getitem__)
+
+    def keep(self, node: Node, value: Any) -> None:
+        """Hold the value of ``node``, and free those that it was the last to read."""
+        self.values[node] = value
+        for source in self._last.get(node, ()):
+            del self.values[source]
+
+
+def inputs_of(model: GraphModule) -> list[Node]:
+    """Return the inputs of ``model`` in order; the last one of a converted network is ``steps``."""
+    return [node for node in model.graph.nodes if node.op == "placeholder"]
+
+
+def steps_of(body: GraphModule) -> Node:
+    """Return the input of a converted network that holds the time axis."""
+    return inputs_of(body)[-1]
+
+
+def output_of(model: GraphModule) -> Node:
+    """Return the output node of ``model``."""
+    return next(node for node in reversed(model.graph.nodes) if node.op == "output")
+
+
+def varying(graph: Graph, sources: Iterable[Node]) -> set[Node]:
+    """Return all nodes whose value depends on one of ``sources``, these included."""
+    found = set(sources)
+    for node in graph.nodes:
+        if not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return found
