@@ -116,7 +116,8 @@ def _private_copy(ann: nn.Module) -> nn.Module:
             "for example by taking open files, locks and loaders out of its attributes."
         ) from error
     for path, original in ann.named_modules():
-        for hook in original._forward_pre_hooks.values():  # noqa: SLF001 (torch offers no other view of its hooks)
+        hooks: Any = original._forward_pre_hooks  # noqa: SLF001 (torch offers no other view of its hooks)
+        for hook in hooks.values():
             if type(hook).__name__ in _WEIGHT_HOOKS or isinstance(hook, BasePruningMethod):
                 hook.remove(model.get_submodule(path))
     return model

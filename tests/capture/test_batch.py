@@ -34,7 +34,7 @@ from tests.traps import TRAPS, Net, trap
 def test_mixing_of_samples_is_found(function: Any, key: str, samples: int) -> None:
     problems = batch_problems(capture(Net(function)), torch.randn(samples, 4, 4, 4))
     assert [problem.path for problem in problems] == [key]
-    assert problems[0].line.startswith("test_batch_size.py:")
+    assert problems[0].line.startswith("test_batch.py:")
 
 
 @pytest.mark.parametrize("name", TRAPS)

@@ -34,9 +34,7 @@ USERS = ("demo", "__main__", "spikingjelly")
 FRAMEWORKS = ("spikingjelly", "snntorch")
 FRAMEWORK_ROOMS = ("backends", "spikingjelly", "demo")
 # Private names of other packages, each with the reason why no public one does it.
-PRIVATE: dict[str, str] = {
-    "torch.utils._pytree": "torch 2.14 has no public name for the containers that its tracing flattens",
-}
+PRIVATE: dict[str, str] = {}
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 MODULES = {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in sorted(PACKAGE.rglob("*.py"))}
 
