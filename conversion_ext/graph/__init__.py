@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from conversion_ext.graph.evaluation import call, inputs_of, output_of, steps_of, varying
-from conversion_ext.graph.info import NodeInfo, carry, describe, info, key_of, note
+from conversion_ext.graph.node_info import NodeInfo, carry, describe, info, key_of, note
 from conversion_ext.graph.surgery import (
     add_module,
     attribute_of,

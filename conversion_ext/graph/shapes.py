@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 
 from conversion_ext.errors import Problem, UnsupportedError
 from conversion_ext.graph.evaluation import Environment
-from conversion_ext.graph.info import key_of, note
+from conversion_ext.graph.node_info import key_of, note
 from conversion_ext.graph.values import map_tensors, tensors_in
 
 __all__ = ["Shapes", "propagate"]

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from conversion_ext.graph.info import carry
+from conversion_ext.graph.node_info import carry
 
 __all__ = [
     "add_module",

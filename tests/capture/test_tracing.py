@@ -81,7 +81,7 @@ def test_a_block_called_twice_numbers_what_is_inside() -> None:
 def test_lines_are_those_of_the_user() -> None:
     captured = capture(Net())
     lines = {key_of(node): describe(node) for node in captured.graph.nodes}
-    source = "test_capture.py:"
+    source = "test_tracing.py:"
     assert lines["body.0.conv"].startswith(source)
     assert lines["body.0.conv"].endswith("x = self.relu(self.conv(x))")
     assert lines["relu"].endswith("return torch.relu(self.body(x))")
@@ -144,7 +144,7 @@ def test_a_failure_names_module_line_reason_and_remedy(module: nn.Module, reason
     assert problem.path == "body.1.body"
     assert "skip=('body.1.body',)" in problem.remedy
     assert "leaf=('body.1.body',)" in problem.remedy
-    assert problem.line.startswith("test_capture.py:")
+    assert problem.line.startswith("test_tracing.py:")
     assert "\n" not in str(problem)
 
 
