@@ -20,6 +20,7 @@ from torch import Tensor, distributed
 import conversion_ext as cx
 from conversion_ext.analysis.decomposition import decompose
 from conversion_ext.backends import available
+from conversion_ext.training import Training
 from conversion_ext.tuners import walk, weight_compensation
 from tests import zoo
 from tests.live import live_inputs, make_live
@@ -133,8 +134,8 @@ def trained(
         accelerator = accelerate.Accelerator(cpu=True, mixed_precision=precision)
         path = Path(os.environ["CHECKPOINTS"]) / f"{name} {processes}.pt" if rank == 0 else Path("/nowhere/at all")
         result = cx.finetune(
-            snn, batches[:6], validation=batches[6:], T=3, epochs=2, accelerator=accelerator, checkpoint=path,
-            optimizer="sgd", rate=0.02, progress=False, **options,
+            snn, batches[:6], validation=batches[6:], T=3, epochs=2, progress=False, **options,
+            training=Training(optimizer="sgd", rate=0.02, checkpoint=path, accelerator=accelerator),
         )  # fmt: skip
         found[name] = result.history, result.best, dict(result.snn.named_parameters())
         accelerator.free_memory()

@@ -1,154 +1,215 @@
-"""Accuracy of a converted network at every time step, beside its ANN."""
+"""A measure of a converted network at every time step, beside its ANN."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from conversion_ext.data.batches import check_inputs, labelled
+from conversion_ext.analysis.metrics import Custom, Metric, Score, main_output
+from conversion_ext.analysis.reference import answers, ends_in_sigmoid, evaluating
 from conversion_ext.data.distributed import all_or_none, merged, rank
+from conversion_ext.data.sequences import Layout
 from conversion_ext.errors import CalibrationError, require
+from conversion_ext.graph.values import map_tensors
 from conversion_ext.network.spiking_network import Root
-from conversion_ext.simulation.engine import Engine
-from conversion_ext.simulation.recorder import Recorder
-from conversion_ext.simulation.run import run, times
+from conversion_ext.simulation.options import RunOptions
+from conversion_ext.simulation.run import Runner, Simulation
+from conversion_ext.simulation.samples import Batch, batches_of, require_network
+from conversion_ext.tables import Report, Sheet, spread
 
 __all__ = ["Evaluation", "evaluate"]
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Classification results over a data set: fractions in [0, 1], one per time step of ``at``.
+@dataclass(frozen=True, repr=False)
+class Evaluation(Report):
+    """A measure over a data set, one value per time step of ``at``.
 
-    ``accuracy`` [len(at)]: correct; ``agreement`` [len(at)]: same class as the ANN, None without ``ann``;
-    ``ann_accuracy``: None without ``ann``; ``firing_rate``: {site: mean spikes per neuron and step};
-    ``total_steps``: neuron steps run per sample; ``latency_steps``: steps from input to the last decision, end to
-    end; ``samples``: how many were seen.
+    ``score`` [len(at)]: the ``metric``, by default accuracy in [0, 1]; ``agreement`` [len(at)]: the same metric against
+    the ANN's own decisions (against its outputs for regression), None without ``ann`` or for a metric that is a
+    function; ``ann_score``: None without ``ann``; ``firing_rate``: {site: mean spikes per neuron and step};
+    ``total_steps``: neuron steps run per sample; ``latency_steps``: steps from input to the last decision, end to end;
+    ``samples``: how many were seen; ``mean_steps``: mean steps per sample where samples may exit early; ``reason``: why
+    this metric was chosen.
     """
 
     at: tuple[int, ...]
-    accuracy: Tensor
+    score: Tensor
     agreement: Tensor | None
-    ann_accuracy: float | None
+    ann_score: float | None
     firing_rate: dict[str, float]
     total_steps: int
     latency_steps: int
     samples: int
+    metric: Metric
+    reason: str = ""
+    mean_steps: float | None = None
+
+    @property
+    def accuracy(self) -> Tensor:
+        """The score [len(at)], where it is a share of right decisions."""
+        return self._accuracy(self.score)
+
+    @property
+    def ann_accuracy(self) -> float | None:
+        """The score of the ANN, where it is a share of right decisions."""
+        return self._accuracy(self.ann_score)
+
+    def _accuracy(self, value: Any) -> Any:
+        require(
+            self.metric.share,
+            f"This evaluation measures {self.metric.name}, which is no accuracy; read .score and .ann_score.",
+        )
+        return value
 
     def latency(self, drop: float = 0.01) -> int | None:
-        """Return the first step of ``at`` whose accuracy is at most ``drop`` below the ANN's, None if there is none."""
-        if self.ann_accuracy is None:
+        """Return the first step of ``at`` whose score is at most ``drop`` worse than the ANN's, or None."""
+        if self.ann_score is None:
             raise ValueError("latency() compares with the ANN: pass ann= to evaluate().")
-        bound = self.ann_accuracy - drop - 1e-9  # exactly `drop` below counts, whatever the last bit says
-        return next((t for t, accuracy in zip(self.at, self.accuracy, strict=True) if accuracy >= bound), None)
+        sign = 1 if self.metric.maximize else -1
+        bound = sign * self.ann_score - drop - 1e-9  # exactly `drop` below counts, whatever the last bit says
+        return next((t for t, score in zip(self.at, self.score, strict=True) if sign * score >= bound), None)
+
+    def sheet(self) -> Sheet:
+        """Return the score at a few steps."""
+        show = self.metric.shown
+        header = ["T", self.metric.name] + (["agreement"] if self.agreement is not None else [])
+        rows = []
+        for i in spread(len(self.at)):
+            agreement = [] if self.agreement is None else [show(float(self.agreement[i]))]
+            rows.append([str(self.at[i]), show(float(self.score[i])), *agreement])
+        rates = list(self.firing_rate.values())
+        notes = [f"metric: {self.metric.name}{f' ({self.reason})' if self.reason else ''}"]
+        notes += [] if self.ann_score is None else [f"ANN: {show(self.ann_score)}"]
+        notes += [f"{sum(rates) / len(rates):.4f} spikes per neuron and step"] if rates else []
+        notes += [] if self.mean_steps is None else [f"{self.mean_steps:.2f} steps per sample with early exit"]
+        return Sheet(header, rows, f"{self.samples} samples, {self.latency_steps} steps of latency", notes, left=0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all values as plain data."""
+        return super().to_dict() | {"metric": self.metric.name}
 
 
 def evaluate(
     snn: Root,
-    loader: Any,
-    T: int,
+    data: Any,
+    T: int | None = None,
     *,
     ann: nn.Module | None = None,
     at: Iterable[int] | None = None,
-    time_chunk: int | None = None,
-    generator: torch.Generator | None = None,
-    block: int | None = None,
-    dtype: str | torch.dtype | None = None,
-    weights: str | None = None,
-    compile: bool = False,  # noqa: A002
+    metric: Any = None,
+    sequence: Layout = None,
     progress: bool = True,
+    **options: Unpack[RunOptions],
 ) -> Evaluation:
-    """Return the accuracy of ``snn`` over a labelled ``loader`` after the steps ``at`` (default: 1 ... T).
+    """Return how good ``snn`` is on labelled ``data`` after the steps ``at``, beside its ANN.
 
-    ``loader``: a re-iterable of (input [N, ...], target [N]) batches, or one such pair. The class is the largest
-    decoded output. With ``ann`` the network it was made from is evaluated on the same samples. ``generator`` makes the
-    noise of a random encoder, by default that of seed 0 (or the rank), for all batches in a row. ``time_chunk``,
-    ``block``, ``dtype``, ``weights`` and ``compile``: see :func:`simulate`. Under torch.distributed each process
-    evaluates its own part, and all get the whole result.
+    Under torch.distributed each process evaluates its own part, and all get the whole result.
+
+    Args:
+        snn: a converted network.
+        data: a re-iterable of (input [N, ...], target) batches, or one such pair of tensors. Without targets the
+            decisions of ``ann`` are the target.
+        T: the number of time steps; for sequences by default their length.
+        ann: the network that ``snn`` was made from; it is evaluated on the same samples and not changed.
+        at: the steps whose output is measured; by default 1 ... T.
+        metric: a name (accuracy, top5, binary_accuracy, miou, rmse, r2, correlation), a value of
+            ``cx.analysis.metrics``, or a function ``(output, target) -> number``, larger being better. By default what
+            the targets ask for: the result says what was chosen and why.
+        sequence: inputs are frames, ``True`` for [T, N, ...], "batch_first" for [N, T, ...]; by default as in
+            ``convert``, or seen from the shape.
+        progress: show a progress bar.
+        options: those of :func:`simulate`: ``readout``, ``exit``, ``time_chunk``, ``block``, ``dtype``, ``weights``,
+            ``compile``, ``generator`` (for all batches in a row; by default that of seed 0, or of the rank).
+
+    Raises:
+        CalibrationError: for data that cannot be used, or targets that fit no metric.
+        ValueError: for arguments that do not fit.
     """
-    require(
-        isinstance(snn, Root), f"snn is a {type(snn).__name__}; pass what conversion_ext.convert returned.", TypeError
-    )
-    engine = Engine(snn, dtype, weights, compile)
-    engine.memories.reset()
-    plan = engine.schedule(T, block)
-    steps = times(at, T, plan.block)
+    require_network(snn)
     # One for all batches, and one of its own for every process, or each would see the same noise.
-    noise = generator or torch.Generator().manual_seed(rank())
-    was_training = ann is not None and ann.training
-    counts = _Counts(len(steps))
+    if options.get("generator") is None:
+        options["generator"] = torch.Generator().manual_seed(rank())
+    runner, tally = Runner(snn, T, at, options), _Tally(metric, ends_in_sigmoid(snn))
 
-    def count() -> _Counts:
+    def count() -> _Tally:
         silent = not progress or rank() > 0
-        for batch, (x, target) in enumerate(tqdm(labelled(loader), desc="evaluation", disable=silent)):
-            inputs = x if isinstance(x, tuple) else (x,)
-            check_inputs(inputs, snn, f"Batch {batch}")
-            engine.memories.reset()
-            with torch.no_grad(), Recorder(engine.sites) as recorder:
-                outputs = run(engine, inputs, plan, steps, recorder, time_chunk=time_chunk, generator=noise)
-                expected = None if ann is None else ann(*inputs).argmax(1).cpu()
-            counts.add(_classes(outputs, target), target.cpu(), expected, recorder.rates(T))
-        return counts
+        found = batches_of(snn, data, "loader", targets=True, sequence=sequence)
+        for batch in tqdm(found, desc="evaluation", disable=silent):
+            if ann is None:
+                batch.labelled()
+            tally.add(batch, runner(batch.inputs, batch.sequence), None if ann is None else answers(ann, batch))
+        return tally
 
-    try:
-        if ann is not None:
-            ann.eval()
-        counts = merged(all_or_none(count))
-    finally:
-        if ann is not None:
-            ann.train(was_training)
-    samples = counts.samples
-    require(samples > 0, "The loader holds no batch; pass at least one (input, target).", CalibrationError)
-    return Evaluation(
-        steps,
-        counts.correct.double() / samples,
-        None if ann is None else counts.same.double() / samples,
-        None if ann is None else counts.ann_correct / samples,
-        {key: counts.spikes[key] / samples for key in engine.sites if key in counts.spikes},
-        plan.total_steps,
-        plan.latency_steps,
-        samples,
-    )
+    with nullcontext() if ann is None else evaluating(ann):
+        tally = merged(all_or_none(count))
+    require(tally.samples > 0, "The loader holds no batch; pass at least one (input, target).", CalibrationError)
+    return tally.result()
 
 
-class _Counts:
+class _Tally:
     """What has been counted over batches, of several processes too."""
 
-    def __init__(self, steps: int) -> None:
-        self.samples = self.ann_correct = 0
-        self.correct, self.same = torch.zeros(2, steps, dtype=torch.long)
+    def __init__(self, metric: Any, sigmoid: bool) -> None:
+        self.score, self.same, self.ann = Score(metric, sigmoid), Score(), Score()
+        self.run: Simulation | None = None
+        self.samples = self.steps = 0
         self.spikes: dict[str, float] = {}
 
-    def add(self, decided: Tensor, target: Tensor, expected: Tensor | None, rates: Mapping[str, Tensor]) -> None:
-        """Count a batch: classes ``decided`` [steps, N], ``target`` [N], those of the ANN, {site: spikes per step}."""
-        self.samples += len(target)
-        self.correct += (decided == target).sum(1)
-        if expected is not None:
-            self.ann_correct += int((expected == target).sum())
-            self.same += (decided == expected).sum(1)
-        for key, rate in rates.items():
+    def add(self, batch: Batch, run: Simulation, said: Any) -> None:
+        """Count a batch: its run, and what the ANN answers."""
+        metric = self.score.settle(run.output if said is None else said, batch.target)
+        decision = None if said is None or isinstance(metric, Custom) else metric.decision(main_output(said)[0])
+        target = decision if batch.target is None else batch.target
+        require(target is not None, f"metric={metric.name} needs targets; a batch has none.", CalibrationError)
+        self.score.add(run.outputs, target)
+        if said is not None:
+            self.ann.metric = self.same.metric = metric
+            self.ann.add(map_tensors(said, lambda v: v.unsqueeze(0)), target)
+        if decision is not None:
+            self.same.add(run.outputs, decision)
+        self.run = run
+        self.samples += len(batch)
+        self.steps += 0 if run.steps is None else int(run.steps.sum())
+        for key, rate in run.firing_rate.items():
             self.spikes[key] = self.spikes.get(key, 0.0) + float(rate.double().flatten(1).mean(1).sum())
 
-    def merge(self, other: _Counts) -> None:
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a run other processes need its numbers alone."""
+        run = None if self.run is None else replace(self.run, outputs=None, firing_rate={}, spikes={}, steps=None)
+        return {**self.__dict__, "run": run}
+
+    def merge(self, other: _Tally) -> None:
         """Add the counts of another process."""
+        for mine, theirs in ((self.score, other.score), (self.same, other.same), (self.ann, other.ann)):
+            mine.merge(theirs)
+        self.run = self.run or other.run
         self.samples += other.samples
-        self.ann_correct += other.ann_correct
-        self.correct += other.correct
-        self.same += other.same
+        self.steps += other.steps
         for key, spikes in other.spikes.items():
             self.spikes[key] = self.spikes.get(key, 0.0) + spikes
 
-
-def _classes(outputs: Any, target: Tensor) -> Tensor:
-    """Return the class decided at each step, [steps, N]."""
-    fits = isinstance(outputs, Tensor) and outputs.dim() == 3 and outputs.shape[1] == len(target)
-    require(
-        fits,
-        "evaluate() needs one output [N, classes] per sample; for other outputs use simulate() and compare .outputs.",
-    )
-    return outputs.argmax(2).cpu()
+    def result(self) -> Evaluation:
+        """Return the measures of all samples."""
+        run, scores, ann = self.run, self.score.values(), self.ann.values()
+        assert run is not None
+        assert scores is not None
+        assert self.score.metric is not None
+        return Evaluation(
+            run.at,
+            scores,
+            self.same.values(),
+            None if ann is None else float(ann),
+            {key: spikes / self.samples for key, spikes in self.spikes.items()},
+            run.total_steps,
+            run.latency_steps,
+            self.samples,
+            self.score.metric,
+            self.score.reason,
+            self.steps / self.samples if self.steps else None,
+        )

@@ -18,8 +18,9 @@ from conversion_ext.conversion.observation import example_of, observe, traced_fo
 from conversion_ext.conversion.thresholds import thresholds_of
 from conversion_ext.data.batches import Forward, batches, call_inputs
 from conversion_ext.data.distributed import rank
+from conversion_ext.data.sequences import FramesAsSamples, Layout, sequence_layout
 from conversion_ext.errors import CalibrationError, require
-from conversion_ext.network.record import Record, installed_versions
+from conversion_ext.network.record import Options, Record, installed_versions
 from conversion_ext.network.spiking_network import Root
 from conversion_ext.network.state import reset
 from conversion_ext.normalizers import Normalizer
@@ -45,6 +46,7 @@ def convert(
     forward: Forward | None = None,
     skip: Sequence[str] = (),
     leaf: Sequence[Any] = (),
+    sequence: Layout = None,
     generator: torch.Generator | None = None,
     progress: bool = True,
 ) -> Root:
@@ -56,7 +58,9 @@ def convert(
     particular. ``fold`` puts thresholds into weights, so spikes are {0, 1}; ``graded=False`` refuses operations
     whose output is not spikes; ``relay`` adds spiking neurons where a weight layer would see sums or averages.
     ``forward(model, batch)`` calls a network of several inputs; modules under the paths ``skip`` stay analog, those in
-    ``leaf`` (types or paths) are not traced into. ``generator`` seeds what is random in the network (a spiking
+    ``leaf`` (types or paths) are not traced into. ``sequence``: batches hold frames, [T, N, ...] for True or
+    "time_first", [N, T, ...] for "batch_first"; thresholds then come from all frames, and later verbs read their data
+    in the same way. ``generator`` seeds what is random in the network (a spiking
     softmax), by default with 0. The model is never modified.
 
     Raises UnsupportedError with every obstacle found, CalibrationError for data that cannot be used.
@@ -75,7 +79,8 @@ def convert(
     require(T is not None or not asks, f"{asks} need the number of time steps: pass T=.")
     if T is not None:
         recipe.block_of(T)
-    data = _data(calibration, normalizer, calibrated, example_input)
+    options = Options(tuple(skip), tuple(leaf), graded, relay, forward, sequence_layout(sequence))
+    data, forward = _samples(_data(calibration, normalizer, calibrated, example_input), options, ann)
     traced = traced_for(recipe, ann, example_of(ann, data, example_input, forward), graded, relay, skip, leaf)
     model, sites, notes = traced.model, traced.sites, traced.notes
     seen = observe(traced, normalizer, data, forward, progress)
@@ -98,10 +103,18 @@ def convert(
     record = Record(
         name, T, framework.name, fold, seen.samples, tuple(site.key for site in sites), tuple(notes),
         installed_versions("conversion-ext", "torch", "spikingjelly", "snntorch"), recipe,
+        options=options,
     )  # fmt: skip
     snn = root(model, record).eval()
     reset(snn)
     return snn  # type: ignore[return-value]
+
+
+def _samples(data: Any, options: Options, ann: nn.Module) -> tuple[Any, Forward | None]:
+    """Return data and how to call the network on it, every frame of a sequence a sample of its own."""
+    if not options.sequence or data is None or isinstance(data, Calibration):
+        return data, options.forward
+    return FramesAsSamples(data, options.sequence, options.forward, ann), FramesAsSamples.call
 
 
 def _data(calibration: Any, normalizer: Normalizer, tuners: Sequence[Tuner], example_input: Any) -> Any:

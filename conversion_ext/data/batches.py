@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from conversion_ext.errors import CalibrationError, require
 
-__all__ = ["Forward", "batches", "call_inputs", "check_inputs", "labelled", "model_input"]
+__all__ = ["Forward", "as_inputs", "batches", "call_inputs", "check_inputs", "labelled", "model_input", "target_of"]
 
 Forward = Callable[[Any, Any], Any]
 INPUT_KEYS = ("input", "inputs", "image", "images", "img", "x", "data", "pixel_values")
+TARGET_KEYS = ("target", "targets", "label", "labels", "y", "mask", "masks")
 
 
 def batches(data: Any, what: str = "calibration") -> Iterable[Any]:
@@ -48,20 +49,43 @@ def model_input(batch: Any) -> Any:
     return batch
 
 
-def labelled(data: Any) -> Iterator[tuple[Any, Tensor]]:
-    """Iterate over (input, target); raise where a batch has no target."""
-    for batch in batches(data, "loader"):
-        if not isinstance(batch, (tuple, list)) or len(batch) < 2:
+def as_inputs(value: Any) -> tuple[Any, ...]:
+    """Return the positional inputs that ``value`` stands for: a tuple (or list) of several, or one."""
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+
+
+def target_of(batch: Any, inputs: tuple[Any, ...] = ()) -> Any:
+    """Return the target of a batch, None where there is none.
+
+    It is what a dict holds under a known key, or what follows the input in a tuple, ``inputs`` of the network left out.
+    """
+    if isinstance(batch, Mapping):
+        return next((batch[k] for k in TARGET_KEYS if k in batch), None)
+    if isinstance(batch, (tuple, list)):
+        return next((part for part in batch[1:] if not any(part is value for value in inputs)), None)
+    return None
+
+
+def labelled(data: Any, forward: Forward | None = None) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Iterate over (inputs, target); raise where a batch has no target.
+
+    A pair of tensors of one length is one batch here, whatever the target looks like.
+    """
+    paired = isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
+    for batch in [data] if paired and len(data[0]) == len(data[1]) else batches(data, "loader"):
+        inputs = call_inputs(batch, forward)
+        target = target_of(batch, inputs)
+        if target is None:
             raise CalibrationError(
                 f"A batch is a {type(batch).__name__} without a target; evaluation needs (input, target) batches."
             )
-        yield batch[0], batch[1]
+        yield inputs, target
 
 
 def call_inputs(batch: Any, forward: Forward | None) -> tuple[Any, ...]:
     """Return the positional inputs with which ``forward`` calls the network on ``batch``."""
     if forward is None:
-        return (model_input(batch),)
+        return as_inputs(model_input(batch))
     seen: list[tuple[Any, ...]] = []
 
     def spy(*args: Any, **kwargs: Any) -> Any:
@@ -111,7 +135,7 @@ def _is_labelled_pair(data: Any) -> bool:
         isinstance(data, tuple)
         and len(data) == 2
         and all(isinstance(part, Tensor) for part in data)
-        and not data[1].is_floating_point()
         and data[1].dim() >= 1
         and len(data[0]) == len(data[1])
+        and (not data[1].is_floating_point() or data[1].shape[1:] != data[0].shape[1:])  # else two batches
     )

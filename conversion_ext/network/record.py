@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+import pickle
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-__all__ = ["Record", "Widths", "installed_versions"]
+__all__ = ["Options", "Record", "Widths", "installed_versions"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,33 @@ class Widths:
 
 
 @dataclass(frozen=True)
+class Options:
+    """How ``convert`` read the network and its data, for later verbs that read the ANN or data in the same way."""
+
+    skip: tuple[str, ...] = ()
+    leaf: tuple[Any, ...] = ()
+    graded: bool = True
+    relay: bool = False
+    forward: Any = None
+    sequence: bool | str | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """Return what strings and truth values can say; a ``forward`` function is left out."""
+        leaf = [kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}" for kind in self.leaf]
+        return {
+            "skip": list(self.skip), "leaf": leaf, "graded": self.graded, "relay": self.relay,
+            "sequence": self.sequence,
+        }  # fmt: skip
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Options:
+        return self  # nothing in it changes
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out a function that cannot be pickled, such as a lambda."""
+        return {**self.__dict__, "forward": self.forward if _is_picklable(self.forward) else None}
+
+
+@dataclass(frozen=True)
 class Record:
     """Plain facts of one conversion, kept in the state dict."""
 
@@ -38,12 +66,22 @@ class Record:
     versions: dict[str, str] = field(default_factory=dict)
     recipe_value: Any = None
     widths: Widths | None = None
+    options: Options = field(default_factory=Options)
 
     def plain(self) -> dict[str, Any]:
         """Return the record as strings, numbers and lists."""
-        facts = asdict(self)
-        facts.pop("recipe_value")
+        facts = asdict(replace(self, recipe_value=None, options=Options()))
+        del facts["recipe_value"]
+        facts["options"] = self.options.plain()
         return {k: list(v) if isinstance(v, tuple) else v for k, v in facts.items()}
+
+
+def _is_picklable(value: Any) -> bool:
+    try:
+        pickle.dumps(value)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return False
+    return True
 
 
 def installed_versions(*packages: str) -> dict[str, str]:

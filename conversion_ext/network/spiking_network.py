@@ -63,6 +63,12 @@ class Root(nn.Module):
         """Advance by ``steps.T`` steps or blocks, folded into the batch: inputs and outputs are [T*N, ...]."""
         return self.body(*inputs, steps)
 
+    def input_shapes(self) -> list[list[int] | None]:
+        """Return the shape of each input at conversion, the batch first; None where it is not known."""
+        *inputs, _ = (node for node in self.body.graph.nodes if node.op == "placeholder")
+        known = (graph.info(node) for node in inputs)
+        return [list(info.shape) if info.is_tensor else None for info in known]
+
     def sites(self) -> dict[str, SpikingSite]:
         """Return the spiking sites by key, in graph order."""
         modules = dict(self.body.named_modules())

@@ -29,6 +29,11 @@ class Readout:
         """Whether it reads spikes of output neurons, not currents."""
         return False
 
+    @property
+    def first_step(self) -> int:
+        """The first step that it reads."""
+        return 1
+
     def begin(self, x: Tensor) -> Memory:
         """Return the memory before the first step for outputs like ``x``: one sum."""
         return (torch.zeros_like(x, dtype=state_dtype(x.dtype)),)

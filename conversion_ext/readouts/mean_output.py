@@ -26,6 +26,11 @@ class MeanOutput(Readout):
     def __post_init__(self) -> None:
         require_start(type(self).__name__, self.start)
 
+    @property
+    def first_step(self) -> int:
+        """The step after those discarded."""
+        return self.start + 1
+
     def step(self, memory: Memory, x: Tensor, t: int) -> Memory:
         """Add the step where it counts."""
         return (accumulate(memory[0], x),) if t > self.start else memory

@@ -34,6 +34,11 @@ class Population(Readout):
         """Whether it reads spikes: as ``of`` does."""
         return self.of.spiking
 
+    @property
+    def first_step(self) -> int:
+        """As ``of``."""
+        return self.of.first_step
+
     def begin(self, x: Tensor) -> Memory:
         """Return the memory of ``of``; check that classes share the outputs evenly."""
         require(

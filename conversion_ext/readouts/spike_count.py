@@ -28,6 +28,11 @@ class SpikeCount(Readout):
         require_start(type(self).__name__, self.start)
 
     @property
+    def first_step(self) -> int:
+        """The step after those discarded."""
+        return self.start + 1
+
+    @property
     def spiking(self) -> bool:
         """Whether it reads spikes: yes."""
         return True

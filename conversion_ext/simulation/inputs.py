@@ -14,7 +14,7 @@ from conversion_ext.errors import require
 from conversion_ext.network.spiking_network import Root, fold_time
 from conversion_ext.types import Steps
 
-__all__ = ["Presentation", "Reader", "encoded", "means"]
+__all__ = ["Presentation", "Reader", "encoded", "frames", "means"]
 
 
 def encoded(
@@ -41,6 +41,14 @@ def encoded(
 
 
 Reader = Callable[[int, int], tuple[Any, ...]]
+"""``(first step, number of steps K) -> inputs [K, N, ...]``, to be called in order."""
+
+
+def frames(inputs: tuple[Any, ...], T: int | None = None) -> Reader:
+    """Return a reader of sequences [T, N, ...]; raise where they hold fewer than T steps."""
+    length = min(len(value) for value in inputs if isinstance(value, Tensor))
+    require(T is None or length >= T, f"T={T}, but the sequence holds {length} steps; give T <= {length}.")
+    return lambda first, K: tuple(v[first : first + K] if isinstance(v, Tensor) else v for v in inputs)
 
 
 def means(read: Reader, block: int) -> Reader:
@@ -55,12 +63,26 @@ def means(read: Reader, block: int) -> Reader:
 
 
 class Presentation:
-    """A batch as the network sees it: T steps, in blocks of K, through the recipe's encoder."""
+    """A batch as the network receives it: T steps, in blocks of K, through the recipe's encoder.
 
-    def __init__(self, snn: Root, inputs: tuple[Any, ...], T: int, block: int, generator: torch.Generator) -> None:
+    ``sequence``: the inputs are frames [T, N, ...] already.
+    """
+
+    def __init__(
+        self,
+        snn: Root,
+        inputs: tuple[Any, ...],
+        T: int,
+        block: int,
+        generator: torch.Generator,
+        sequence: bool = False,
+    ) -> None:
         encoder = snn.conversion.recipe.encoder
         self.inputs, self.T, self.block = inputs, T, block
-        self.read = None if encoder.constant else encoded(encoder, inputs, T, generator)
+        if sequence:
+            self.read: Reader | None = frames(inputs, T)
+        else:
+            self.read = None if encoder.constant else encoded(encoder, inputs, T, generator)
 
     def steps(self, first: int, count: int, block: int) -> tuple[tuple[Any, ...], Steps]:
         """Return ``count`` steps (or blocks), to be called in order: inputs as ``Root.run`` takes them, and steps."""

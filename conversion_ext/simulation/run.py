@@ -1,23 +1,180 @@
-"""One run of a network over T steps."""
+"""One run of a network over T steps: options checked, engine, recorder, decoder, and what came of it."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from conversion_ext.errors import require
+from conversion_ext.errors import CalibrationError, StateError, require
+from conversion_ext.graph.values import map_tensors
+from conversion_ext.network.spiking_network import Root
 from conversion_ext.readouts.base import Readout
 from conversion_ext.recipes.recipe import Recipe
 from conversion_ext.simulation.decoder import Decoder
+from conversion_ext.simulation.early_exit import run_until_safe
 from conversion_ext.simulation.engine import Engine
-from conversion_ext.simulation.inputs import encoded, means
-from conversion_ext.simulation.recorder import Recorder
+from conversion_ext.simulation.inputs import encoded, frames, means
+from conversion_ext.simulation.options import RunOptions
+from conversion_ext.simulation.recorder import RECORDS, Recorder
 from conversion_ext.simulation.schedule import Schedule
+from conversion_ext.tables import Report, Sheet, plain, spread
 
-__all__ = ["run", "times"]
+__all__ = ["Runner", "Simulation", "run", "times"]
+
+
+@dataclass(repr=False)
+class Simulation(Report):
+    """What came of a run of T steps over N samples.
+
+    ``outputs``: decoded output after each step of ``at``, [len(at), N, ...] (tuples and dicts keep their structure);
+    ``firing_rate``: {site: [N, ...]} spikes per step, signed ones counted by magnitude; ``spikes``: {site: [N]} spikes
+    per sample. A tuner that acts while simulating may need steps before the T that count: what is sent in them is in
+    ``spikes``, and they are in ``total_steps``, the steps that a neuron makes, but not in ``firing_rate``.
+    ``latency_steps``: from the first input to the decision, end to end, so that what waits for its predecessor adds
+    up over depth (see ``schedule``). ``recorded``: {quantity: {site: [T, N, ...]}}, a warm-up included.
+    ``steps``: with ``exit``, the steps [N] after which each sample was let go; rates and ``output`` are those of then.
+    """
+
+    outputs: Any
+    at: tuple[int, ...]
+    firing_rate: dict[str, Tensor]
+    spikes: dict[str, Tensor]
+    total_steps: int
+    latency_steps: int
+    recorded: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    steps: Tensor | None = None
+
+    @property
+    def output(self) -> Any:
+        """The decoded output after the last step of ``at``."""
+        return map_tensors(self.outputs, lambda v: v[-1])
+
+    @property
+    def spikes_per_sample(self) -> Tensor:
+        """Spikes per sample over all sites and steps, [N]."""
+        return sum(self.spikes.values(), torch.zeros(()))
+
+    def sheet(self) -> Sheet:
+        """Return the spikes of each site."""
+        rows = [
+            (key, f"{float(rate.double().mean()):.4f}", f"{float(self.spikes[key].double().mean()):,.1f}")
+            for key, rate in self.firing_rate.items()
+        ]
+        total = ("sum", "", f"{float(self.spikes_per_sample.double().mean()):,.1f}")
+        shapes = map_tensors(self.output, lambda v: list(v.shape))
+        notes = [f"output: {shapes}", f"outputs after steps {', '.join(str(self.at[i]) for i in spread(len(self.at)))}"]
+        if self.steps is not None:
+            notes.append(f"{float(self.steps.double().mean()):.2f} steps per sample with early exit")
+        title = f"{self.total_steps} steps, latency {self.latency_steps}"
+        return Sheet(("site", "spikes per neuron and step", "spikes per sample"), [*rows, total], title, notes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the last output, and means of rates and spikes, as plain data."""
+        return {
+            "output": plain(self.output),
+            "at": list(self.at),
+            "firing_rate": {key: float(rate.double().mean()) for key, rate in self.firing_rate.items()},
+            "spikes": {key: float(spikes.double().mean()) for key, spikes in self.spikes.items()},
+            "total_steps": self.total_steps,
+            "latency_steps": self.latency_steps,
+            "steps": plain(self.steps),
+        }
+
+
+class Runner:
+    """Runs a network for T steps on any number of batches, with the same options."""
+
+    def __init__(
+        self,
+        snn: Root,
+        T: int | None,
+        at: Iterable[int] | None = None,
+        options: RunOptions | None = None,
+        record: Sequence[str] = (),
+        reset: bool = True,
+    ) -> None:
+        options = options or {}
+        unknown = [name for name in options if name not in RunOptions.__annotations__]
+        require(
+            not unknown,
+            f"There is no option {', '.join(unknown)}; a run takes {', '.join(RunOptions.__annotations__)}.",
+            TypeError,
+        )
+        self.snn, self.T, self.at, self.record, self.reset = snn, T, _steps(at), record, reset
+        self.readout, self.exit = options.get("readout"), options.get("exit")
+        self.time_chunk, self.block = options.get("time_chunk"), options.get("block")
+        self.generator = options.get("generator")
+        self.engine = Engine(snn, options.get("dtype"), options.get("weights"), options.get("compile", False))
+        wrong = [name for name in record if name not in RECORDS]
+        require(not wrong, f"record={list(record)}: {wrong} cannot be recorded; there are {', '.join(RECORDS)}.")
+        chunk = self.time_chunk
+        require(chunk is None or chunk >= 1, f"time_chunk={chunk}: give a number of steps >= 1, or None.")
+
+    def __call__(self, inputs: tuple[Any, ...], sequence: bool = False) -> Simulation:
+        """Run on inputs [N, ...], or frames [T, N, ...]."""
+        if self.reset:
+            self.engine.memories.reset()
+        length = next(len(v) for v in inputs if isinstance(v, Tensor)) if sequence else None
+        plan = self.engine.schedule(self.T, self.block, length)
+        steps = times(self.at, plan.T, plan.block)
+        self._check(plan, steps, sequence)
+        try:
+            return self._run(inputs, plan, steps, sequence)
+        except StateError:
+            raise
+        except RuntimeError as error:
+            raise self._misfit(inputs, sequence, error) from error
+
+    def _run(self, inputs: tuple[Any, ...], plan: Schedule, steps: tuple[int, ...], sequence: bool) -> Simulation:
+        engine, left = self.engine, None
+        with Recorder(engine.sites, self.record) as recorder:
+            if self.exit is not None:
+                steps, decoder = (plan.T,), Decoder(self.readout or self.snn.conversion.recipe.readout)
+                output, left = run_until_safe(engine, inputs, plan.T, recorder, decoder, self.exit)
+                outputs = output.unsqueeze(0)
+            else:
+                chunk = 1 if "potential" in self.record else self.time_chunk  # it is read after a call
+                outputs = run(engine, inputs, plan, steps, recorder, self.readout, chunk, sequence, self.generator)
+        rates, spikes, kept = recorder.rates(plan.T if left is None else left), recorder.spikes(), recorder.recorded()
+        return Simulation(outputs, steps, rates, spikes, plan.total_steps, plan.latency_steps, kept, left)
+
+    def _check(self, plan: Schedule, steps: tuple[int, ...], sequence: bool) -> None:
+        recipe = self.snn.conversion.recipe
+        _check_readout(recipe, self.readout, plan.block)
+        readout = self.readout or recipe.readout
+        require(
+            readout.first_step <= steps[-1],
+            f"readout={readout!r} reads from step {readout.first_step} on, and the last output is that of step "
+            f"{steps[-1]}; simulate more steps or let it start earlier.",
+        )
+        single = plan.block == 1 and plan.together == 1
+        require(
+            "potential" not in self.record or single,
+            "record=('potential',) needs single steps, so block=1 and a recipe without OffsetSpike.",
+        )
+        plain_run = self.at is None and not sequence and not self.record and self.reset
+        constant = plan.block == 1 and plan.total_steps == plan.T and recipe.encoder.constant
+        require(
+            self.exit is None or (plain_run and constant),
+            "exit= lets samples go at different steps, which needs a constant input x, single steps from a reset and "
+            "no tuner that acts while simulating; leave out x_seq=, at=, record=, block= and reset=False.",
+        )
+
+    def _misfit(self, inputs: tuple[Any, ...], sequence: bool, error: RuntimeError) -> Exception:
+        """Return what to raise for an error of torch: one sentence where the shapes are not those of calibration."""
+        known = self.snn.input_shapes()
+        given = [list(v.shape[1:] if sequence else v.shape) for v in inputs if isinstance(v, Tensor)]
+        if len(known) != len(given) or all(k is None or k[1:] == g[1:] for k, g in zip(known, given, strict=True)):
+            return error
+        shapes = ", ".join("?" if shape is None else f"[N, {', '.join(map(str, shape[1:]))}]" for shape in known)
+        return CalibrationError(
+            f"The input {', '.join(map(str, given))} does not fit this network, which was converted for {shapes}."
+        )
 
 
 def run(
@@ -33,12 +190,11 @@ def run(
 ) -> Any:
     """Run the engine on one batch and return the outputs decoded after the steps ``at``."""
     recipe, block, warm_up = engine.snn.conversion.recipe, plan.block, plan.warm_up
-    _check_readout(recipe, readout, block)
     decoder = Decoder(readout or recipe.readout)
     N = next(v.shape[1 if sequence else 0] for v in inputs if isinstance(v, Tensor))
     chunks = engine.chunks(N, plan, time_chunk)
     if sequence:
-        outputs = engine.sequence(means(lambda t, K: tuple(v[t : t + K] for v in inputs), block), chunks, block)
+        outputs = engine.sequence(means(frames(inputs), block), chunks, block)
     elif recipe.encoder.constant:
         outputs = engine.constant(inputs, chunks, block)
     else:
@@ -70,9 +226,22 @@ def _check_readout(recipe: Recipe, readout: Readout | None, block: int) -> None:
     )
 
 
+def _steps(at: Any) -> tuple[int, ...] | None:
+    """Return whole steps; raise for what is none, which an integer would be made of without a word."""
+    if at is None:
+        return None
+    try:
+        require(not isinstance(at, str), "")
+        values = (at,) if isinstance(at, int) else tuple(at)
+        require(not any(isinstance(t, bool) for t in values), "")
+        return tuple(operator.index(t) for t in values)
+    except (TypeError, ValueError):
+        raise ValueError(f"at={at!r}: name whole steps such as (4, 8, 16).") from None
+
+
 def times(at: Iterable[int] | None, T: int, block: int = 1) -> tuple[int, ...]:
     """Return the steps at which outputs are wanted, in order; by default all, or all ends of blocks."""
-    steps = tuple(range(block, T + 1, block)) if at is None else tuple(sorted({int(t) for t in at}))
+    steps = tuple(range(block, T + 1, block)) if at is None else tuple(sorted(set(at)))
     require(
         bool(steps) and steps[0] >= 1 and steps[-1] <= T and all(t % block == 0 for t in steps),
         f"at={list(steps)}: name steps from 1 to T={T} at which the output is wanted"

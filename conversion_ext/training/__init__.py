@@ -9,6 +9,7 @@ from conversion_ext.training.gradients.ottt import OTTT
 from conversion_ext.training.gradients.rate import DSR, Rate
 from conversion_ext.training.gradients.through_time import ThroughTime
 from conversion_ext.training.gradients.tssl_bp import TSSLBP
+from conversion_ext.training.optimization import Training
 from conversion_ext.training.terms import ActivityBand, Distillation, RateDistillation
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Rate",
     "RateDistillation",
     "ThroughTime",
+    "Training",
     "losses",
     "register_gradient",
 ]

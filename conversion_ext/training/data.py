@@ -2,47 +2,39 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset, TensorDataset
 
 from conversion_ext.data.batches import batches
+from conversion_ext.data.sequences import Layout
 from conversion_ext.errors import CalibrationError, require
+from conversion_ext.network.spiking_network import Root
+from conversion_ext.simulation.samples import Batch, batches_of, is_tensor_pair
 
 __all__ = ["Placed", "divide"]
 
 BATCH = 64
 HELD_OUT, MOST = 10, 5000  # one of ten samples judges, but no more than these
+# Of the options of a DataLoader those that belong to the whole data set, not to its parts.
+OWN = ("self", "dataset", "batch_size", "shuffle", "sampler", "batch_sampler", "drop_last")
 
 
 class Placed:
-    """Labelled batches on a device, as often as they are asked for."""
+    """Batches on a device, as a network is given them, as often as they are asked for."""
 
-    def __init__(self, data: Any, device: torch.device) -> None:
-        self.data, self.device = data, device
+    def __init__(self, snn: Root, data: Any, device: torch.device, sequence: Layout = None) -> None:
+        self.snn, self.data, self.device, self.sequence = snn, data, device, sequence
         self.generator: torch.Generator | None = getattr(data, "generator", None)
 
-    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
-        for batch in self.data:
-            require(
-                isinstance(batch, (tuple, list)) and len(batch) >= 2,
-                f"A batch is a {type(batch).__name__} without a target; fine-tuning needs (input, target) batches.",
-                CalibrationError,
-            )
-            pair: Any = batch
-            x, target = pair[:2]
-            parts = tuple(_to(part, self.device) for part in x) if isinstance(x, tuple) else _to(x, self.device)
-            yield parts, _to(target, self.device)
+    def __iter__(self) -> Iterator[Batch]:
+        return batches_of(self.snn, self.data, "loader", targets=True, sequence=self.sequence, device=self.device)
 
     def __len__(self) -> int:
         return len(self.data)
-
-
-def _to(value: Any, device: torch.device) -> Any:
-    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def divide(loader: Any, validation: Any, seed: int) -> tuple[Any, Any]:
@@ -50,13 +42,12 @@ def divide(loader: Any, validation: Any, seed: int) -> tuple[Any, Any]:
 
     Without ``validation`` every tenth sample of a data set (of at most 5,000), or every tenth batch of a list, judges.
     """
-    data: Any = batches(loader, "loader")
+    pair = is_tensor_pair(loader)
+    data: Any = DataLoader(TensorDataset(*loader), BATCH, shuffle=True) if pair else batches(loader, "loader")
     if validation is not None:
         batches(validation, "validation")
-        if isinstance(validation, tuple) and len(validation) == 2 and isinstance(validation[0], Tensor):
+        if is_tensor_pair(validation):
             validation = DataLoader(TensorDataset(*validation), BATCH)
-    if isinstance(loader, tuple) and data != loader and len(loader) == 2:  # tensors (inputs, targets)
-        data = DataLoader(TensorDataset(*loader), BATCH, shuffle=True)
     require(
         hasattr(data, "__len__") and len(data) > 0,
         f"loader is a {type(loader).__name__} of unknown length or empty; give a DataLoader over a data set that has a "
@@ -78,7 +69,7 @@ def divide(loader: Any, validation: Any, seed: int) -> tuple[Any, Any]:
 
 
 def _divide_set(loader: Any, seed: int) -> tuple[DataLoader[Any], DataLoader[Any]]:
-    """Return two loaders over parts of the data set of a stock DataLoader."""
+    """Return two loaders over parts of the data set of a stock DataLoader, with all its other options."""
     stock = type(loader) is DataLoader and type(loader.sampler) in (RandomSampler, SequentialSampler)
     data: Any = loader.dataset if stock else ()
     require(
@@ -89,10 +80,9 @@ def _divide_set(loader: Any, seed: int) -> tuple[DataLoader[Any], DataLoader[Any
     )
     order = _order(len(data), seed)
     judges = min(MOST, max(1, len(order) // HELD_OUT))
-    options: dict[str, Any] = {
-        name: getattr(loader, name)
-        for name in ("batch_size", "num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "generator")
-    }
+    names = (name for name in inspect.signature(DataLoader.__init__).parameters if name not in OWN)
+    options: dict[str, Any] = {name: getattr(loader, name) for name in names if hasattr(loader, name)}
+    options["batch_size"] = loader.batch_size
     shuffle = type(loader.sampler) is RandomSampler
     return (
         DataLoader(Subset(data, order[judges:]), shuffle=shuffle, drop_last=loader.drop_last, **options),

@@ -6,57 +6,66 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from conversion_ext.analysis.metrics import metric_of
 from conversion_ext.conversion.folding import folded
-from conversion_ext.data.batches import check_inputs
 from conversion_ext.data.distributed import all_or_none
+from conversion_ext.data.sequences import Layout, frames_as_samples
 from conversion_ext.errors import CalibrationError, require
 from conversion_ext.network.spiking_network import Root
 from conversion_ext.network.state import reset
-from conversion_ext.neurons import Heaviside
 from conversion_ext.simulation.inputs import Presentation
+from conversion_ext.simulation.samples import Batch, require_network
+from conversion_ext.tables import Report, Sheet
 from conversion_ext.training.checkpoints import mechanics_of
 from conversion_ext.training.data import Placed, divide
 from conversion_ext.training.gradients.base import Gradient, gradient_of
-from conversion_ext.training.gradients.rate import WholeTrains
-from conversion_ext.training.loop import Epoch, Loop, Terms
+from conversion_ext.training.loop import Epoch, Loop, Run, Terms
 from conversion_ext.training.losses import loss_of
+from conversion_ext.training.optimization import Training
 from conversion_ext.training.student import Student, check_trainable, give_back, in_spikes
 from conversion_ext.training.teacher import Teacher
 from conversion_ext.training.terms import Distillation, RateDistillation
 
 __all__ = ["FinetuneResult", "finetune"]
 
-RATES = {"adamw": 1e-3, "sgd": 0.01}
-NORMALIZED = 3.0  # times as large a rate does best where BatchNorm stands behind the layers
 
-
-@dataclass(frozen=True)
-class FinetuneResult:
+@dataclass(frozen=True, repr=False)
+class FinetuneResult(Report):
     """``snn``: the network of the best epoch; ``history``: all epochs, 0 for the start; ``samples``: how many judged.
 
     ``best``: the number of that epoch; 0 where training helped nothing, and then ``snn`` is the network given.
+    ``metric``: what the scores of the epochs measure.
     """
 
     snn: Root
     history: tuple[Epoch, ...]
     best: int
     samples: int
+    metric: str = "accuracy"
 
-    def __str__(self) -> str:
-        start, best = self.history[0].accuracy, self.history[self.best].accuracy
-        said = (
+    def sheet(self) -> Sheet:
+        """Return one row per epoch, and which one is returned."""
+        rows = [
+            (str(e.number), f"{e.loss:.4f}" if e.number else "not trained", f"{e.score:.4f}", f"{e.seconds:.1f}")
+            for e in self.history
+        ]
+        start, best = self.history[0].score, self.history[self.best].score
+        note = (
             f"epoch {self.best} is returned: {start:.4f} -> {best:.4f}"
             if self.best
             else f"no epoch was better than the converted network, which is returned: {start:.4f}"
         )
-        return "\n".join([f"accuracy on {self.samples} held-out samples", *map(str, self.history), said])
+        title = f"{self.metric} on {self.samples} held-out samples"
+        return Sheet(("epoch", "loss", self.metric, "seconds"), rows, title, (note,), left=0)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def finetune(
     snn: Root,
     loader: Any,
@@ -64,87 +73,106 @@ def finetune(
     T: int,
     epochs: int = 1,
     validation: Any = None,
+    metric: Any = None,
+    sequence: Layout = None,
     teacher: nn.Module | None = None,
     distillation: Distillation | RateDistillation | Sequence[Distillation | RateDistillation] | None = None,
     loss: Any = "rate",
     regularizers: Sequence[Callable[[dict[str, Tensor]], Tensor]] = (),
     gradient: str | Gradient = "bptt",
-    surrogate: str | Heaviside | None = None,
-    detach_reset: bool = True,
     learn: Sequence[str] = ("weights",),
     normalize: bool = False,
     fold: bool = False,
-    optimizer: str | Callable[[Any], torch.optim.Optimizer] = "adamw",
-    rate: float | None = None,
-    weight_decay: float = 0.0,
-    checkpoint: str | Path | None = None,
-    checkpoint_every: int = 500,
-    accelerator: Any = None,
-    seed: int = 0,
+    training: Training | None = None,
     progress: bool = True,
 ) -> FinetuneResult:
     """Return ``snn`` fine-tuned for T steps, or as it was if no epoch did better on data held out.
 
-    ``loader``: labelled batches with a length, or a pair of tensors; ``validation``: others that judge, by default
-    every tenth sample (at most 5,000) of a DataLoader's data set, or every tenth batch of a list, which then is not
-    learned from; better are some that the ANN was not trained on.
-    ``gradient``: a name of ``cx.training.gradients``, as "bptt", "rate" or "online", or a value;
-    ``surrogate``: a name of the framework's, or a function; ``loss(outputs [T, N, C], target [N])``: a value, function
-    or name; ``regularizers`` take {site: rates [N, ...]}; ``teacher``, mostly the ANN, adds ``distillation``, one term
-    or several, by default of its output. ``learn``: of "weights", "thresholds" and "gains" (with ``fold=False``),
-    "potentials", "neurons"; ``normalize`` puts BatchNorm behind the layers that learn, over samples and steps, and
-    folds it into them when they have; ``fold`` then folds thresholds into the weights. ``optimizer``: "adamw", "sgd" or
-    a function of parameters; ``rate``, the largest (by default 3 times as large beside BatchNorm), falls along a
-    cosine. Training goes on from ``checkpoint``, if there is such a file, and ends as if never interrupted.
-    ``accelerator``: an ``accelerate.Accelerator`` for devices, several processes, each with its own part of the data,
-    and mixed precision: weights and membranes stay float32, spikes have the type of the currents, and epochs are judged
-    in float32. ``snn`` is not changed; what it has frozen stays as it is.
+    ``snn`` is not changed; what it has frozen stays as it is. Works under ``torch.no_grad`` too.
 
-    Raises ValueError for arguments that do not fit, CalibrationError for data that cannot be used.
+    Args:
+        snn: a converted network.
+        loader: labelled batches with a length, or a pair of tensors (inputs, targets).
+        T: the number of time steps.
+        epochs: passes over the data.
+        validation: other labelled batches that judge, best some that the ANN was not trained on. By default every
+            tenth sample (at most 5,000) of a DataLoader's data set, or every tenth batch of a list, judges and is not
+            learned from.
+        metric: what judges: a name (accuracy, top5, binary_accuracy, miou, rmse, r2, correlation) or a function
+            ``(output, target) -> number``; by default what the targets ask for.
+        sequence: the layout of sequences of frames, see :func:`convert`; by default that of the conversion.
+        teacher: mostly the ANN; adds ``distillation``, one term or several, by default of its output.
+        distillation: what a teacher adds to the loss.
+        loss: ``loss(outputs [T, N, C], target [N])``, a name of ``cx.training.losses``, a value or a function.
+        regularizers: functions of {site: rates [N, ...]} that are added.
+        gradient: a name of ``cx.training.gradients``, as "bptt", "rate" or "online", or a value such as
+            ``ThroughTime(surrogate="atan")``.
+        learn: some of "weights", "thresholds" and "gains" (of a network converted with ``fold=False``), "potentials",
+            "neurons".
+        normalize: put BatchNorm behind the layers that learn, over samples and steps, and fold it into them at the end.
+        fold: fold thresholds into the weights at the end.
+        training: optimizer, rate, seed, checkpoint, accelerator: ``cx.training.Training(rate=3e-3)``.
+        progress: show progress bars.
+
+    Returns:
+        The best network, and the history of all epochs; ``print`` shows a table.
+
+    Raises:
+        ValueError: for arguments that do not fit.
+        CalibrationError: for data that cannot be used.
     """
-    require(
-        isinstance(snn, Root), f"snn is a {type(snn).__name__}; pass what conversion_ext.convert returned.", TypeError
-    )
-    for name, value in (("T", T), ("epochs", epochs), ("checkpoint_every", checkpoint_every)):
+    require_network(snn)
+    for name, value in (("T", T), ("epochs", epochs)):
         whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
         require(whole, f"{name}={value!r}: give an integer >= 1.")
+    settings = _training(training)
+    metric_of(metric)
     check_trainable(snn, learn)
     said = _distillation(distillation, teacher)
     watch = bool(regularizers) or any(isinstance(term, RateDistillation) for term in said)
-    student = Student(snn, learn, surrogate, detach_reset, watch)
     rule = gradient_of(gradient)
-    require(
-        surrogate is None or not isinstance(rule, WholeTrains),
-        f"surrogate={surrogate!r}: {rule} differentiates spikes in its own way; leave out surrogate=.",
-    )
-    parameters = [p for p in student.parameters() if p.requires_grad]
-    require(bool(parameters), "Nothing of this network is to be learned: its parameters are all frozen.")
-    device = parameters[0].device
-    mechanics = mechanics_of(accelerator, device)
-    data, judges = all_or_none(lambda: divide(loader, validation, seed))
-    example = all_or_none(lambda: _example(judges, student, device))
+    student = Student(snn, learn, rule.surrogate, rule.detach_reset, watch)
+    learned = [p for p in student.parameters() if p.requires_grad]
+    require(bool(learned), "Nothing of this network is to be learned: its parameters are all frozen.")
+    device = learned[0].device
+    mechanics = mechanics_of(settings.accelerator, device)
+    data, judges = all_or_none(lambda: divide(loader, validation, settings.seed))
+    example = all_or_none(lambda: _example(Placed(snn, judges, device, sequence)))
     if normalize:
         block = snn.conversion.recipe.block_of(T)
-        batch = Presentation(student.snn, example, T, block, torch.Generator().manual_seed(0))
-        student.normalize(*batch.steps(0, T // block, block))
+        noise = torch.Generator().manual_seed(0)
+        shown = Presentation(student.snn, example.inputs, T, block, noise, example.sequence)
+        student.normalize(*shown.steps(0, T // block, block))
     rule.prepare(student.snn)
-    own = _optimizer(optimizer, rate, weight_decay, student, normalize)
+    # BatchNorm has brought parameters and frozen others.
+    optimizer = settings.optimizer_of([p for p in student.parameters() if p.requires_grad], normalize)
     terms = _terms(loss, regularizers, said, teacher, student, mechanics.device)
-    loop = Loop(snn, student, rule, terms, own, mechanics, data, judges, T, epochs, seed, progress)
-    if checkpoint is not None:
-        loop.keep(Path(checkpoint), checkpoint_every)
+    silent = not progress or not mechanics.is_main_process
+    loop = Loop(
+        Run(snn, student, rule, terms, optimizer, mechanics, data, judges, T, epochs, settings.seed, metric, sequence,
+            silent)
+    )  # fmt: skip
+    if settings.checkpoint is not None:
+        loop.keep(Path(settings.checkpoint), settings.checkpoint_every)
     loop.train()
-    return _result(snn, loop, f"{type(rule).__name__}, {type(own).__name__}", example if fold else None)
+    return _result(snn, loop, f"{type(rule).__name__}, {type(optimizer).__name__}", example if fold else None)
 
 
-def _example(judges: Any, student: Student, device: torch.device) -> tuple[Any, ...]:
-    """Return the inputs of a batch that is not learned from."""
-    first = next(iter(Placed(judges, device)), None)
+def _training(training: Training | None) -> Training:
+    require(
+        training is None or isinstance(training, Training),
+        f"training={training!r}: give cx.training.Training(...), or None for its defaults.",
+        TypeError,
+    )
+    return training or Training()
+
+
+def _example(judges: Placed) -> Batch:
+    """Return a batch that is not learned from."""
+    first = next(iter(judges), None)
     require(first is not None, "validation holds no batch; give at least one, in every process.", CalibrationError)
-    x, _ = cast(Any, first)
-    inputs = x if isinstance(x, tuple) else (x,)
-    check_inputs(inputs, student, "The first batch of validation")
-    return inputs
+    assert first is not None
+    return first
 
 
 def _distillation(distillation: Any, teacher: Any) -> tuple[Distillation | RateDistillation, ...]:
@@ -186,49 +214,21 @@ def _terms(
     return Terms(measure, tuple(regularizers), said, voice)
 
 
-def _result(snn: Root, loop: Loop, how: str, example: tuple[Any, ...] | None) -> FinetuneResult:
+def _result(snn: Root, loop: Loop, how: str, example: Batch | None) -> FinetuneResult:
     """Return the best network where ``snn`` lies, with a note of what was done to it; with an example it is folded."""
-    best, history = loop.winner(), loop.history
+    best, history, T = loop.winner(), loop.history, loop.run.T
     found = loop.judged if best else copy.deepcopy(snn)
     give_back(found, loop.chosen)
     found = found.to(next(snn.parameters()).device)
     if best:
         note = (
-            f"Fine-tuned for T={loop.T} ({how}): {history[0].accuracy:.4f} -> {history[best].accuracy:.4f} on "
+            f"Fine-tuned for T={T} ({how}): {history[0].score:.4f} -> {history[best].score:.4f} on "
             f"{loop.samples} held-out samples in epoch {best}."
         )
-        found.record = replace(snn.record, T=loop.T, notes=(*snn.record.notes, note))
+        found.record = replace(snn.record, T=T, notes=(*snn.record.notes, note))
     if example is not None and not found.conversion.folded:
-        found = folded(found, example)
+        inputs = frames_as_samples(example.inputs) if example.sequence else example.inputs
+        found = folded(found, inputs)
     reset(found)
-    return FinetuneResult(found, tuple(history), best, loop.samples)
-
-
-def _optimizer(
-    choice: Any, rate: float | None, weight_decay: float, student: Student, normalize: bool
-) -> torch.optim.Optimizer:
-    """Return the optimizer; decay pulls at weights only, towards 0, where thresholds and potentials do not belong."""
-    learned = [p for p in student.parameters() if p.requires_grad]
-    require(rate is None or rate > 0, f"rate={rate!r}: the learning rate is a positive number.")
-    if callable(choice):
-        require(
-            rate is None and weight_decay == 0,
-            "An optimizer of your own has its rate and weight decay; leave out rate= and weight_decay=.",
-        )
-        made: Any = choice(learned)
-        require(
-            isinstance(made, torch.optim.Optimizer), f"optimizer={choice!r} returned no torch optimizer.", TypeError
-        )
-        return made
-    require(
-        choice in RATES, f"optimizer={choice!r}: choose one of {', '.join(RATES)}, or give a function of parameters."
-    )
-    groups = [
-        {"params": [p for p in learned if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in learned if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    rate = RATES[choice] * (NORMALIZED if normalize else 1.0) if rate is None else rate
-    if choice == "adamw":
-        return torch.optim.AdamW(groups, lr=rate)
-    return torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True)
+    metric = "accuracy" if loop.metric is None else loop.metric.name
+    return FinetuneResult(found, tuple(history), best, loop.samples, metric)

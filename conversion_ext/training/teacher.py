@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from conversion_ext.conversion.observation import traced_for
+from conversion_ext.data.sequences import frames_as_samples
+from conversion_ext.graph.values import map_tensors
 from conversion_ext.network.spiking_network import Root
 from conversion_ext.operators.sites import Site
+from conversion_ext.simulation.samples import Batch
 
 __all__ = ["Said", "Teacher"]
 
@@ -31,22 +34,27 @@ class Teacher:
         self.traced = not layers
 
     @torch.no_grad()
-    def of(self, inputs: tuple[Any, ...]) -> Said:
-        """Return what the teacher says to a batch."""
+    def of(self, batch: Batch) -> Said:
+        """Return what the teacher says to a batch; to a sequence of frames, the means over them."""
+        inputs = frames_as_samples(batch.inputs) if batch.sequence else batch.inputs
         if not self.traced:  # it takes an input to trace a network
             self.ann, self.traced = self._with_sites(inputs), True
-        output = self.ann(*inputs)
+
+        def mean(value: Tensor) -> Tensor:
+            return value.unflatten(0, (-1, len(batch))).mean(0) if batch.sequence else value
+
+        output = map_tensors(self.ann(*inputs), mean)
         sites = self.snn.sites()
         rates: dict[str, Tensor] = {}
         for key, activation in self.activations.items():
-            site = sites[key]
-            rate = activation / site.amplitude(activation.dim())
+            site, wanted = sites[key], mean(activation)
+            rate = wanted / site.amplitude(wanted.dim())
             rates[key] = rate.clamp(site.spec.lowest, site.spec.levels)
         return Said(output, rates)
 
     def _with_sites(self, inputs: tuple[Any, ...]) -> nn.Module:
-        recipe = self.snn.conversion.recipe
-        traced = traced_for(recipe, self.ann, inputs)
+        recipe, options = self.snn.conversion.recipe, self.snn.record.options
+        traced = traced_for(recipe, self.ann, inputs, True, options.relay, options.skip, options.leaf)
         shared = self.snn.sites().keys()
         for site in traced.sites:
             if site.key in shared:

@@ -38,12 +38,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import conversion_ext as cx
 from conversion_ext.demo.datasets import load
+from conversion_ext.training import Training
 from tests.benchmarks.networks import NETWORKS
 from tests.benchmarks.train import HELD_OUT, accuracy, trained
 
 BATCH, CALIBRATION, JUDGES = 32, 1024, 2000
 TUNED: dict[str, Any] = {"normalize": True}
-SCRATCH: dict[str, Any] = {"normalize": True, "rate": 1e-2}
+SCRATCH: dict[str, Any] = {"normalize": True, "training": Training(rate=1e-2)}
 
 Score = Callable[[Tensor, Tensor], float]
 

@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import conversion_ext as cx
 from conversion_ext.simulation.inputs import Presentation
-from conversion_ext.training import Online, Rate, ThroughTime
+from conversion_ext.training import Online, Rate, ThroughTime, Training
 from conversion_ext.training.batch_norm import Normalized, normalizable
 from conversion_ext.training.data import divide
 from conversion_ext.training.student import Student
@@ -49,7 +49,10 @@ def residual(backend: str = "reference", samples: int = 96, **options):
 
 
 def finetune(snn, data, **options):
-    return cx.finetune(snn, data, **{"T": T, "epochs": 1, "progress": False} | options)
+    """Call cx.finetune; options of ``Training`` go there."""
+    names = {field.name for field in fields(Training)}
+    training = Training(**{name: options.pop(name) for name in list(options) if name in names})
+    return cx.finetune(snn, data, **{"T": T, "epochs": 1, "progress": False, "training": training} | options)
 
 
 def snapshot(snn) -> dict[str, Tensor]:
@@ -300,9 +303,9 @@ def test_named_and_own_surrogates_reach_the_neurons():
         F.cross_entropy(behind((x[:8],), Steps(T, constant=True))[0].mean(0), y[:8]).backward()
         with_gradient = {n for n, p in behind.snn.named_parameters() if p.grad is not None and p.grad.any()}
         assert with_gradient == {"body.head.weight", "body.head.bias"}
-        finetune(snn, (x, y), surrogate=name)
+        finetune(snn, (x, y), gradient=ThroughTime(surrogate=name))
         with pytest.raises(LookupError, match=f"surrogate='nothing': {backend} has .*{name}"):
-            finetune(snn, (x, y), surrogate="nothing")
+            finetune(snn, (x, y), gradient=ThroughTime(surrogate="nothing"))
 
 
 def test_a_tenth_of_the_samples_judges_and_is_not_learned_from():
@@ -393,8 +396,8 @@ BAD = {
     "no loss named 'x'; there are: rate": {"loss": "x"},
     "teacher is a str; pass the ANN": {"teacher": "ann"},
     "needs a teacher: pass teacher=ann": {"distillation": cx.training.Distillation()},
-    "optimizer='x': choose one of adamw, sgd": {"optimizer": "x"},
-    "rate=-1: the learning rate is": {"rate": -1},
+    r"optimizer='x'\): choose one of adamw, sgd": {"optimizer": "x"},
+    r"rate=-1\): the learning rate is": {"rate": -1},
     "leave out rate= and weight_decay=": {"optimizer": torch.optim.SGD, "rate": 1.0},
     "accelerator=3: give an accelerate.Accelerator": {"accelerator": 3},
     "one-shot iterator": {"loader": iter([])},

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 import conversion_ext as cx
 from conversion_ext.backends import available
 from conversion_ext.simulation.inputs import Presentation
-from conversion_ext.training import DSR, OTTT, TSSLBP, Online
-from conversion_ext.training.gradients.base import Gradient
+from conversion_ext.training import DSR, OTTT, TSSLBP, Online, Training
+from conversion_ext.training.gradients.base import Gradient, gradient_of
 from conversion_ext.training.student import Student
 from tests import zoo
 from tests.live import live_inputs, make_live
@@ -165,7 +165,7 @@ def test_every_layer_of_a_residual_network_has_a_gradient(rule):
 @pytest.mark.parametrize("gradient", ["dsr", "ottt", "tssl-bp"])
 def test_fine_tuning_learns_by_every_rule(gradient):
     snn, x, y = live(96)
-    result = cx.finetune(snn, (x, y), T=T, epochs=4, rate=5e-3, gradient=gradient, progress=False)
+    result = cx.finetune(snn, (x, y), T=T, epochs=4, gradient=gradient, training=Training(rate=5e-3), progress=False)
     losses = [epoch.loss for epoch in result.history[1:]]
     assert losses[-1] < 0.8 * losses[0]
 
@@ -183,7 +183,7 @@ def test_what_has_no_such_gradient_is_refused():
         with pytest.raises(ValueError, match="no gradient for initial potentials"):
             cx.finetune(snn, (x, y), T=T, gradient=gradient, learn=("potentials",), progress=False)
         with pytest.raises(ValueError, match="leave out surrogate="):
-            cx.finetune(snn, (x, y), T=T, gradient=gradient, surrogate="atan", progress=False)
+            type(gradient_of(gradient))(surrogate="atan")
     with pytest.raises(ValueError, match="leave it at 1"):
         OTTT(2)
     with pytest.raises(ValueError, match="tau="):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import conversion_ext as cx
 from conversion_ext.backends import available, get_backend
 from conversion_ext.neurons import PLIF
-from conversion_ext.training import ActivityBand, losses
+from conversion_ext.training import ActivityBand, Training, losses
 from conversion_ext.training.student import Student, in_spikes
 
 BACKENDS = available()
@@ -42,7 +42,8 @@ def convert(backend: str, fold: bool = True, **changes: Any) -> tuple[Any, Tenso
 def test_leaks_are_learned_from_where_conversion_left_them(backend, beta):
     snn, x, y = convert(backend, neuron=PLIF(beta=beta))
     start = snn.state_dict()
-    options: dict[str, Any] = {"T": T, "epochs": 4, "rate": 0.02, "validation": (x, y), "progress": False}
+    options: dict[str, Any] = {"T": T, "epochs": 4, "validation": (x, y), "progress": False}
+    options["training"] = Training(rate=0.02)
     result = cx.finetune(snn, (x, y), learn=("weights", "neurons"), **options)
     if beta == 1:
         plain, *_ = convert(backend)
@@ -89,7 +90,8 @@ def test_graded_spikes_are_learned(backend):
     snn = cx.convert(ann, x, recipe=recipe, backend=backend, fold=False, progress=False)
     for site in snn.sites().values():
         site.gain.fill_(0.2)
-    options: dict[str, Any] = {"T": T, "epochs": 4, "rate": 0.1, "validation": (x, y), "progress": False}
+    options: dict[str, Any] = {"T": T, "epochs": 4, "validation": (x, y), "progress": False}
+    options["training"] = Training(rate=0.1)
     result = cx.finetune(snn, batches(x, y), learn=("gains",), **options)
     assert result.history[result.best].accuracy > result.history[0].accuracy + 0.05
     for key, site in result.snn.sites().items():
@@ -131,7 +133,7 @@ def test_losses_of_spikes_get_spikes(fold, name):
             seen.append(outputs.detach())
             return super().of(outputs, target)
 
-    result = cx.finetune(snn, batches(x, y), T=T, epochs=4, rate=0.01, loss=Spy(), progress=False)
+    result = cx.finetune(snn, batches(x, y), T=T, epochs=4, training=Training(rate=0.01), loss=Spy(), progress=False)
     values = torch.cat([outputs.flatten() for outputs in seen])
     torch.testing.assert_close(values, values.round(), atol=1e-6, rtol=0)
     assert set(values.round().unique().tolist()) == {0.0, 1.0}
@@ -155,8 +157,9 @@ def test_a_population_of_outputs_learns_and_decides_together(of):
     recipe = replace(cx.recipes.get("bu2022_opi"), readout=readout)
     snn = cx.convert(ann, x, recipe=recipe, backend="reference", progress=False)
     result = cx.finetune(
-        snn, batches(x, y), T=T, epochs=6, rate=0.01, loss=losses.Population(2, of), validation=(x, y), progress=False
-    )
+        snn, batches(x, y), T=T, epochs=6, training=Training(rate=0.01), loss=losses.Population(2, of),
+        validation=(x, y), progress=False,
+    )  # fmt: skip
     assert result.history[result.best].accuracy > max(0.7, result.history[0].accuracy)
 
 
@@ -165,7 +168,7 @@ def test_a_band_of_activity_draws_in_neurons_from_both_sides():
     band = ActivityBand(0.15, 0.3)
     before = cx.simulate(snn, x, T).firing_rate
     result = cx.finetune(
-        snn, batches(x, y), T=T, epochs=8, rate=0.02, regularizers=(band,), loss=lambda o, y: 0 * o.sum(),
-        validation=[(x, y)], progress=False,
+        snn, batches(x, y), T=T, epochs=8, training=Training(rate=0.02), regularizers=(band,),
+        loss=lambda o, y: 0 * o.sum(), validation=[(x, y)], progress=False,
     )  # fmt: skip
     assert result.history[-1].loss < 0.2 * band(before)

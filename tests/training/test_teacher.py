@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 import conversion_ext as cx
-from conversion_ext.training import Distillation, RateDistillation
+from conversion_ext.simulation.samples import Batch
+from conversion_ext.training import Distillation, RateDistillation, Training
 from conversion_ext.training.teacher import Teacher
 from tests import zoo
 from tests.live import live_inputs, make_live
@@ -29,7 +30,7 @@ def test_its_rates_are_what_many_steps_of_an_exact_conversion_tend_to(name, fold
     """Without tuners, thresholds at the maximum: nothing is clipped and every rate tends to a / lambda."""
     ann, snn, x = network(name, recipe=cx.Recipe(cx.Maximum()), fold=fold)
     teacher = Teacher(ann, snn, torch.device("cpu"), layers=True)
-    said = teacher.of((x,))
+    said = teacher.of(Batch((x,)))
     torch.testing.assert_close(said.output, ann(x))
     rates = cx.simulate(snn, x, 512, at=(512,)).firing_rate
     assert said.rates.keys() == rates.keys()
@@ -40,7 +41,7 @@ def test_its_rates_are_what_many_steps_of_an_exact_conversion_tend_to(name, fold
 
 def test_activations_beyond_a_threshold_ask_for_all_that_a_neuron_can_say():
     ann, snn, x = network(recipe=cx.Recipe(cx.Percentile(60.0)))
-    rates = Teacher(ann, snn, torch.device("cpu"), layers=True).of((x,)).rates
+    rates = Teacher(ann, snn, torch.device("cpu"), layers=True).of(Batch((x,))).rates
     assert all(rate.max() == 1 and rate.min() == 0 for rate in rates.values())
 
 
@@ -63,7 +64,8 @@ def test_fine_tuning_draws_rates_to_those_of_the_ann(gradient):
     ann, snn, x = network(recipe=cx.Recipe(cx.Maximum(), cx.IF(v_init=0.0)))  # neurons that fire too seldom
     with torch.no_grad():
         y = ann(x).argmax(1)
-    options = {"T": T, "epochs": 6, "rate": 2e-3, "teacher": ann, "gradient": gradient, "progress": False}
+    options = {"T": T, "epochs": 6, "teacher": ann, "gradient": gradient, "progress": False}
+    options["training"] = Training(rate=2e-3)
     both = (Distillation(weight=0.0), RateDistillation(100.0))
     result = cx.finetune(snn, (x, y), distillation=both, loss=lambda outputs, target: 0 * outputs.sum(), **options)
     losses = [epoch.loss for epoch in result.history[1:]]

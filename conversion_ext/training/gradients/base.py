@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from conversion_ext.errors import require
 from conversion_ext.network.spiking_network import Root
+from conversion_ext.neurons import Heaviside
 from conversion_ext.registry import Registry
 from conversion_ext.simulation.inputs import Presentation
 from conversion_ext.training.student import Student
@@ -20,13 +21,18 @@ Objective = Callable[[Tensor, dict[str, Tensor]], Tensor]
 """``(outputs [T, N, C], {site: rates [N, ...]}) -> loss []``"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Gradient:
     """Base of all rules. ``losses`` runs a batch and yields losses, each to be back-propagated before the next.
 
     ``network`` is the student as it is to be called: ``network(inputs, steps)`` returns (outputs [T, N, C], {site:
-    rates [N, ...]}); its state is reset.
+    rates [N, ...]}); its state is reset. ``surrogate``: a name of the framework's surrogate functions, or a function
+    ``z -> [z >= 0]`` that has a gradient, None for the framework's default; ``detach_reset``: no gradient goes through
+    what a spike does to the potential.
     """
+
+    surrogate: str | Heaviside | None = field(default=None, repr=False)
+    detach_reset: bool = field(default=True, repr=False)
 
     def prepare(self, snn: Root) -> None:
         """Change the copy that is trained, once."""

@@ -24,6 +24,13 @@ __all__ = ["DSR", "Rate", "WholeTrains"]
 class WholeTrains(Gradient):
     """Base of rules that differentiate the spikes of all steps at once, by a stepping of their own."""
 
+    def __post_init__(self) -> None:
+        require(
+            self.surrogate is None,
+            f"{type(self).__name__}(surrogate={self.surrogate!r}) differentiates spikes in its own way; leave out "
+            "surrogate=.",
+        )
+
     def stepping(self, spec: Neuron) -> Stepping:
         """Return what steps the neurons of a site while it is trained; raise where they have no such gradient."""
         raise TypeError(f"{type(self).__name__} must define stepping().")

@@ -40,6 +40,7 @@ class TSSLBP(WholeTrains):
     tau: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(
             isinstance(self.tau, float | int) and 1 <= self.tau < torch.inf,
             f"TSSLBP(tau={self.tau!r}): the time constant of the trace is a number of steps >= 1.",

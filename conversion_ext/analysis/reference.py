@@ -1,0 +1,50 @@
+"""What the ANN answers, without a trace of the question left in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from conversion_ext import graph
+from conversion_ext.data.sequences import frames_as_samples
+from conversion_ext.graph.values import map_tensors
+from conversion_ext.network.spiking_network import Root
+from conversion_ext.nn.differential import Differential
+from conversion_ext.simulation.samples import Batch
+
+__all__ = ["answers", "ends_in_sigmoid", "evaluating"]
+
+
+@contextmanager
+def evaluating(ann: nn.Module) -> Iterator[nn.Module]:
+    """Put ``ann`` into evaluation mode; in the end every module, a frozen BatchNorm too, has its own mode again."""
+    modes = {module: module.training for module in ann.modules()}
+    try:
+        yield ann.eval()
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@torch.no_grad()
+def answers(ann: nn.Module, batch: Batch) -> Any:
+    """Return the output [N, ...] of ``ann``; of a sequence of frames the mean of its outputs over the frames."""
+    if not batch.sequence:
+        return ann(*batch.inputs)
+    outputs = ann(*frames_as_samples(batch.inputs))
+    return map_tensors(outputs, lambda value: value.unflatten(0, (-1, len(batch))).mean(0))
+
+
+def ends_in_sigmoid(snn: Root) -> bool:
+    """Whether the output of the network is that of a sigmoid, a probability."""
+    (output,) = (node for node in snn.body.graph.nodes if node.op == "output")
+    if len(output.all_input_nodes) != 1:
+        return False
+    module = graph.module_of(snn.body, output.all_input_nodes[0])
+    function = module.function if isinstance(module, Differential) else module
+    target = getattr(function, "target", function)
+    return isinstance(target, nn.Sigmoid) or target in (torch.sigmoid, nn.functional.sigmoid, "sigmoid")

@@ -1,0 +1,100 @@
+"""Data as a converted network is given it: inputs, targets and sequences, read as its conversion read them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from conversion_ext.data.batches import batches, call_inputs, check_inputs, target_of
+from conversion_ext.data.sequences import Layout, time_axis, time_first
+from conversion_ext.errors import CalibrationError, require
+from conversion_ext.network.spiking_network import Root
+
+__all__ = ["Batch", "batches_of", "is_tensor_pair", "require_network"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch: ``inputs`` [N, ...] each, or [T, N, ...] where ``sequence``; ``target`` of the data, or None."""
+
+    inputs: tuple[Any, ...]
+    target: Any = None
+    sequence: bool = False
+
+    def __len__(self) -> int:
+        """The number of samples."""
+        return next(v.shape[1 if self.sequence else 0] for v in self.inputs if isinstance(v, Tensor))
+
+    def labelled(self, verb: str = "evaluation") -> Any:
+        """Return the target; raise where there is none."""
+        require(
+            self.target is not None,
+            f"A batch is a {type(self.inputs[0]).__name__} without a target; {verb} needs (input, target) batches.",
+            CalibrationError,
+        )
+        return self.target
+
+
+def require_network(snn: Any) -> Root:
+    """Return ``snn``; raise TypeError where it is no converted network."""
+    require(
+        isinstance(snn, Root), f"snn is a {type(snn).__name__}; pass what conversion_ext.convert returned.", TypeError
+    )
+    return snn
+
+
+def is_tensor_pair(data: Any) -> bool:
+    """Whether ``data`` is a pair of tensors of one length: (inputs, targets) where targets are asked for."""
+    pair = isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
+    return pair and data[0].dim() > 0 and data[1].dim() > 0 and len(data[0]) == len(data[1])
+
+
+def batches_of(
+    snn: Root,
+    data: Any,
+    what: str = "data",
+    *,
+    targets: bool = False,
+    sequence: Layout = None,
+    device: torch.device | None = None,
+) -> Iterator[Batch]:
+    """Yield the batches of ``data``, checked: a tensor, a pair (inputs, targets), or an iterable of batches.
+
+    The ``forward`` and ``sequence`` of the conversion say how a batch is read; ``sequence`` overrides the latter.
+    With ``targets`` a pair of tensors is one labelled batch, whatever its targets look like.
+    """
+    require_network(snn)
+    options = snn.record.options
+    count = len(snn.input_shapes())
+    several = count > 1 and isinstance(data, tuple) and len(data) == count and not targets
+    source: Iterable[Any]
+    if several and options.forward is None and all(isinstance(value, Tensor) for value in data):
+        source = [(data,)]  # the inputs of one call
+    else:
+        source = [data] if targets and is_tensor_pair(data) else batches(data, what)
+    for index, batch in enumerate(source):
+        yield _batch(snn, batch, f"Batch {index}", options.sequence if sequence is None else sequence, device)
+
+
+def _batch(snn: Root, batch: Any, where: str, sequence: Layout, device: torch.device | None) -> Batch:
+    if isinstance(batch, Batch):  # read already
+        return batch
+    inputs = call_inputs(batch, snn.record.options.forward)
+    target = target_of(batch, inputs)
+    if device is not None:
+        inputs = tuple(value.to(device) if isinstance(value, Tensor) else value for value in inputs)
+        target = target.to(device) if isinstance(target, Tensor) else target
+    leading = next((value for value in inputs if isinstance(value, Tensor)), None)
+    samples = len(target) if isinstance(target, Tensor) and target.dim() else None
+    known = snn.input_shapes()[0]
+    dims = None if known is None else len(known)
+    axis = None if leading is None else time_axis(leading, dims, samples, sequence, where)
+    if axis is not None:
+        parameter = next((p for p in snn.parameters() if p.is_floating_point()), None)
+        inputs = time_first(inputs, axis, None if parameter is None else parameter.dtype)
+    check_inputs(inputs, snn, where)
+    return Batch(inputs, target, axis is not None)
