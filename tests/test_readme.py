@@ -1,49 +1,76 @@
-"""What the README says is so: its examples run, and its table of methods is that of the package."""
+"""What the README and the pages beside it promise is so: their examples run, what they name exists."""
 
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+from conversion_ext import recipes
+from tests.design_map import README as FILE
+from tests.design_map import ROOT, written
+
+README = FILE.read_text(encoding="utf-8")
+PAGES = (ROOT / "tutorials" / "FAQ.md", ROOT / "tutorials" / "FROM_SPIKINGJELLY.md")
+RESULTS = ROOT / "tests" / "benchmarks" / "RESULTS.md"
+TEXTS = (FILE, *PAGES, RESULTS)
+
+
+def run(page: Path) -> dict[str, Any]:
+    """Run the Python blocks of a page in one namespace, and return it."""
+    pytest.importorskip("spikingjelly")
+    pytest.importorskip("snntorch")
+    blocks = re.findall(r"^```python\n(.*?)^```$", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= 3
+    namespace: dict[str, Any] = {"__name__": "page"}
+    for number, block in enumerate(blocks, 1):
+        exec(compile(block, f"{page.name}, example {number}", "exec"), namespace)
+    return namespace
 
 
 def test_examples_run(tmp_path, monkeypatch, capsys):
-    pytest.importorskip("spikingjelly")
-    pytest.importorskip("snntorch")
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"^```python\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
-    assert len(blocks) >= 3
-    namespace: dict[str, Any] = {"__name__": "readme"}
-    for number, block in enumerate(blocks, 1):
-        exec(compile(block, f"README.md, example {number}", "exec"), namespace)
+    result = run(FILE)["result"]
     # The promise under the examples, checked on what they left behind.
-    result = namespace["result"]
     assert result.ann_accuracy > 0.95
     assert result.latency(drop=0.01) is not None
     assert "binary" in capsys.readouterr().out
 
 
-def test_table_of_methods_is_that_of_the_package():
-    # In a process of its own: other tests register methods too.
-    command = [sys.executable, "-m", "conversion_ext", "methods", "--markdown"]
-    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    table = README.partition("<!-- methods:begin -->\n")[2].partition("<!-- methods:end -->")[0]
-    assert table == printed, "update the README: python -m conversion_ext methods --markdown"
+@pytest.mark.filterwarnings("ignore::UserWarning")  # a page shows code, not how to silence what it warns of
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_pages_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(page)
 
 
-@pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)#]+)\)", README))
-def test_links_lead_somewhere(link):
-    assert (ROOT / link).exists()
+def test_the_readme_is_short_enough_to_be_read():
+    assert len(README.encode()) < 15_000
 
 
-@pytest.mark.parametrize("path", re.findall(r"^\| `([^|]+)` \|", README.partition("## Design")[2], flags=re.MULTILINE))
-def test_rooms_exist(path):
-    for name in path.replace("`", "").split(", "):
-        assert (ROOT / "conversion_ext" / name).exists()
+def test_the_map_is_that_of_the_package():
+    assert written(README) == README, "update the README: python -m tests.design_map"
+
+
+def test_every_recipe_is_in_the_table_of_recipes():
+    table = README.partition("## Choosing a recipe")[2].partition("## Results")[0]
+    sources = "".join(path.read_text("utf-8") for path in (ROOT / "conversion_ext" / "recipes").glob("*.py"))
+    names = re.findall(r'register(?:_recipe)?\(\s*"([^"]+)"', sources)
+    assert set(names) <= set(recipes.names())
+    assert len(names) >= 18
+    assert not [name for name in names if f"`{name}`" not in table]
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=lambda text: text.stem)
+def test_links_work_outside_the_repository(text):
+    # On a package index relative links lead nowhere, so files are named, not linked.
+    links = re.findall(r"\]\(([^)]+)\)", text.read_text("utf-8"))
+    assert not [link for link in links if not link.startswith("https://")]
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=lambda text: text.stem)
+def test_files_that_are_named_exist(text):
+    named = re.findall(r"`((?:tutorials|tests|conversion_ext|\.ci)/[\w./-]+)`", text.read_text("utf-8"))
+    assert not [name for name in named if not (ROOT / name).exists()]

@@ -14,11 +14,11 @@ CHINESE = [path for path in NOTEBOOKS if path.stem.endswith("_zh")]
 ENGLISH = [path for path in NOTEBOOKS if path not in CHINESE]
 
 
-def test_the_readme_names_every_notebook():
+def test_the_index_names_every_notebook():
     assert ENGLISH
     assert CHINESE
-    readme = (ROOT / "README.md").read_text()
-    assert not [path.name for path in NOTEBOOKS if f"(tutorials/{path.name})" not in readme]
+    index = (ROOT / "tutorials" / "README.md").read_text()
+    assert not [path.name for path in NOTEBOOKS if f"({path.name})" not in index]
 
 
 def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
