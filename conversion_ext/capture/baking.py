@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from conversion_ext.capture.attention import open_attention, opening_problem
 from conversion_ext.errors import Problem, UnsupportedError
 
 __all__ = ["bake"]
@@ -28,6 +29,7 @@ def bake(model: nn.Module) -> None:
     problems = [problem for path, module in model.named_modules() if (problem := _refused(path, module)) is not None]
     if problems:
         raise UnsupportedError("; ".join(map(str, problems)), tuple(problems))
+    open_attention(model)
     for module in model.modules():
         kind = type(module).__module__
         if kind.startswith(SPIKINGJELLY_LAYERS):
@@ -54,7 +56,7 @@ def _refused(path: str, module: nn.Module) -> Problem | None:
     if kind.startswith(FUSED):
         remedy = "Prepare for quantization without fuse_modules, or give the float network."
         return Problem(path, f"is {type(module).__name__}, several layers in one.", remedy)
-    return None
+    return opening_problem(path, module)
 
 
 def _bake_parametrizations(model: nn.Module) -> None:

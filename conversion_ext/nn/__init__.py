@@ -3,6 +3,7 @@
 from conversion_ext.nn.channel_scale import ChannelScale
 from conversion_ext.nn.differential import Differential
 from conversion_ext.nn.magnitude import SpikingMagnitude
+from conversion_ext.nn.matrix_product import MatrixProduct
 from conversion_ext.nn.max_pool import SpikingMaxPool, SpikingMaxPool1d, SpikingMaxPool2d, SpikingMaxPool3d
 from conversion_ext.nn.qcfs import QCFS
 from conversion_ext.nn.soft_lif import SoftLIF
@@ -14,6 +15,7 @@ __all__ = [
     "QCFS",
     "ChannelScale",
     "Differential",
+    "MatrixProduct",
     "SoftLIF",
     "SpikingMagnitude",
     "SpikingMaxPool",

@@ -8,7 +8,9 @@ from torch.fx import GraphModule
 
 from conversion_ext.capture.batch import batch_problems, mark_batch_sizes
 from conversion_ext.capture.passes.activations import Activations
+from conversion_ext.capture.passes.attention import OpenAttentionCalls
 from conversion_ext.capture.passes.base import Pass, passes, refused, register_pass
+from conversion_ext.capture.passes.batch_first import BatchFirst
 from conversion_ext.capture.passes.batch_size import BatchSize
 from conversion_ext.capture.passes.flatten import Flattening
 from conversion_ext.capture.passes.fold_batch_norm import FoldBatchNorm
@@ -25,8 +27,10 @@ __all__ = ["Pass", "batch_problems", "passes", "register_pass", "run_passes"]
 
 register_pass("out_of_place", OutOfPlace())  # first: the others take every edge for a value
 register_pass("fold_constants", FoldConstants())
+register_pass("attention", OpenAttentionCalls())
 register_pass("activations", Activations())
 register_pass("functional_layers", FunctionalLayers())
+register_pass("batch_first", BatchFirst())
 register_pass("batch_size", BatchSize())
 register_pass("flatten", Flattening())
 register_pass("unshare", Unshare())

@@ -1,0 +1,189 @@
+"""Attention layers as the matrix products that they consist of, so that tracing sees weights, products and softmax."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from conversion_ext.errors import Problem
+
+__all__ = ["OpenAttention", "added_by", "attend", "open_attention", "opening_problem"]
+
+
+def attend(query: Any, key: Any, value: Any, scale: float, added: Any = None) -> Any:
+    """Return ``softmax(scale * query key^T + added) value``: attention as two matrix products and a softmax.
+
+    Args:
+        query: [N, ..., L, E].
+        key: [N, ..., S, E].
+        value: [N, ..., S, V].
+        scale: the factor of the scores.
+        added: what is added to the scores, broadcast to [N, ..., L, S], or None.
+
+    Returns:
+        The attended values, [N, ..., L, V].
+    """
+    scores = torch.matmul(query * scale, key.transpose(-2, -1))
+    return torch.matmul(F.softmax(scores if added is None else scores + added, -1), value)
+
+
+def added_by(mask: Tensor) -> Tensor:
+    """Return the numbers that a mask adds to scores: 0 where a boolean one is True, -inf elsewhere."""
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros(mask.shape, device=mask.device).masked_fill(mask.logical_not(), -math.inf)
+
+
+class OpenAttention(nn.Module):
+    """``nn.MultiheadAttention`` as four linear layers, two matrix products and a softmax; the function is the same.
+
+    Its projections are ``q_proj``, ``k_proj``, ``v_proj`` (the factor 1 / sqrt(E) is in the first) and ``out_proj``.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, self.batch_first = layer.num_heads, layer.head_dim, layer.batch_first
+        if layer.in_proj_weight is None:
+            weights: Any = (layer.q_proj_weight, layer.k_proj_weight, layer.v_proj_weight)
+        else:
+            weights = layer.in_proj_weight.detach().chunk(3)
+        biases: Any = (None,) * 3 if layer.in_proj_bias is None else layer.in_proj_bias.detach().chunk(3)
+        scales = (1 / math.sqrt(layer.head_dim), 1.0, 1.0)
+        projections = [_linear(w, b, s) for w, b, s in zip(weights, biases, scales, strict=True)]
+        self.q_proj, self.k_proj, self.v_proj = projections
+        self.out_proj = _linear(layer.out_proj.weight, layer.out_proj.bias, 1.0)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return (output, attention weights or None), shaped as ``nn.MultiheadAttention`` shapes them."""
+        if not self.batch_first:
+            query, key, value = (x.transpose(0, 1) for x in (query, key, value))
+        q = self._heads(self.q_proj(query))
+        scores = torch.matmul(q, self._heads(self.k_proj(key)).transpose(2, 3))
+        if attn_mask is not None:
+            scores = scores + _inverted(attn_mask)
+        if key_padding_mask is not None:
+            scores = scores + _inverted(key_padding_mask).unsqueeze(1).unsqueeze(2)
+        weights = F.softmax(scores, -1)
+        output = torch.matmul(weights, self._heads(self.v_proj(value))).transpose(1, 2).flatten(2)
+        output = self.out_proj(output)
+        if not self.batch_first:
+            output = output.transpose(0, 1)
+        if not need_weights:
+            return output, None
+        return output, weights.mean(1) if average_attn_weights else weights
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """Split the features [N, L, heads * E] of all heads: [N, heads, L, E]."""
+        return x.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)
+
+
+class OpenEncoderLayer(nn.Module):
+    """``nn.TransformerEncoderLayer`` written out: attention and two linear layers, each with its shortcut and norm."""
+
+    def __init__(self, layer: nn.TransformerEncoderLayer) -> None:
+        super().__init__()
+        self.norm_first = layer.norm_first
+        self.self_attn = layer.self_attn
+        self.linear1, self.linear2, self.activation = layer.linear1, layer.linear2, layer.activation
+        self.norm1, self.norm2 = layer.norm1, layer.norm2
+
+    def forward(
+        self,
+        src: Tensor,
+        src_mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        """Return the output, shaped as ``src``."""
+        x = src
+        if self.norm_first:
+            x = x + self._attend(self.norm1(x), src_mask, src_key_padding_mask)
+            return x + self._feed(self.norm2(x))
+        x = self.norm1(x + self._attend(x, src_mask, src_key_padding_mask))
+        return self.norm2(x + self._feed(x))
+
+    def _attend(self, x: Tensor, mask: Tensor | None, padding: Tensor | None) -> Tensor:
+        return self.self_attn(x, x, x, attn_mask=mask, key_padding_mask=padding, need_weights=False)[0]
+
+    def _feed(self, x: Tensor) -> Tensor:
+        return self.linear2(self.activation(self.linear1(x)))
+
+
+class OpenEncoder(nn.Module):
+    """``nn.TransformerEncoder`` written out: its layers one after the other, then its norm."""
+
+    def __init__(self, encoder: nn.TransformerEncoder) -> None:
+        super().__init__()
+        self.layers, self.norm = encoder.layers, encoder.norm
+
+    def forward(
+        self,
+        src: Tensor,
+        mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool | None = None,
+    ) -> Tensor:
+        """Return the output, shaped as ``src``."""
+        x = src
+        for layer in self.layers:
+            x = layer(x, mask, src_key_padding_mask)
+        return x if self.norm is None else self.norm(x)
+
+
+OPENED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.MultiheadAttention: OpenAttention,
+    nn.TransformerEncoderLayer: OpenEncoderLayer,
+    nn.TransformerEncoder: OpenEncoder,
+}
+
+
+def open_attention(model: nn.Module) -> None:
+    """Replace every attention layer and encoder of a private copy by its open form, in place; inner ones first."""
+    opened: dict[nn.Module, nn.Module] = {}
+    for parent in reversed(list(model.modules())):
+        for name, child in list(parent.named_children()):
+            form = OPENED.get(type(child))
+            if form is not None:
+                if child not in opened:
+                    opened[child] = form(child).eval()
+                setattr(parent, name, opened[child])
+
+
+def opening_problem(path: str, module: nn.Module) -> Problem | None:
+    """Return why an attention layer cannot be opened, or None."""
+    if type(module) is not nn.MultiheadAttention:
+        return None
+    extras = [name for name in ("bias_k", "bias_v") if getattr(module, name) is not None]
+    extras += ["add_zero_attn"] if module.add_zero_attn else []
+    if not extras:
+        return None
+    remedy = f"Train it without {' and '.join(extras)}, or keep it analog with skip=({path!r},)."
+    return Problem(path, f"is an nn.MultiheadAttention with {', '.join(extras)}, which is not opened.", remedy)
+
+
+def _inverted(mask: Tensor) -> Tensor:
+    """Return the numbers that a mask of nn.MultiheadAttention adds; a boolean one is True where a position is out."""
+    return added_by(mask.logical_not() if mask.dtype == torch.bool else mask)
+
+
+def _linear(weight: Tensor, bias: Tensor | None, scale: float) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device=weight.device, dtype=weight.dtype)
+    with torch.no_grad():
+        layer.weight.copy_(weight * scale)
+        if bias is not None:
+            layer.bias.copy_(bias * scale)
+    return layer
