@@ -27,6 +27,7 @@ from conversion_ext.capture.passes.base import register_pass
 from conversion_ext.conversion.checks import check
 from conversion_ext.conversion.pipeline import convert
 from conversion_ext.errors import CalibrationError, ConversionError, Problem, UnsupportedError
+from conversion_ext.exchange import load, save
 from conversion_ext.network.state import reset
 from conversion_ext.network.table import Conversion
 from conversion_ext.neurons import IF, SignedIF
@@ -70,6 +71,7 @@ __all__ = [
     "evaluate",
     "finetune",
     "forecast",
+    "load",
     "neurons",
     "nn",
     "normalizers",
@@ -82,6 +84,7 @@ __all__ = [
     "register_recipe",
     "register_tuner",
     "reset",
+    "save",
     "simulate",
     "synops",
     "training",

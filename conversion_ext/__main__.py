@@ -1,4 +1,4 @@
-"""The command line: ``python -m conversion_ext demo | methods | check | bench``."""
+"""The command line: ``python -m conversion_ext demo | methods | check | info | bench``."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ import conversion_ext as cx
 from conversion_ext import recipes
 from conversion_ext.backends.base import backends
 from conversion_ext.errors import ConversionError, require
+from conversion_ext.exchange.summary import summary
 from conversion_ext.normalizers import normalizers
 from conversion_ext.operators import operators
 from conversion_ext.recipes.recipe import Recipe
@@ -35,7 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 ``check`` found problems, 2 wrong request."""
     parser = argparse.ArgumentParser(prog="python -m conversion_ext", description="ANN to SNN conversion.")
     commands = parser.add_subparsers(required=True, metavar="command")
-    for name, add in {"demo": _add_demo, "methods": _add_methods, "check": _add_check, "bench": _add_bench}.items():
+    adders = {
+        "demo": _add_demo, "methods": _add_methods, "check": _add_check, "info": _add_info, "bench": _add_bench,
+    }  # fmt: skip
+    for name, add in adders.items():
         doc = inspect.getdoc(add) or ""
         add(commands.add_parser(name, help=doc, description=doc))
     options = parser.parse_args(arguments)
@@ -158,6 +162,17 @@ def _check(options: argparse.Namespace) -> int:
         print(problem)
     print(f"{options.model}: {len(problems) or 'no'} problem{'s' if len(problems) != 1 else ''} found.")
     return 1 if problems else 0
+
+
+def _add_info(parser: argparse.ArgumentParser) -> None:
+    """Say what a file holds that cx.save wrote: recipe, versions, sites and thresholds; exit code 2 if it is none."""
+    parser.add_argument("file", type=Path, help="what conversion_ext.save wrote")
+    parser.set_defaults(run=_info)
+
+
+def _info(options: argparse.Namespace) -> int:
+    print(summary(options.file))
+    return 0
 
 
 def _shape(text: str) -> tuple[int, ...]:

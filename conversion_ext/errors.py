@@ -8,6 +8,7 @@ __all__ = [
     "BackendError",
     "CalibrationError",
     "ConversionError",
+    "FileError",
     "Problem",
     "StateError",
     "UnknownNameError",
@@ -48,6 +49,10 @@ class CalibrationError(ConversionError, ValueError):
 
 class BackendError(ConversionError, ImportError):
     """A framework is not installed, or lacks what the recipe asks of it."""
+
+
+class FileError(ConversionError, ValueError):
+    """A file that is not one of ``save``, was changed, or cannot hold what it was given."""
 
 
 class StateError(ConversionError, RuntimeError):

@@ -25,9 +25,11 @@ __all__ = [
     "check_neuron",
     "check_state",
     "citizen",
+    "framework_attributes",
     "get_backend",
     "initial_potential",
     "initial_state",
+    "is_citizen",
     "learn",
     "named_surrogate",
     "register_backend",
@@ -245,6 +247,17 @@ def citizen(module: str, name: str, *ours: type[nn.Module]) -> type[nn.Module]:
         }
         _citizens[key] = type(ours[0].__name__, (*ours, theirs), namespace)
     return _citizens[key]
+
+
+def is_citizen(cls: type) -> bool:
+    """Return whether ``cls`` is a class that ``citizen`` made."""
+    return cls in _citizens.values()
+
+
+def framework_attributes(module: nn.Module) -> frozenset[str]:
+    """Return the names of the attributes that ``module``, made one of a framework's, has from there."""
+    key = next((key for key, cls in _citizens.items() if cls is type(module)), None)
+    return frozenset() if key is None else frozenset(vars(getattr(importlib.import_module(key[0]), key[1])()))
 
 
 _citizens: dict[tuple[Any, ...], type[nn.Module]] = {}

@@ -96,6 +96,7 @@ class Stateful(Memory):
     inputs: int = 1
     means: bool = True
     _seen: tuple[Signature | None, ...]
+    _step_mode: str = "s"
 
     def __init__(self, step_mode: str = "s") -> None:
         super().__init__()

@@ -164,6 +164,10 @@ class _Operators:
         """Return the names of all targets."""
         return [_name(target) for target in self._rules]
 
+    def targets(self) -> dict[str, Any]:
+        """Return {name: target}."""
+        return {_name(target): target for target in self._rules}
+
     def items(self) -> list[tuple[str, Rule]]:
         """Return (name, rule) of all targets."""
         return [(_name(target), rule) for target, rule in self._rules.items()]

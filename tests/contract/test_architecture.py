@@ -27,6 +27,7 @@ FLOORS = (
     ("analysis",),
     ("training",),
     ("integer", "demo"),
+    ("exchange",),
     ("spikingjelly", "__main__", "__init__"),
 )
 # The root itself is what a user imports: the demonstration, commands and SpikingJelly's recipes are users.

@@ -1,0 +1,122 @@
+"""Modules as plain descriptions and back: what pickle does, but with classes and values of closed lists only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from conversion_ext.backends import Backend
+from conversion_ext.backends.base import framework_attributes, is_citizen
+from conversion_ext.errors import FileError, require
+from conversion_ext.exchange import catalogue, neurons
+from conversion_ext.exchange.tensors import Tensors
+from conversion_ext.exchange.values import Values
+from conversion_ext.network.site import SpikingSite
+from conversion_ext.network.time import Function
+from conversion_ext.nn.max_pool import SpikingMaxPool
+
+__all__ = ["Modules"]
+
+RESERVED = frozenset({*vars(nn.Module()), *dir(nn.Module)})
+POOLS = tuple(f"{kind}max_pool{dims}d" for kind in ("", "adaptive_") for dims in (1, 2, 3))
+OF_EVERY_MODULE = frozenset(vars(nn.Module()))  # hooks, parameters, children: written in their own way, or not at all
+
+
+class Modules:
+    """The modules of one network by number; one that is used in two places is one.
+
+    ``backend`` builds the neurons of what is read.
+    """
+
+    def __init__(self, tensors: Tensors, written: list[Any] | None = None, backend: Backend | None = None) -> None:
+        self.tensors, self.backend = tensors, backend
+        self.values = Values(tensors, self)
+        self.written: list[Any] = [] if written is None else written
+        self._classes = catalogue.modules()
+        self._names = {cls: name for name, cls in self._classes.items()}
+        self._numbers: dict[int, int] = {}
+        self._made: dict[int, nn.Module] = {}
+
+    def index_of(self, module: nn.Module, path: str = "constant") -> int:
+        """Return the number of ``module``, written now if it is new; its tensors are named after ``path``."""
+        if id(module) not in self._numbers:
+            number = self._numbers[id(module)] = len(self.written)
+            self.written.append(None)
+            self.written[number] = self._write(module, path)
+            self._made[number] = module  # alive, so that no other takes its id
+        return self._numbers[id(module)]
+
+    def at(self, number: int) -> nn.Module:
+        """Return the module of this number, made now if it is new."""
+        if number not in self._made:
+            known = type(number) is int and 0 <= number < len(self.written)
+            require(known, f"it has no module of number {number!r}.", FileError)
+            self._made[number] = self._read(self.written[number])
+        return self._made[number]
+
+    def _write(self, module: nn.Module, path: str) -> dict[str, Any]:
+        cls = catalogue.kept_class(module, self._names)
+        derived = cls is not type(module) and not is_citizen(type(module))
+        plain: dict[str, Any] = module.__getstate__()
+        left_out = OF_EVERY_MODULE | framework_attributes(module)
+        attributes = {key: value for key, value in plain.items() if key not in left_out}
+        written: dict[str, Any] = {"class": self._names[cls], "attributes": self._attributes(attributes, derived)}
+        for kind, held in (("parameters", module._parameters), ("buffers", module._buffers)):  # noqa: SLF001 (None too)
+            if held:
+                written[kind] = {
+                    key: value if value is None else self.tensors.name_of(value, f"{path}.{key}")
+                    for key, value in held.items()
+                }
+        passing = written.get("buffers", {}).keys() - module.state_dict().keys() if "buffers" in written else ()
+        if passing:
+            written["passing"] = sorted(passing)
+        children = dict(module.named_children())
+        if isinstance(module, SpikingSite):
+            written["neuron"] = neurons.write(module, children.pop("neuron"), self.tensors, path)
+        if children:
+            written["children"] = {key: self.index_of(child, f"{path}.{key}") for key, child in children.items()}
+        return written
+
+    def _attributes(self, attributes: dict[str, Any], derived: bool) -> dict[str, Any]:
+        """Write attributes; those that a ``derived`` class added, and that no file can hold, do not count."""
+        written = {}
+        for key, value in attributes.items():
+            try:
+                written[key] = self.values.write(value)
+            except FileError:
+                if not derived:
+                    raise
+        return written
+
+    def _read(self, written: dict[str, Any]) -> nn.Module:
+        cls = catalogue.listed(self._classes, written["class"], "module")
+        module = cls.__new__(cls)
+        nn.Module.__init__(module)
+        for key, name in written.get("parameters", {}).items():
+            module.register_parameter(key, name if name is None else self.tensors.named(name))
+        for key, name in written.get("buffers", {}).items():
+            value = name if name is None else self.tensors.named(name)
+            module.register_buffer(key, value, persistent=key not in written.get("passing", ()))
+        for key, number in written.get("children", {}).items():
+            module.add_module(key, self.at(number))
+        attributes = {key: self.values.read(value) for key, value in written["attributes"].items()}
+        for key in attributes:
+            taken = key in RESERVED or callable(getattr(cls, key, None)) or not key.isidentifier()
+            require(not taken, f"it sets {key!r}, which is no attribute that a {cls.__name__} keeps.", FileError)
+        if isinstance(module, SpikingSite):
+            assert self.backend is not None
+            attributes["backend_name"] = self.backend.name
+            module.neuron = neurons.read(written["neuron"], attributes["spec"], self.backend, self.tensors)
+        module.__setstate__({**vars(module), **attributes})  # layers of torch complete what older versions wrote
+        self._check_names(module)
+        return module.eval()
+
+    @staticmethod
+    def _check_names(module: nn.Module) -> None:
+        """Raise FileError where a module would call by name what is on no list."""
+        if isinstance(module, Function) and isinstance(module.target, str):
+            require(module.target in catalogue.methods(), f"it calls Tensor.{module.target}.", FileError)
+        if isinstance(module, SpikingMaxPool):
+            known = module.function in POOLS
+            require(known, f"it pools by {module.function!r}, not one of {', '.join(POOLS)}.", FileError)
