@@ -35,7 +35,8 @@ def assert_same(first: cx.Simulation, second: cx.Simulation) -> None:
 def assert_kept(snn: Root, x: Tensor, folder: Path, **options) -> Root:
     """Save, load, compare; return what was loaded."""
     loaded = cx.load(cx.save(snn, folder / "network.safetensors"), **options)
-    assert_same(cx.simulate(snn, x, T=8), cx.simulate(loaded, x, T=8))
+    T = 8 + getattr(snn.conversion.recipe.readout, "start", 0)
+    assert_same(cx.simulate(snn, x, T=T), cx.simulate(loaded, x, T=T))
     assert loaded.conversion.recipe == snn.conversion.recipe
     assert str(loaded.conversion.table()) == str(snn.conversion.table())
     kept = {"backend", "versions"}
