@@ -1,4 +1,4 @@
-"""What a converted network leaves and enters by: files."""
+"""Keep a converted network in a file, and hand it to other tools."""
 
 from __future__ import annotations
 
