@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum
 from typing import NamedTuple
 
 from conversion_ext.errors import require
 
-__all__ = ["Family", "Granularity", "PerChannel", "PerLayer", "Reset", "Steps"]
+__all__ = ["Family", "Granularity", "PerChannel", "PerLayer", "Reset", "Steps", "Text"]
 
 
-class Reset(StrEnum):
+class Text(str, Enum):
+    """A choice that is its own text: enum.StrEnum, which Python 3.10 lacks."""
+
+    __str__ = str.__str__
+
+
+class Reset(Text):
     """What a spike does to the membrane potential.
 
     ``SUBTRACT`` (soft reset): ``v <- v - 1``; the residue above threshold is kept, so the error of a
@@ -22,7 +28,7 @@ class Reset(StrEnum):
     ZERO = "zero"
 
 
-class Family(StrEnum):
+class Family(Text):
     """The set of values a signal takes at one time step, in units of its threshold."""
 
     BINARY = "binary"  # {0, 1}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable
-from typing import Any, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from conversion_ext.backends.base import (
 )
 from conversion_ext.neurons import IF, LIF, PLIF, Heaviside, Neuron, State, advance
 from conversion_ext.types import Reset
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["SpikingJellyBackend", "SpikingJellyNode", "SpikingJellyRoot", "adopt", "call", "choose_kernel"]
 

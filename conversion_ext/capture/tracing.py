@@ -202,8 +202,10 @@ def _lines(frame: FrameType | None) -> Iterator[str]:
         frame = frame.f_back
 
 
-def _line(file: str, number: int) -> str:
-    """Return ``net.py:12: x = F.relu(x)``."""
+def _line(file: str, number: int | None) -> str:
+    """Return ``net.py:12: x = F.relu(x)``; Python 3.10 knows no number for some instructions of its own."""
+    if number is None:
+        return Path(file).name
     return f"{Path(file).name}:{number}: {linecache.getline(file, number).strip()}"
 
 

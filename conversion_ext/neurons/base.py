@@ -6,12 +6,15 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from conversion_ext.errors import require
 from conversion_ext.types import Family
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Heaviside", "Neuron", "State"]
 

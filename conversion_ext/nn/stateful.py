@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from conversion_ext.errors import StateError, require
 from conversion_ext.graph.values import map_tensors
 from conversion_ext.types import Family, Steps
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Memory", "Signature", "Stateful", "check_signature"]
 

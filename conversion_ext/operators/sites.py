@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING
+
+from conversion_ext.types import Text
 
 if TYPE_CHECKING:
     from conversion_ext.neurons import Neuron
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["Site", "SiteKind"]
 
 
-class SiteKind(StrEnum):
+class SiteKind(Text):
     """How a site is made to spike."""
 
     RELU = "relu"  # an integrate-and-fire neuron; exact clipping at `cap`

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from numbers import Real
-from typing import Self
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from conversion_ext.errors import CalibrationError, require
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Confidence"]
 

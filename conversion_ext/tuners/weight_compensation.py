@@ -140,7 +140,7 @@ class _Regression:
 
     def _outputs(self, y: Tensor, part: int) -> Tensor:
         """Return ``y`` [N, outputs, ...] at the positions looked at, [groups, rows, outputs of a group]."""
-        last = y[:, :, *self._positions(part)].movedim(1, -1) if self.axes else y
+        last = y[(slice(None), slice(None), *self._positions(part))].movedim(1, -1) if self.axes else y
         return last.reshape(-1, self.groups, last.shape[-1] // self.groups).transpose(0, 1)
 
     def solve(self, iterations: int) -> None:
@@ -197,7 +197,7 @@ def patches(x: Tensor, module: Any, positions: tuple[slice, ...] = ()) -> Tensor
     x = F.pad(x, [margin for pair in reversed(margins) for margin in pair], mode=mode)
     for dim, ((k, d), stride) in enumerate(zip(kernel, module.stride, strict=True), start=2):
         x = x.unfold(dim, d * (k - 1) + 1, stride)[..., ::d]
-    x = x[:, :, *positions]
+    x = x[(slice(None), slice(None), *positions)]
     x = x.unflatten(1, (module.groups, -1))  # [N, groups, channels, positions ..., kernel ...]
     places, offsets = range(3, 3 + len(kernel)), range(3 + len(kernel), x.dim())
     return x.permute(1, 0, *places, 2, *offsets).flatten(1, 1 + len(kernel)).flatten(2)

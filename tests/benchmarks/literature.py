@@ -171,14 +171,14 @@ def markdown(done: Mapping[Key, Part], rows: Sequence[tuple[str, str]]) -> str:
     lines = [f"| network | conversion | {' | '.join(f'T={T}' for T in LONG)} | steps | all images |"]
     lines.append("|---|---|" + "---|" * (len(LONG) + 2))
     for row in rows:
-        found = [done[*row, part] for part in ("few", "long") if (*row, part) in done]
+        found = [done[(*row, part)] for part in ("few", "long") if (*row, part) in done]
         accuracy = {T: v for part in found for T, v in part.accuracy.items()}
         planned = {T for part in ("few", "long") for T in steps_of(*row, part)}
         cells = [f"{100 * accuracy[T]:.1f}" if T in accuracy else "" if T in planned else "-" for T in LONG]
         steps = str(found[-1].steps) if found else ""
         last = "" if steps_of(*row, "all") else "-"
         if (*row, "all") in done:
-            ((T, value),) = done[*row, "all"].accuracy.items()
+            ((T, value),) = done[(*row, "all")].accuracy.items()
             last = f"{100 * value:.2f}" + (f" (T={T})" if T else "")
         lines.append(f"| {' | '.join((*row, *cells, steps, last))} |")
     return "\n".join(lines)

@@ -220,7 +220,7 @@ def test_a_gate_passes_the_spikes_of_the_input_with_the_highest_rate(gate, weigh
     assert found.sum() > 50
     for n, c, i, j in np.ndindex(2, 2, 3, 3):
         window = (slice(max(2 * i - 1, 0), 2 * i + 2), slice(max(2 * j - 1, 0), 2 * j + 2))
-        trains = spikes[:, n, c][:, *window].reshape(T, -1)
+        trains = spikes[:, n, c][(slice(None), *window)].reshape(T, -1)
         estimate = np.cumsum([train * weight(t) for t, train in enumerate(trains, 1)], axis=0)
         assert np.array_equal(found[:, n, c, i, j], trains[np.arange(T), estimate.argmax(1)])
 
