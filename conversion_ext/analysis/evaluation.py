@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from conversion_ext.simulation.options import RunOptions
 from conversion_ext.simulation.run import Runner, Simulation
 from conversion_ext.simulation.samples import Batch, batches_of, require_network
 from conversion_ext.tables import Report, Sheet, spread
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["Evaluation", "evaluate"]
 

@@ -117,7 +117,8 @@ def qcfs(ann: nn.Module, data: Data, T: int, backend: str) -> Any:
 def scratch(name: str, data: Data, T: int, backend: str) -> Any:
     """Return the conversion of an untrained network, as it is before it is trained."""
     torch.manual_seed(0)
-    with warnings.catch_warnings(action="ignore"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         return cx.convert(
             NETWORKS[name]().eval(), data.calibration, recipe=cx.Recipe(), backend=backend, progress=False
         )

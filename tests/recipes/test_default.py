@@ -31,6 +31,7 @@ def accuracy(digits, recipe, T, at):
     return found.accuracy.tolist(), found.ann_accuracy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_tuning_for_few_steps_pays_and_more_steps_do_no_harm(digits, name):
     (few, many), ann = accuracy(digits, name, 2, (2, 8))
