@@ -20,6 +20,8 @@ _loaded: set[str] = set()
 class Registry(Generic[T]):
     """Names to values of one kind; a duplicate or an unknown name raises and lists what there is.
 
+    ``show`` tells what users call a key, where keys are no strings: operators are registered by what is called.
+
     >>> shapes = Registry[int]("shape")
     >>> shapes.register("square", 4)
     4
@@ -27,20 +29,19 @@ class Registry(Generic[T]):
     ['square']
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, show: Callable[[Any], str] = str) -> None:
         self.kind = kind
-        self._entries: dict[str, T] = {}
+        self._show = show
+        self._entries: dict[Any, T] = {}
 
-    def register(self, name: str, value: T) -> T:
-        """Add ``value`` under ``name`` and return it."""
-        if name in self._entries:
-            raise ValueError(f"A {self.kind} named {name!r} is registered already; choose another name.")
-        self._entries[name] = value
+    def register(self, name: Any, value: T) -> T:
+        """Add ``value`` under ``name``, or under every name of a tuple, and return it."""
+        for each in name if isinstance(name, tuple) else (name,):
+            if each in self._entries:
+                shown = self._show(each)
+                raise ValueError(f"The {self.kind} {shown!r} is registered already; choose another name.")
+            self._entries[each] = value
         return value
-
-    def decorator(self, name: str) -> Callable[[T], T]:
-        """Return a decorator that registers what it decorates under ``name``."""
-        return lambda value: self.register(name, value)
 
     def get(self, name: str) -> T:
         """Return the entry called ``name``."""
@@ -49,15 +50,24 @@ class Registry(Generic[T]):
             raise UnknownNameError(f"There is no {self.kind} named {name!r}; there are: {', '.join(self.names())}.")
         return self._entries[name]
 
+    def find(self, name: Any) -> T | None:
+        """Return the entry called ``name``, or None."""
+        return self._entries.get(name)
+
     def names(self) -> list[str]:
         """Return all names, in order of registration."""
         load_plugins()
-        return list(self._entries)
+        return [self._show(name) for name in self._entries]
+
+    def keys(self) -> dict[str, Any]:
+        """Return {name: what was registered under it}: for operators the class, function or name of a method."""
+        load_plugins()
+        return {self._show(name): name for name in self._entries}
 
     def items(self) -> Iterator[tuple[str, T]]:
         """Iterate over (name, value)."""
         load_plugins()
-        return iter(list(self._entries.items()))
+        return iter([(self._show(name), value) for name, value in self._entries.items()])
 
 
 def load_plugins() -> None:

@@ -8,7 +8,8 @@ from torch.fx import GraphModule, Node
 from conversion_ext import graph
 from conversion_ext.operators.activations import SignedRelay
 from conversion_ext.operators.arithmetic import Sum
-from conversion_ext.operators.base import Activation, Call, Operator, operator_of
+from conversion_ext.operators.base import Activation, NodeContext, Operator, operator_of
+from conversion_ext.operators.signs import never_negative
 from conversion_ext.operators.sites import SiteKind
 from conversion_ext.operators.synapse import Synapse
 from conversion_ext.types import Family
@@ -28,23 +29,23 @@ def insert_relays(model: GraphModule) -> list[str]:
     network's input; and so do the currents that synapses send to a sum.
     """
     families: dict[Node, Family] = {}
-    positive: dict[Node, bool] = {}
+    positive = never_negative(model)
     keys: list[str] = []
     for node in list(model.graph.nodes):
-        value = _value(model, node, families, positive)
-        if value is None:
+        family = _family(model, node, families)
+        if family is None:
             continue
-        families[node], positive[node] = value
-        if families[node] in SPIKES or not _travels(model, node, families[node]):
+        families[node] = family
+        if family in SPIKES or not _travels(model, node, family):
             continue
-        module = nn.ReLU() if positive[node] else SignedRelay()
+        module = nn.ReLU() if node in positive else SignedRelay()
         keys.append(f"{graph.key_of(node)}.relay")
         relay = graph.insert_after(model, node, module, keys[-1])
         graph.note(relay, key=keys[-1])
         for user in list(relay.users):
             if user.op == "output":
                 user.replace_input_with(relay, node)
-        families[relay], positive[relay] = EMITS[SiteKind.RELU if positive[node] else SiteKind.SIGNED], positive[node]
+        families[relay] = EMITS[SiteKind.RELU if node in positive else SiteKind.SIGNED]
     graph.refresh(model)
     return keys
 
@@ -74,27 +75,22 @@ def output_keys(model: GraphModule) -> list[str]:
 
 
 def _is_relu(model: GraphModule, node: Node) -> bool:
-    meaning = operator_of(model, node)
-    return isinstance(meaning, Activation) and meaning.kind is SiteKind.RELU
+    operator = operator_of(model, node)
+    return isinstance(operator, Activation) and operator.kind is SiteKind.RELU
 
 
-def _value(
-    model: GraphModule, node: Node, families: dict[Node, Family], positive: dict[Node, bool]
-) -> tuple[Family, bool] | None:
-    """Return what values ``node`` takes and whether none is negative; None if it depends on no activation."""
-    meaning = operator_of(model, node)
+def _family(model: GraphModule, node: Node, families: dict[Node, Family]) -> Family | None:
+    """Return what values ``node`` takes; None if it depends on no activation."""
+    operator = operator_of(model, node)
     inputs = [source for source in node.all_input_nodes if source in families]
-    if not isinstance(meaning, Operator) or type(meaning) is Operator:
+    if not isinstance(operator, Operator) or type(operator) is Operator:
         return None  # an obstacle that is reported later, or a size, parameter or output
-    if isinstance(meaning, Activation):
-        never_negative = meaning.kind is SiteKind.RELU or isinstance(graph.module_of(model, node), nn.Sigmoid)
-        return EMITS[meaning.kind], never_negative
+    if isinstance(operator, Activation):
+        return EMITS[operator.kind]
     if not inputs:
         return None
-    call = Call(model, node, inputs, [], None, lambda _: None)
-    known = len(inputs) == len([n for n in node.all_input_nodes if graph.info(n).is_data])
-    never_negative = known and meaning.keeps_sign(node) and all(positive[source] for source in inputs)
-    return meaning.family_out(call, [families[source] for source in inputs]), never_negative
+    context = NodeContext(model, node, inputs, [], None)
+    return operator.family_out(context, [families[source] for source in inputs])
 
 
 def _travels(model: GraphModule, node: Node, family: Family) -> bool:

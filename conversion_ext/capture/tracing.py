@@ -20,7 +20,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from conversion_ext.capture.baking import bake
 from conversion_ext.errors import Problem, UnsupportedError, require
 from conversion_ext.graph import is_number, is_stock, key_of, module_of, note
-from conversion_ext.nn.trained import Trained
+from conversion_ext.operators.base import covers
 
 __all__ = ["capture"]
 
@@ -151,7 +151,7 @@ class _Tracer(Tracer):
         self._path = [""]  # of the modules that are being traced
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return m in self._whole or isinstance(m, (*self._types, Trained)) or is_stock(m)
+        return m in self._whole or isinstance(m, self._types) or is_stock(m) or covers(m)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         try:

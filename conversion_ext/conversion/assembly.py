@@ -17,14 +17,10 @@ from conversion_ext.network.site import SpikingSite
 from conversion_ext.network.time import ExpandTime, Function
 from conversion_ext.neurons import Neuron
 from conversion_ext.nn.differential import Differential
-from conversion_ext.nn.magnitude import SpikingMagnitude
-from conversion_ext.nn.max_pool import SpikingMaxPool
 from conversion_ext.nn.softmax import SpikingSoftmax
 from conversion_ext.nn.stateful import Stateful
 from conversion_ext.operators.activations import SignedRelay
 from conversion_ext.operators.base import Activation, Operator, operator_of
-from conversion_ext.operators.magnitude import Magnitude
-from conversion_ext.operators.max_pool import Pool
 from conversion_ext.operators.sites import Site, SiteKind
 from conversion_ext.recipes.recipe import Recipe
 from conversion_ext.types import Granularity, PerLayer
@@ -75,24 +71,21 @@ class _Builder:
         if node.op == "output":
             self.repeat_static(node)
             return
-        meaning = operator_of(self.model, node)
-        if not isinstance(meaning, Operator):
-            raise UnsupportedError(str(meaning), (meaning,))
+        operator = operator_of(self.model, node)
+        if not isinstance(operator, Operator):
+            raise UnsupportedError(str(operator), (operator,))
         site = self.sites.get(graph.key_of(node))
         varies = any(n in self.varying for n in node.all_input_nodes)
-        if isinstance(meaning, Activation) and site is not None and site.kind in (SiteKind.RELU, SiteKind.RELAY):
+        if isinstance(operator, Activation) and site is not None and site.kind in (SiteKind.RELU, SiteKind.RELAY):
             self.place(node, site, self.recipe.neuron_of(site), node.args[0])
-        elif isinstance(meaning, Activation) and site is not None:
+        elif isinstance(operator, Activation) and site is not None:
             relays = isinstance(graph.module_of(self.model, node), SignedRelay)
             source = node.args[0] if relays else self.differential(node)
             self.place(node, site, self.recipe.signed_encoder, source)
-        elif isinstance(meaning, Activation):
+        elif isinstance(operator, Activation):
             self.varying.add(self.differential(node, replace=True))
-        elif isinstance(meaning, Pool):
-            module = self.model.get_submodule(str(node.target))
-            self.live(node, SpikingMaxPool.from_module(module, method=self.recipe.max_pool))
-        elif isinstance(meaning, Magnitude):
-            self.live(node, SpikingMagnitude())
+        elif (form := operator.spiking_form(graph.module_of(self.model, node), self.recipe)) is not None:
+            self.live(node, form)
         elif varies:
             self.repeat_static(node)
             self.varying.add(node)

@@ -13,11 +13,12 @@ from torch.fx import GraphModule, Node
 
 from conversion_ext import graph
 from conversion_ext.conversion.memory_format import channels_last
+from conversion_ext.errors import Problem, UnsupportedError
 from conversion_ext.graph.shapes import propagate
 from conversion_ext.network.spiking_network import Root
 from conversion_ext.network.state import reset
 from conversion_ext.nn.channel_scale import ChannelScale
-from conversion_ext.operators.base import Call, Operator, call_of, compress, ones, operator_of
+from conversion_ext.operators.base import NodeContext, Operator, compress, context_of, ones, operator_of
 from conversion_ext.types import Steps
 
 __all__ = ["fold", "folded"]
@@ -41,24 +42,27 @@ def fold(body: GraphModule, inputs: Sequence[Any]) -> list[str]:
     of an edge differ a :class:`ChannelScale` stays: on an identity shortcut that is lambda_in / lambda_out
     (Hu et al., 2021). ``inputs`` is an example, of which one sample is run to learn the shapes.
     """
-    shapes = propagate(body, (*inputs, Steps(1)))
-    calls = {node: call_of(body, node, shapes) for node in shapes.shapes}
-    meanings = {node: operator_of(body, node) for node in calls}
-    demanded = _demands(body, calls, meanings, _natural(calls, meanings))
+    propagate(body, (*inputs, Steps(1)))
+    data = [node for node in body.graph.nodes if graph.info(node).is_data]
+    contexts = {node: context_of(body, node) for node in data}
+    operators = {node: _operator(body, node) for node in data}
+    requested = _requests(body, contexts, operators, _free_units(contexts, operators))
     units: dict[Node, Any] = {}
     folded: dict[Node, nn.Module] = {}
     scales: dict[tuple[Node, bytes], Node] = {}
-    for node, call in calls.items():
-        meaning = meanings[node]
-        assert isinstance(meaning, Operator)
-        have = [units.get(source) for source in call.inputs]
-        out = ones(call.out_shape) if node.op == "placeholder" else meaning.unit_out(call, have, demanded.get(node))
-        needed = meaning.required(call, have, out)
-        for source, unit, need in zip(call.inputs, have, needed, strict=True):
+    for node, context in contexts.items():
+        operator = operators[node]
+        have = [units.get(source) for source in context.inputs]
+        if node.op == "placeholder":
+            out = ones(context.out_shape)
+        else:
+            out = operator.output_unit(context, have, requested.get(node))
+        needed = operator.input_units(context, have, out)
+        for source, unit, need in zip(context.inputs, have, needed, strict=True):
             if isinstance(unit, Tensor) and need is not None and not _equal(unit, need):
                 _scale_edge(body, source, node, unit / need, scales)
         effective = [h if n is None else n for h, n in zip(have, needed, strict=True)]
-        module = meaning.fold(call, effective, out)
+        module = operator.fold(context, effective, out)
         if module is not None:
             folded[node] = module
         units[node] = out
@@ -72,46 +76,56 @@ def fold(body: GraphModule, inputs: Sequence[Any]) -> list[str]:
     return notes
 
 
-def _natural(calls: Mapping[Node, Call], meanings: Mapping[Node, Any]) -> dict[Node, Any]:
-    """Return the units that are fixed before anybody demands one: those that follow from sites and inputs alone."""
-    natural: dict[Node, Any] = {}
-    for node, call in calls.items():
+def _operator(body: GraphModule, node: Node) -> Operator:
+    operator = operator_of(body, node)
+    if isinstance(operator, Problem):
+        raise UnsupportedError(str(operator), (operator,))
+    return operator
+
+
+def _free_units(contexts: Mapping[Node, NodeContext], operators: Mapping[Node, Operator]) -> dict[Node, Any]:
+    """Return the units that are fixed before anybody requests one: those that follow from sites and inputs alone."""
+    free: dict[Node, Any] = {}
+    for node, context in contexts.items():
         if node.op == "placeholder":
-            natural[node] = ones(call.out_shape)
+            free[node] = ones(context.out_shape)
         else:
-            natural[node] = meanings[node].natural(call, [natural[source] for source in call.inputs])
-    return natural
+            free[node] = operators[node].free_unit(context, [free[source] for source in context.inputs])
+    return free
 
 
-def _demands(
-    body: GraphModule, calls: Mapping[Node, Call], meanings: Mapping[Node, Any], natural: Mapping[Node, Any]
+def _requests(
+    body: GraphModule,
+    contexts: Mapping[Node, NodeContext],
+    operators: Mapping[Node, Operator],
+    free: Mapping[Node, Any],
 ) -> dict[Node, Any]:
-    """Return, per node, the unit its consumers ask for (nan: none), walking from the outputs back."""
-    demanded: dict[Node, Any] = {}
+    """Return, per node, the unit that its consumers request (nan: none), walking from the outputs back."""
+    requested: dict[Node, Any] = {}
     for node in reversed(body.graph.nodes):
         if node.op == "output":
             for source in node.all_input_nodes:
-                if isinstance(calls[source].out_shape, torch.Size):
-                    _ask(demanded, source, ones(calls[source].out_shape))
-        elif node in calls:
-            # Without a demand a node keeps its natural unit, which then is what its operands should have.
-            demanded.setdefault(node, natural[node])
-            for source, wish in zip(
-                calls[node].inputs, meanings[node].demand(calls[node], demanded[node]), strict=True
-            ):
-                _ask(demanded, source, wish)
-    return {node: wish for node, wish in demanded.items() if wish is not None}
+                if graph.info(source).is_tensor:
+                    _ask(requested, source, ones(graph.info(source).shape))
+        elif node in contexts:
+            # Without a request a node keeps its free unit, which then is what its operands should have.
+            requested.setdefault(node, free[node])
+            context = contexts[node]
+            wishes = operators[node].requested_units(context, requested[node])
+            for source, wish in zip(context.inputs, wishes, strict=True):
+                _ask(requested, source, wish)
+    return {node: wish for node, wish in requested.items() if wish is not None}
 
 
-def _ask(demanded: dict[Node, Any], node: Node, wish: Any) -> None:
-    """Add a demand; where two disagree the first asked keeps its word."""
-    old = demanded.get(node)
+def _ask(requested: dict[Node, Any], node: Node, wish: Any) -> None:
+    """Add a request; where two disagree the first one stays."""
+    old = requested.get(node)
     if old is None:
-        demanded[node] = wish
+        requested[node] = wish
     elif isinstance(wish, tuple):
-        demanded[node] = tuple(_merge(a, b) for a, b in zip(old, wish, strict=True))
+        requested[node] = tuple(_merge(a, b) for a, b in zip(old, wish, strict=True))
     elif wish is not None:
-        demanded[node] = _merge(old, wish)
+        requested[node] = _merge(old, wish)
 
 
 def _merge(old: Tensor | None, new: Tensor | None) -> Tensor | None:

@@ -57,7 +57,7 @@ def modules() -> dict[str, type[nn.Module]]:
         ours = cls.__module__.startswith("conversion_ext.") and not is_citizen(cls)
         if ours and getattr(sys.modules[cls.__module__], cls.__qualname__, None) is cls:
             found[f"cx.{cls.__name__}"] = cls
-    for target in operators.targets().values():
+    for target in operators.keys().values():
         if isinstance(target, type) and issubclass(target, nn.Module) and target not in found.values():
             found[f"{target.__module__}.{target.__qualname__}"] = target
     return found
@@ -90,13 +90,13 @@ def listed(known: Mapping[str, Any], name: Any, what: str) -> Any:
 def functions() -> dict[str, Any]:
     """Return {name: function} of what nodes may call: every function that an operator is registered for."""
     load_plugins()
-    return {name: target for name, target in operators.targets().items() if _is_function(target)}
+    return {name: target for name, target in operators.keys().items() if _is_function(target)}
 
 
 def methods() -> set[str]:
     """Return the names of the tensor methods that nodes may call."""
     load_plugins()
-    return {target for target in operators.targets().values() if isinstance(target, str)}
+    return {target for target in operators.keys().values() if isinstance(target, str)}
 
 
 def _is_function(target: Any) -> bool:

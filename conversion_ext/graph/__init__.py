@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from conversion_ext.graph.evaluation import call, inputs_of, output_of, steps_of, varying
+from conversion_ext.graph.evaluation import call, constant, inputs_of, output_of, steps_of, varying
 from conversion_ext.graph.node_info import NodeInfo, carry, describe, info, key_of, note
 from conversion_ext.graph.surgery import (
     add_module,
@@ -10,6 +10,7 @@ from conversion_ext.graph.surgery import (
     insert_after,
     is_number,
     is_stock,
+    may_hold_data,
     module_of,
     modules_called,
     refresh,
@@ -23,6 +24,7 @@ __all__ = [
     "attribute_of",
     "call",
     "carry",
+    "constant",
     "describe",
     "info",
     "inputs_of",
@@ -30,6 +32,7 @@ __all__ = [
     "is_number",
     "is_stock",
     "key_of",
+    "may_hold_data",
     "module_of",
     "modules_called",
     "note",

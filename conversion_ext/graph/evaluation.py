@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
+from conversion_ext.graph.node_info import info
 from conversion_ext.graph.surgery import attribute_of
+from conversion_ext.graph.values import map_sizes, map_tensors
 
-__all__ = ["Environment", "call", "inputs_of", "output_of", "steps_of", "varying"]
+__all__ = ["Environment", "call", "constant", "inputs_of", "output_of", "steps_of", "varying"]
 
 
 def call(model: GraphModule, node: Node, value: Callable[[Node], Any]) -> Any:
@@ -28,6 +31,21 @@ def call(model: GraphModule, node: Node, value: Callable[[Node], Any]) -> Any:
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     return node.target(*args, **kwargs)  # pyright: ignore[reportCallIssue] (call_function: a callable)
+
+
+def constant(model: GraphModule, node: Node) -> Any:
+    """Return the value of a node that holds no data: a parameter, or what follows from parameters and shapes alone.
+
+    Shapes must be known; they are those of a batch of one.
+    """
+
+    def value(source: Node) -> Any:
+        shape = info(source).shape
+        if shape is None:
+            return constant(model, source)
+        return map_sizes(shape, lambda sizes: torch.empty(1).expand(sizes))  # of data only the shape is read
+
+    return map_tensors(call(model, node, value), lambda v: v.cpu())
 
 
 class Environment:

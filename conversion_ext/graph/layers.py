@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 __all__ = [
     "ADAPTIVE_AVERAGE_POOLS", "AVERAGE_POOLS", "BATCH_NORMS", "CONVOLUTIONS", "FORWARD_WEIGHTS", "MAX_POOLS",
     "TRANSPOSED", "WEIGHTS", "affine_of", "along_inputs", "along_outputs", "like", "output_rows", "pads_zeros",
+    "spatial_dims",
 ]  # fmt: skip
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -73,6 +75,13 @@ def pads_zeros(layer: Any) -> bool:
     if layer.padding == "same":
         return any(size > 1 for size in layer.kernel_size)
     return bool(layer.padding) if isinstance(layer.padding, int) else any(layer.padding)
+
+
+def spatial_dims(layer: Any) -> int:
+    """Return over how many dimensions a layer or function works: 2 for nn.AvgPool2d and F.avg_pool2d."""
+    kinds = type(layer).__mro__ if isinstance(layer, nn.Module) else (layer,)
+    found = (re.search(r"(\d)d$", kind.__name__) for kind in kinds)
+    return next((int(match[1]) for match in found if match), getattr(layer, "dims", 0))
 
 
 def like(value: Tensor, old: nn.Parameter) -> nn.Parameter:

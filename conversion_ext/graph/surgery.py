@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from conversion_ext.graph.node_info import carry
+from conversion_ext.graph.node_info import carry, info
 
 __all__ = [
     "add_module",
@@ -16,6 +16,7 @@ __all__ = [
     "insert_after",
     "is_number",
     "is_stock",
+    "may_hold_data",
     "module_of",
     "modules_called",
     "refresh",
@@ -45,6 +46,12 @@ def is_number(node: Node) -> bool:
         return node.args[1] in ("shape", "ndim")
     pure = node.op == "call_function" and getattr(node.target, "__module__", "") in ("_operator", "math")
     return pure and bool(node.all_input_nodes) and all(map(is_number, node.all_input_nodes))
+
+
+def may_hold_data(node: Node) -> bool:
+    """Return whether the value of ``node`` may depend on the batch: it does, or that is not known."""
+    known = info(node)
+    return known.is_data if known.known else node.op != "get_attr" and not is_number(node)
 
 
 def is_stock(module: nn.Module) -> bool:

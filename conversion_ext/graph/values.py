@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
-__all__ = ["map_tensors", "tensors_in", "with_tensors"]
+__all__ = ["map_sizes", "map_tensors", "tensors_in", "with_tensors"]
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
@@ -17,7 +18,7 @@ def map_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
         return change(value)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(map_tensors(part, change) for part in value))
-    if isinstance(value, tuple | list) and not hasattr(value, "numel"):  # a torch.Size is a number of sizes
+    if isinstance(value, tuple | list) and not isinstance(value, torch.Size):
         return type(value)(map_tensors(part, change) for part in value)
     if isinstance(value, Mapping):
         return type(value)({key: map_tensors(part, change) for key, part in value.items()})  # type: ignore[call-arg]
@@ -25,6 +26,13 @@ def map_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
         parts = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
         return dataclasses.replace(value, **{name: map_tensors(part, change) for name, part in parts.items()})
     return value
+
+
+def map_sizes(shape: Any, change: Callable[[torch.Size], Any]) -> Any:
+    """Return a nested shape, as ``NodeInfo`` holds it, with every size replaced by ``change`` of it."""
+    if isinstance(shape, torch.Size):
+        return change(shape)
+    return tuple(map_sizes(part, change) for part in shape) if isinstance(shape, tuple) else shape
 
 
 def tensors_in(value: Any) -> list[Tensor]:

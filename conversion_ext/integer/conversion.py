@@ -23,9 +23,9 @@ from conversion_ext.network.spiking_network import Root
 from conversion_ext.network.state import reset
 from conversion_ext.nn.channel_scale import ChannelScale
 from conversion_ext.operators.arithmetic import Multiple
-from conversion_ext.operators.base import Call, Elementwise, call_of, ones, operator_of
+from conversion_ext.operators.base import Elementwise, NodeContext, Operator, context_of, ones, operator_of
+from conversion_ext.operators.linear_map import LinearMap
 from conversion_ext.operators.movement import Element, Movement
-from conversion_ext.operators.per_channel import PerChannelMap
 from conversion_ext.operators.synapse import Synapse
 from conversion_ext.types import Family, Steps
 
@@ -90,8 +90,9 @@ class _Rewrite:
         self, body: GraphModule, inputs: tuple[Any, ...], encoded: Family, widths: Widths, like: Tensor
     ) -> None:
         self.body, self.encoded, self.widths, self.like = body, encoded, widths, like
-        shapes = propagate(body, (*inputs, Steps(1)))
-        self.calls = {node: call_of(body, node, shapes) for node in shapes.shapes if node.op != "output"}
+        propagate(body, (*inputs, Steps(1)))
+        data = [node for node in body.graph.nodes if graph.info(node).is_data and node.op != "output"]
+        self.contexts = {node: context_of(body, node) for node in data}
         self.inputs = dict(zip(graph.inputs_of(body), inputs, strict=False))
         self.grids: dict[Node, Any] = {}
         self.readers: dict[Node, IntegerInput] = {}
@@ -102,11 +103,11 @@ class _Rewrite:
     def apply(self) -> None:
         """Rewrite the body in place; raise UnsupportedError with all that has no integer form."""
         problems: list[Problem] = []
-        for node, call in self.calls.items():
-            if any(source not in self.grids for source in call.inputs):
+        for node, context in self.contexts.items():
+            if any(source not in self.grids for source in context.inputs):
                 continue  # behind a problem
             try:
-                self.grids[node] = self.read(call) if node.op == "placeholder" else self.visit(call)
+                self.grids[node] = self.read(context) if node.op == "placeholder" else self.visit(context)
             except UnsupportedError as error:
                 problems += error.problems
         if problems:
@@ -116,35 +117,38 @@ class _Rewrite:
             self.whole(source, output)
         self.install()
 
-    def read(self, call: Call) -> Grid:
+    def read(self, context: NodeContext) -> Grid:
         """Read an input as integers."""
-        x, key = self.inputs[call.node], graph.key_of(call.node)
+        x, key = self.inputs[context.node], graph.key_of(context.node)
         if not x.is_floating_point():
-            raise refused(call, f"is of {x.dtype}.", "Give inputs in floating point.")
+            raise refused(context, f"is of {x.dtype}.", "Give inputs in floating point.")
         signed, largest = bool((x < 0).any()), float(x.abs().amax())
         high = 2 ** (self.widths.input - signed) - 1
         unit = 1.0 if largest <= high and bool((x == x.round()).all()) else largest / high
         if self.encoded in (Family.BINARY, Family.SIGNED):
             signed, high, unit = self.encoded is Family.SIGNED, 1, 1.0
         step = torch.tensor(unit, dtype=x.dtype, device=x.device)
-        self.readers[call.node] = IntegerInput(key, step, -high if signed else 0, high, self.widths.saturate)
-        one = ones(call.out_shape)
+        self.readers[context.node] = IntegerInput(key, step, -high if signed else 0, high, self.widths.saturate)
+        one = ones(context.out_shape)
         return Grid(0 * one, high * one, float(step))
 
-    def visit(self, call: Call) -> Any:
+    def visit(self, context: NodeContext) -> Any:
         """Return what the output of a node can hold, and note the module to put in its place."""
-        meaning = operator_of(self.body, call.node)
-        passes = len(call.inputs) == 1 and isinstance(meaning, (Movement, Element, Elementwise, PerChannelMap))
-        absorbs = passes or isinstance(meaning, (Synapse, Multiple))
-        grids = [self.grids[source] if absorbs else self.whole(source, call.node) for source in call.inputs]
-        found, module = integer_form(meaning, call, grids, self.widths)
+        operator = operator_of(self.body, context.node)
+        passes = len(context.inputs) == 1 and isinstance(operator, (Movement, Element, Elementwise, LinearMap))
+        absorbs = passes or isinstance(operator, (Synapse, Multiple))
+        grids = [self.grids[source] if absorbs else self.whole(source, context.node) for source in context.inputs]
+        refusal = operator.not_integer(context) if isinstance(operator, Operator) else None
+        if refusal is not None:
+            raise refused(context, *refusal)
+        found, module = integer_form(operator, context, grids, self.widths)
         if module is not None:
-            self.modules[call.node] = module.to(self.like)
+            self.modules[context.node] = module.to(self.like)
         most = min(EXACT[self.like.dtype], ACCUMULATOR)
         for grid in found if isinstance(found, tuple) else (found,):
             if grid.bits > most:
                 raise refused(
-                    call,
+                    context,
                     f"can reach {grid.bits:.1f} bits, and {most} and a sign are there.",
                     "Use fewer bits, or snn.double() for up to 31, or convert(relay=True) for spikes into all weights.",
                 )
@@ -162,7 +166,7 @@ class _Rewrite:
 
     def install(self) -> None:
         """Change the graph."""
-        for node in self.calls:
+        for node in self.contexts:
             if node in self.modules:
                 self.body.set_submodule(str(node.target), self.modules[node])
             elif node.op != "call_module" and node.target in MEANS:

@@ -21,10 +21,9 @@ from conversion_ext.network.record import Widths
 from conversion_ext.neurons import IF, BurstIF, SignedEncoder, SignedIF
 from conversion_ext.nn.channel_scale import ChannelScale
 from conversion_ext.operators.arithmetic import Multiple, Sum
-from conversion_ext.operators.base import Call, Elementwise, Operator, ones
-from conversion_ext.operators.max_pool import Pool
+from conversion_ext.operators.base import Elementwise, NodeContext, Operator, ones
+from conversion_ext.operators.linear_map import LinearMap
 from conversion_ext.operators.movement import Element, Movement
-from conversion_ext.operators.per_channel import PerChannelMap
 from conversion_ext.operators.synapse import Synapse
 
 __all__ = ["MEANS", "Grid", "Quantized", "integer_form", "refused", "scaled"]
@@ -56,32 +55,32 @@ Quantized = tuple[Any, nn.Module | None]
 """The Grid of an output (or several) and the module in integers to put in the node's place, None: as it is."""
 
 
-def refused(call: Call, reason: str, remedy: str) -> UnsupportedError:
+def refused(context: NodeContext, reason: str, remedy: str) -> UnsupportedError:
     """Return the error for a node that has no integer form."""
-    target = call.node.target
-    kind = type(call.module).__name__ if call.module is not None else getattr(target, "__name__", target)
-    problem = Problem(graph.key_of(call.node), f"{kind} {reason}", remedy, graph.describe(call.node))
+    target = context.node.target
+    kind = type(context.module).__name__ if context.module is not None else getattr(target, "__name__", target)
+    problem = Problem(graph.key_of(context.node), f"{kind} {reason}", remedy, graph.describe(context.node))
     return UnsupportedError(str(problem), (problem,))
 
 
 @singledispatch
-def integer_form(meaning: Operator | Problem, call: Call, grids: Sequence[Any], widths: Widths) -> Quantized:
+def integer_form(operator: Operator | Problem, context: NodeContext, grids: Sequence[Any], widths: Widths) -> Quantized:
     """Return what the output of a node can hold and what to put in its place, given what its inputs can hold.
 
     Written for every kind of operator in the registry; a new kind adds its own by ``integer_form.register``.
     """
     raise refused(
-        call,
+        context,
         "has no integer form.",
         "There is one for weight layers, sums, pools, data movement and neurons without a leak; stay with floats.",
     )
 
 
 @integer_form.register
-def _synapse(meaning: Synapse, call: Call, grids: Sequence[Any], widths: Widths) -> Quantized:
-    if isinstance(call.module, BATCH_NORMS):
-        raise refused(call, "stands where no weight layer absorbs it.", "Put BatchNorm behind a weight layer.")
-    (grid,), layer = grids, copy.deepcopy(call.module)
+def _synapse(operator: Synapse, context: NodeContext, grids: Sequence[Any], widths: Widths) -> Quantized:
+    if isinstance(context.module, BATCH_NORMS):
+        raise refused(context, "stands where no weight layer absorbs it.", "Put BatchNorm behind a weight layer.")
+    (grid,), layer = grids, copy.deepcopy(context.module)
     transposed = isinstance(layer, TRANSPOSED)
     rows = layer.weight.double().cpu().movedim(int(transposed), 0) * grid.unit
     finest = widths.exponent + FINER + grid.bound.amax().log2().ceil().clamp_min(0)
@@ -93,7 +92,7 @@ def _synapse(meaning: Synapse, call: Call, grids: Sequence[Any], widths: Widths)
     layer.weight = _like(whole.movedim(0, int(transposed)), layer.weight)
     probe = copy.deepcopy(layer).double().cpu()
     probe.weight, probe.bias = nn.Parameter(probe.weight.abs()), None
-    bound = _along(probe.forward(grid.bound.expand(call.shapes[0])), meaning.dim)
+    bound = _along(probe.forward(grid.bound.expand(context.shapes[0])), operator.dim)
     k = k.repeat(layer.groups) if transposed else k
     exponent = k.reshape(bound.shape) + grid.exponent.amax()
     layer.register_buffer("weight_exponent", k.to(layer.weight))
@@ -109,98 +108,105 @@ def _synapse(meaning: Synapse, call: Call, grids: Sequence[Any], widths: Widths)
 
 
 @integer_form.register
-def _multiple(meaning: Multiple, call: Call, grids: Sequence[Any], widths: Widths) -> Quantized:
-    if not isinstance(call.module, ChannelScale):
-        raise refused(call, "multiplies by a constant outside of a weight layer.", "Put the factor into the weights.")
-    return scaled(call.module.scale, grids[0], widths)
+def _multiple(operator: Multiple, context: NodeContext, grids: Sequence[Any], widths: Widths) -> Quantized:
+    if not isinstance(context.module, ChannelScale):
+        raise refused(
+            context, "multiplies by a constant outside of a weight layer.", "Put the factor into the weights."
+        )
+    return scaled(context.module.scale, grids[0], widths)
 
 
 @integer_form.register
-def _sum(meaning: Sum, call: Call, grids: Sequence[Any], widths: Widths) -> Quantized:
-    if call.node.kwargs.get("alpha", 1) != 1:
-        raise refused(call, "multiplies by alpha.", "Put the factor into the weights.")
+def _sum(operator: Sum, context: NodeContext, grids: Sequence[Any], widths: Widths) -> Quantized:
+    if context.node.kwargs.get("alpha", 1) != 1:
+        raise refused(context, "multiplies by alpha.", "Put the factor into the weights.")
     first, last = grids[0], grids[-1]  # the same where a tensor is added to itself
     return Grid(torch.maximum(first.exponent, last.exponent), first.bound + last.bound), None
 
 
 @integer_form.register
-def _moved(meaning: Movement | Elementwise, call: Call, grids: Sequence[Any], widths: Widths) -> Quantized:
-    if meaning.stateful:
-        _require_spikes(call, grids[0])
-    unit_out: Any = meaning.unit_out  # it moves whatever there is one of per channel
-    exponents, bounds = (unit_out(call, [getattr(g, name) for g in grids], None) for name in ("exponent", "bound"))
+def _moved(operator: Movement, context: NodeContext, grids: Sequence[Any], widths: Widths) -> Quantized:
+    fields = ([getattr(grid, name) for grid in grids] for name in ("exponent", "bound"))
+    exponents, bounds = (operator.moved(context, values, fill=0.0) for values in fields)
     if isinstance(exponents, tuple):
         return tuple(Grid(e, b, grids[0].unit) for e, b in zip(exponents, bounds, strict=True)), None
     return Grid(exponents, bounds, grids[0].unit), None
 
 
 @integer_form.register
-def _element(meaning: Element, call: Call, grids: Sequence[Any], widths: Widths) -> Quantized:
-    return grids[0][meaning.index], None
+def _elementwise(operator: Elementwise, context: NodeContext, grids: Sequence[Any], widths: Widths) -> Quantized:
+    if operator.stateful:
+        _require_spikes(context, grids[0])
+    return grids[0], None
 
 
 @integer_form.register
-def _per_channel(meaning: PerChannelMap, call: Call, grids: Sequence[Any], widths: Widths) -> Quantized:
+def _element(operator: Element, context: NodeContext, grids: Sequence[Any], widths: Widths) -> Quantized:
+    return grids[0][operator.index], None
+
+
+@integer_form.register
+def _linear_map(operator: LinearMap, context: NodeContext, grids: Sequence[Any], widths: Widths) -> Quantized:
     (grid,), count, module = grids, 1, None
-    if isinstance(meaning, Pool):
-        if call.module.method not in ("count", "average", "instant"):
-            raise refused(call, f"weighs spikes by {call.module.method!r}, no integers.", 'Use max_pool="count".')
-        _require_spikes(call, grid)
-    elif not meaning.keeps_values:
-        count, module = _window_sum(call)
-    exponent, bound = (meaning.unit_out(call, [_along(v, 1)], None) for v in (grid.exponent, grid.bound))
+    if operator.stateful:
+        _require_spikes(context, grid)
+    elif not operator.keeps_values:
+        count, module = _window_sum(context)
+    exponent, bound = (
+        operator.output_unit(context, [v.amax(operator.mixed, keepdim=True)], None) for v in (grid.exponent, grid.bound)
+    )
     assert exponent is not None
     assert bound is not None
-    divisor = 1 if call.node.op != "call_module" and call.node.target in SUMS else count
+    divisor = 1 if context.node.op != "call_module" and context.node.target in SUMS else count
     return Grid(exponent, bound * count, grid.unit / divisor), module
 
 
 @integer_form.register
-def _site(meaning: Spiking, call: Call, grids: Sequence[Any], widths: Widths) -> Quantized:
-    site = copy.deepcopy(call.module)
+def _site(operator: Spiking, context: NodeContext, grids: Sequence[Any], widths: Widths) -> Quantized:
+    site = copy.deepcopy(context.module)
     if type(site.spec) not in NEURONS:
-        raise refused(call, f"holds {site.spec!r}, which does more than add.", "Use IF, SignedIF or BurstIF.")
+        raise refused(context, f"holds {site.spec!r}, which does more than add.", "Use IF, SignedIF or BurstIF.")
     if not site.stepping.plain:
         remedy = "Use a recipe without tuners that act while simulating."
-        raise refused(call, f"is stepped by {type(site.stepping).__name__}.", remedy)
+        raise refused(context, f"is stepped by {type(site.stepping).__name__}.", remedy)
     site.v_init = _fixed(site.v_init, widths.exponent)
     if site.bias.dim():
         site.bias = _fixed(site.bias / site.threshold, widths.exponent) * site.threshold
     finest = int(grids[0].exponent.amax())
     site.stepping = IntegerStepping(site.key, widths.exponent, finest, widths.state, widths.saturate)
-    one = ones(call.out_shape)
+    one = ones(context.out_shape)
     return Grid(0 * one, site.spec.levels * one), site
 
 
-def _require_spikes(call: Call, grid: Grid) -> None:
+def _require_spikes(context: NodeContext, grid: Grid) -> None:
     if bool(grid.exponent.any()):
-        raise refused(call, "adds up currents over time, which has no bound.", "Put it behind neurons.")
+        raise refused(context, "adds up currents over time, which has no bound.", "Put it behind neurons.")
 
 
-def _window_sum(call: Call) -> tuple[int, nn.Module | None]:
+def _window_sum(context: NodeContext) -> tuple[int, nn.Module | None]:
     """Return how many values an averaging node takes together, and a module that adds them up."""
-    module, shape, out = call.module, call.shapes[0], call.out_shape
-    if call.node.op != "call_module" and call.node.target in (*MEANS, *SUMS):
+    module, shape, out = context.module, context.shapes[0], context.out_shape
+    if context.node.op != "call_module" and context.node.target in (*MEANS, *SUMS):
         return shape.numel() // out.numel(), None
     dims, sizes = len(shape) - 2, list(zip(shape[2:], out[2:], strict=False))
     if isinstance(module, ADAPTIVE_AVERAGE_POOLS) and all(a % b == 0 for a, b in sizes):
         kernel = tuple(a // b for a, b in sizes)
-        return math.prod(kernel), _sum_pool(call, kernel, kernel, (0,) * dims)
+        return math.prod(kernel), _sum_pool(context, kernel, kernel, (0,) * dims)
     if isinstance(module, AVERAGE_POOLS) and not module.ceil_mode:
         windows: tuple[Any, ...] = (module.kernel_size, module.stride, module.padding)
         kernel, stride, padding = ((v,) * dims if isinstance(v, int) else tuple(v) for v in windows)
         if module.count_include_pad or not any(padding):
             count = getattr(module, "divisor_override", None) or math.prod(kernel)
-            return count, _sum_pool(call, kernel, stride, padding)
-    raise refused(call, "averages windows of unequal sizes, or weighs their values.", "Use windows of one size.")
+            return count, _sum_pool(context, kernel, stride, padding)
+    raise refused(context, "averages windows of unequal sizes, or weighs their values.", "Use windows of one size.")
 
 
-def _sum_pool(call: Call, kernel: Any, stride: Any, padding: Any) -> nn.Module:
+def _sum_pool(context: NodeContext, kernel: Any, stride: Any, padding: Any) -> nn.Module:
     """Return a pool that adds up its windows; torch has none in one dimension, where weights of 1 do it."""
     if len(kernel) > 1:
         pool: Any = AVERAGE_POOLS[len(kernel) - 1]
         return pool(kernel, stride, padding, divisor_override=1)
-    channels = call.shapes[0][1]
+    channels = context.shapes[0][1]
     pool = nn.Conv1d(channels, channels, kernel, stride, padding, groups=channels, bias=False)
     pool.weight = nn.Parameter(torch.ones_like(pool.weight), requires_grad=False)
     pool.register_buffer("weight_exponent", pool.weight.new_zeros(channels))

@@ -14,13 +14,9 @@ from conversion_ext.network.site import SpikingSite
 from conversion_ext.network.time import ExpandTime
 from conversion_ext.nn.channel_scale import ChannelScale
 from conversion_ext.nn.differential import Differential
-from conversion_ext.nn.magnitude import SpikingMagnitude
-from conversion_ext.nn.max_pool import SpikingMaxPool
 from conversion_ext.nn.softmax import SpikingSoftmax
 from conversion_ext.operators.arithmetic import Multiple
-from conversion_ext.operators.base import Call, Elementwise, Operator, Units, ones, register_operator
-from conversion_ext.operators.magnitude import Magnitude
-from conversion_ext.operators.max_pool import Pool
+from conversion_ext.operators.base import Elementwise, NodeContext, Operator, Units, ones, register_operator
 from conversion_ext.types import Family
 
 __all__ = ["Spiking"]
@@ -34,26 +30,26 @@ class Spiking(Operator):
     def stateful(self) -> bool:
         return True
 
-    def unit_out(self, call: Call, units: Sequence[Units], demanded: Units) -> Tensor:
-        return _full(call.module.amplitude(len(call.out_shape)), call)
+    def output_unit(self, context: NodeContext, units: Sequence[Units], requested: Units) -> Tensor:
+        return _full(context.module.amplitude(len(context.out_shape)), context)
 
-    def required(self, call: Call, units: Sequence[Units], out: Any) -> list[Units]:
-        return self.demand(call, out)
+    def input_units(self, context: NodeContext, units: Sequence[Units], output: Any) -> list[Units]:
+        return self.requested_units(context, output)
 
-    def demand(self, call: Call, demanded: Any) -> list[Units]:
-        return [_full(call.module.view(len(call.out_shape)), call)]
+    def requested_units(self, context: NodeContext, requested: Any) -> list[Units]:
+        return [_full(context.module.view(len(context.out_shape)), context)]
 
-    def fold(self, call: Call, units: Sequence[Units], out: Any) -> nn.Module:
-        site = deepcopy(call.module)
+    def fold(self, context: NodeContext, units: Sequence[Units], output: Any) -> nn.Module:
+        site = deepcopy(context.module)
         site.scaled = False
         return site
 
-    def family_out(self, call: Call, families: Sequence[Family]) -> Family:
-        return call.module.spec.family
+    def family_out(self, context: NodeContext, families: Sequence[Family]) -> Family:
+        return context.module.spec.family
 
 
-def _full(unit: Tensor, call: Call) -> Tensor:
-    return unit.double().reshape(tuple(unit.shape) or (1,) * len(call.out_shape))
+def _full(unit: Tensor, context: NodeContext) -> Tensor:
+    return unit.double().reshape(tuple(unit.shape) or (1,) * len(context.out_shape))
 
 
 @dataclass(frozen=True)
@@ -64,35 +60,23 @@ class Graded(Operator):
     def stateful(self) -> bool:
         return True
 
-    def unit_out(self, call: Call, units: Sequence[Units], demanded: Units) -> Tensor:
-        return ones(call.out_shape)
+    def output_unit(self, context: NodeContext, units: Sequence[Units], requested: Units) -> Tensor:
+        return ones(context.out_shape)
 
-    def required(self, call: Call, units: Sequence[Units], out: Any) -> list[Units]:
-        return [ones(shape) for shape in call.shapes]
+    def input_units(self, context: NodeContext, units: Sequence[Units], output: Any) -> list[Units]:
+        return [ones(shape) for shape in context.shapes]
 
-    def demand(self, call: Call, demanded: Any) -> list[Units]:
-        return self.required(call, [], None)
+    def requested_units(self, context: NodeContext, requested: Any) -> list[Units]:
+        return self.input_units(context, [], None)
 
-    def family_out(self, call: Call, families: Sequence[Family]) -> Family:
-        return call.module.family_out(*families)
+    def family_out(self, context: NodeContext, families: Sequence[Family]) -> Family:
+        return context.module.family_out(*families)
 
 
 @register_operator(SpikingSite)
 def spiking_site(node: Node, module: nn.Module | None) -> Operator:
     """A spiking site."""
     return Spiking()
-
-
-@register_operator(SpikingMaxPool)
-def spiking_max_pool(node: Node, module: nn.Module | None) -> Operator:
-    """A spiking max-pool."""
-    return Pool()
-
-
-@register_operator(SpikingMagnitude)
-def spiking_magnitude(node: Node, module: nn.Module | None) -> Operator:
-    """A spiking magnitude."""
-    return Magnitude()
 
 
 @register_operator(Differential, SpikingSoftmax)

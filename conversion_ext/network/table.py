@@ -15,7 +15,7 @@ from conversion_ext.network.record import Record, Widths
 from conversion_ext.network.site import SpikingSite
 from conversion_ext.nn.channel_scale import ChannelScale
 from conversion_ext.operators.arithmetic import Sum
-from conversion_ext.operators.base import Call, Operator, operator_of
+from conversion_ext.operators.base import NodeContext, Operator, operator_of
 from conversion_ext.operators.movement import mixed
 from conversion_ext.operators.synapse import Synapse
 from conversion_ext.types import Family
@@ -119,8 +119,8 @@ class Conversion:
                 input_family = self.recipe.encoder.family if node.op == "placeholder" else Family.ANALOG
                 families[node] = input_family
                 continue
-            call = Call(self._body, node, inputs, [], None, lambda _: None)
-            families[node] = operator.family_out(call, sees)
+            context = NodeContext(self._body, node, inputs, [], None)
+            families[node] = operator.family_out(context, sees)
             row = self._row(node, operator, mixed(sees), families[node])
             if row is not None:
                 rows.append(row)

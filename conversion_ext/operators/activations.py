@@ -33,7 +33,7 @@ def hardtanh(node: Node, module: Any) -> Operator:
     """ReLU6 and other ReLUs clipped at b: an integrate-and-fire neuron whose threshold is at most b."""
     if module.min_val == 0 and module.max_val > 0:
         return Activation(SiteKind.RELU, cap=float(module.max_val))
-    return Activation(SiteKind.GRADED)
+    return Activation(SiteKind.GRADED, positive=module.min_val >= 0)
 
 
 @register_operator(Trained)
@@ -49,20 +49,23 @@ def leaky_relu(node: Node, module: nn.Module | None) -> Operator:
 
 
 @register_operator(
-    nn.Sigmoid, nn.Tanh, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid, nn.GELU, nn.ELU, nn.CELU, nn.SELU,
-    nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Softmax, nn.LogSoftmax, nn.Softmax2d, nn.LayerNorm, nn.GroupNorm,
-    nn.LocalResponseNorm, F.softmax, torch.softmax, "softmax", F.log_softmax, F.layer_norm, F.group_norm, F.normalize,
-    torch.sigmoid, "sigmoid", torch.tanh, "tanh", torch.clamp, "clamp", F.local_response_norm,
+    nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.Softmax2d, nn.Softplus, F.softmax, torch.softmax, "softmax",
+    torch.sigmoid, "sigmoid",
+)  # fmt: skip
+def positive(node: Node, module: nn.Module | None) -> Operator:
+    """Functions that are not positively homogeneous and never negative: the differential operator, graded."""
+    return Operator() if graph.info(node).is_constant else Activation(SiteKind.GRADED, positive=True)
+
+
+@register_operator(
+    nn.Tanh, nn.SiLU, nn.Mish, nn.Hardswish, nn.GELU, nn.ELU, nn.CELU, nn.SELU, nn.Softsign, nn.LogSigmoid,
+    nn.LogSoftmax, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.InstanceNorm1d, nn.InstanceNorm2d,
+    nn.InstanceNorm3d, F.log_softmax, F.layer_norm, F.group_norm, F.normalize, torch.tanh, "tanh", torch.clamp,
+    "clamp", F.local_response_norm,
 )  # fmt: skip
 def graded(node: Node, module: nn.Module | None) -> Operator:
     """Functions that are not positively homogeneous: the differential operator, whose output is graded."""
-    return Activation(SiteKind.GRADED)
-
-
-@register_operator(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
-def instance_norm(node: Node, module: nn.Module | None) -> Operator:
-    """Normalization of each sample by itself: a function of the mean input like any other."""
-    return Activation(SiteKind.GRADED)
+    return Operator() if graph.info(node).is_constant else Activation(SiteKind.GRADED)
 
 
 @register_operator(nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Transformer)

@@ -12,73 +12,104 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from conversion_ext import graph
-from conversion_ext.operators.base import Activation, Call, Operator, Units, compress, ones, register_operator
+from conversion_ext.errors import Problem
+from conversion_ext.operators.base import (
+    Activation,
+    NodeContext,
+    Operator,
+    Units,
+    compress,
+    ones,
+    register_operator,
+)
+from conversion_ext.operators.bounds import Interval
 from conversion_ext.operators.sites import SiteKind
-from conversion_ext.types import Family
 
 __all__ = ["Multiple", "Offset", "Sum"]
 
 
 @dataclass(frozen=True)
 class Sum(Operator):
-    """A sum or difference of tensors: all operands take the output's unit."""
+    """A sum or difference of tensors: all operands take the output's unit, also those that are broadcast to it."""
 
     subtracts: bool = False
 
-    def keeps_sign(self, node: Node) -> bool:
-        return not self.subtracts
+    def never_negative(self, inputs: Sequence[bool]) -> bool:
+        return not self.subtracts and all(inputs)
 
-    def natural(self, call: Call, units: Sequence[Units]) -> Units:
+    def bounds(self, context: NodeContext, inputs: Sequence[Interval]) -> Interval | None:
+        if context.node.kwargs or self.subtracts:
+            return None
+        a, b = inputs[0], inputs[-1]  # the same where a tensor is added to itself
+        return Interval(a.low + b.low, a.high + b.high)
+
+    def free_unit(self, context: NodeContext, units: Sequence[Units]) -> Units:
         # An operand that can take any unit will follow one that cannot, so that one scale fewer remains.
-        return next((u for u, s in zip(units, call.shapes, strict=True) if u is not None and s == call.out_shape), None)
+        pairs = zip(units, context.shapes, strict=True)
+        return next((unit for unit, shape in pairs if unit is not None and shape == context.out_shape), None)
 
-    def unit_out(self, call: Call, units: Sequence[Units], demanded: Units) -> Tensor:
-        return ones(call.out_shape) if demanded is None else compress(torch.nan_to_num(demanded, nan=1.0))
+    def output_unit(self, context: NodeContext, units: Sequence[Units], requested: Units) -> Tensor:
+        return ones(context.out_shape) if requested is None else compress(torch.nan_to_num(requested, nan=1.0))
 
-    def required(self, call: Call, units: Sequence[Units], out: Any) -> list[Units]:
-        return [_narrow(out, shape) for shape in call.shapes]
+    def input_units(self, context: NodeContext, units: Sequence[Units], output: Any) -> list[Units]:
+        return [_aligned(output, shape) for shape in context.shapes]
 
-    def demand(self, call: Call, demanded: Any) -> list[Units]:
-        return [None if demanded is None else _narrow(demanded, shape) for shape in call.shapes]
+    def requested_units(self, context: NodeContext, requested: Any) -> list[Units]:
+        return [None if requested is None else _narrow(requested, shape) for shape in context.shapes]
 
 
 @dataclass(frozen=True)
 class Multiple(Operator):
-    """A product with a constant: linear, element by element."""
+    """A product with a constant: linear, element by element. ``positive``: the constant is known not to be negative."""
 
-    def unit_out(self, call: Call, units: Sequence[Units], demanded: Units) -> Units:
+    positive: bool = False
+
+    def never_negative(self, inputs: Sequence[bool]) -> bool:
+        return self.positive and all(inputs)
+
+    def output_unit(self, context: NodeContext, units: Sequence[Units], requested: Units) -> Units:
         unit = units[0]
-        return unit if unit is None or unit.dim() == len(call.out_shape) else ones(call.out_shape)
+        return unit if unit is None or unit.dim() == len(context.out_shape) else ones(context.out_shape)
 
-    def required(self, call: Call, units: Sequence[Units], out: Any) -> list[Units]:
+    def input_units(self, context: NodeContext, units: Sequence[Units], output: Any) -> list[Units]:
         unit = units[0]
-        return [unit if unit is None or unit.dim() == len(call.out_shape) else ones(call.shapes[0])] + [None] * (
-            len(units) - 1
-        )
+        return [unit if unit is None or unit.dim() == len(context.out_shape) else ones(context.shapes[0])]
 
-    def demand(self, call: Call, demanded: Any) -> list[Units]:
-        first = None if demanded is None or demanded.dim() != len(call.shapes[0]) else _narrow(demanded, call.shapes[0])
-        return [first] + [None] * (len(call.inputs) - 1)
+    def requested_units(self, context: NodeContext, requested: Any) -> list[Units]:
+        if requested is None or requested.dim() != len(context.shapes[0]):
+            return [None]
+        return [_narrow(requested, context.shapes[0])]
 
 
 @dataclass(frozen=True)
 class Offset(Operator):
-    """A sum with a constant: affine, so the mean over time is right, and the unit is 1."""
+    """A sum with a constant, or another affine map: the mean over time is right, and the unit is 1.
 
-    def unit_out(self, call: Call, units: Sequence[Units], demanded: Units) -> Tensor:
-        return ones(call.out_shape)
+    ``positive``: constants are known not to be negative, and nothing is subtracted.
+    """
 
-    def required(self, call: Call, units: Sequence[Units], out: Any) -> list[Units]:
-        return [ones(shape) for shape in call.shapes]
+    positive: bool = False
 
-    def family_out(self, call: Call, families: Sequence[Family]) -> Family:
-        return Family.ANALOG
+    def never_negative(self, inputs: Sequence[bool]) -> bool:
+        return self.positive and all(inputs)
+
+    def output_unit(self, context: NodeContext, units: Sequence[Units], requested: Units) -> Tensor:
+        return ones(context.out_shape)
+
+    def input_units(self, context: NodeContext, units: Sequence[Units], output: Any) -> list[Units]:
+        return [ones(shape) for shape in context.shapes]
+
+
+def _aligned(unit: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return the unit that an operand of this shape must have: one that is broadcast gets all of the output's."""
+    while unit.dim() > len(shape):
+        unit = unit[0]
+    return unit
 
 
 def _narrow(unit: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return the unit of an operand that is broadcast to the output of a sum."""
-    while unit.dim() > len(shape):
-        unit = unit[0]
+    """Return what to request of an operand of this shape: one number for all to which it is broadcast."""
+    unit = _aligned(unit, shape)
     for dim, size in enumerate(shape):
         if size == 1:
             unit = unit.narrow(dim, 0, 1)
@@ -88,11 +119,16 @@ def _narrow(unit: Tensor, shape: Sequence[int]) -> Tensor:
 def _operands(node: Node) -> tuple[list[Any], list[Any]]:
     """Split the operands into those that come from data and the constants (numbers, parameters)."""
     operands = list(node.args[:2]) + [v for k, v in node.kwargs.items() if k in ("input", "other")]
-    data = [o for o in operands if isinstance(o, Node) and graph.info(o).is_data]
+    data = [o for o in operands if isinstance(o, Node) and graph.may_hold_data(o)]
     return data, [o for o in operands if not any(o is d for d in data)]
 
 
-SUBTRACTIONS = (torch.sub, operator.sub, operator.isub, "sub", "sub_")
+def _not_negative(constants: Sequence[Any]) -> bool:
+    """Return whether no number among constants is negative; the values of tensors are looked at elsewhere."""
+    return all(isinstance(each, Node) or each >= 0 for each in constants)
+
+
+SUBTRACTIONS = (torch.sub, torch.subtract, operator.sub, operator.isub, "sub", "sub_", "subtract")
 
 
 @register_operator(torch.add, operator.add, operator.iadd, "add", "add_", *SUBTRACTIONS)
@@ -102,34 +138,69 @@ def add(node: Node, module: nn.Module | None) -> Operator:
     if not data:
         return Operator()
     alpha = node.kwargs.get("alpha", 1)
-    negative = node.target in SUBTRACTIONS or not (isinstance(alpha, (int, float)) and alpha >= 0)
-    return Offset() if constants else Sum(subtracts=negative)
+    subtracts = node.target in SUBTRACTIONS or not (isinstance(alpha, (int, float)) and alpha >= 0)
+    return Offset(not subtracts and _not_negative(constants)) if constants else Sum(subtracts)
 
 
-@register_operator(torch.mul, torch.multiply, operator.mul, operator.imul, "mul", "mul_", torch.div, operator.truediv,
-                   operator.itruediv, "div", "div_")  # fmt: skip
-def multiply(node: Node, module: nn.Module | None) -> Operator:
+DIVISIONS = (torch.div, torch.divide, torch.true_divide, operator.truediv, operator.itruediv, "div", "div_", "divide")
+
+
+@register_operator(torch.mul, torch.multiply, operator.mul, operator.imul, "mul", "mul_", "multiply", *DIVISIONS)
+def multiply(node: Node, module: nn.Module | None) -> Operator | Problem:
     """Product or quotient: a multiple where one factor is constant, otherwise a differential operator."""
     data, constants = _operands(node)
     if not data:
         return Operator()
-    divides = node.target in (torch.div, operator.truediv, operator.itruediv, "div", "div_")
+    if node.kwargs.get("rounding_mode") is not None:
+        return rounding(node, module)
+    divides = node.target in DIVISIONS
     if constants and not (divides and node.args[0] is not data[0]):
-        return Multiple()
-    return Activation(SiteKind.GRADED)
+        return Multiple(_not_negative(constants))
+    return Activation(SiteKind.GRADED, keeps_sign=_not_negative(constants))
 
 
-@register_operator(torch.neg, operator.neg, "neg")
+@register_operator(torch.neg, torch.negative, operator.neg, "neg")
 def negate(node: Node, module: nn.Module | None) -> Operator:
     """Negation."""
-    return Multiple() if any(graph.info(source).is_data for source in node.all_input_nodes) else Operator()
+    return Multiple() if any(graph.may_hold_data(source) for source in node.all_input_nodes) else Operator()
 
 
 @register_operator(
-    torch.matmul, operator.matmul, "matmul", torch.bmm, torch.einsum, torch.pow, operator.pow, "pow", torch.sqrt,
-    torch.exp, torch.log, "sqrt", "exp", "log", "square", torch.square, torch.maximum, torch.minimum,
-    torch.sign, "sign",
+    operator.floordiv, operator.ifloordiv, operator.mod, torch.floor_divide, "floor_divide", torch.remainder,
+    "remainder", torch.fmod, "fmod", torch.floor, "floor", torch.ceil, "ceil", torch.round, "round", torch.trunc,
+    "trunc", torch.frac, "frac",
+)  # fmt: skip
+def rounding(node: Node, module: nn.Module | None) -> Operator | Problem:
+    """Rounding and integer division: of sizes they are numbers, of data no function that a rate comes close to."""
+    if not any(graph.may_hold_data(source) for source in node.all_input_nodes):
+        return Operator()
+    return Problem(
+        graph.key_of(node),
+        "it rounds values, and beside a step no number of time steps is enough for a rate to be on the right side.",
+        "For a quantized ReLU put conversion_ext.nn.QCFS in its place, or keep the module around it whole with skip=.",
+        graph.describe(node),
+    )
+
+
+@register_operator(
+    torch.bmm, torch.pow, operator.pow, "pow", torch.sqrt, torch.exp, torch.log, "sqrt", "exp", "log", "square",
+    torch.square, torch.maximum, torch.minimum, torch.sign, "sign",
 )  # fmt: skip
 def nonlinear(node: Node, module: nn.Module | None) -> Operator:
     """Functions that are not homogeneous, or not of one tensor; of sizes alone they are numbers."""
     return Operator() if graph.info(node).is_constant else Activation(SiteKind.GRADED)
+
+
+@register_operator(torch.matmul, operator.matmul, "matmul", torch.mm, "mm", torch.einsum, torch.tensordot)
+def product(node: Node, module: nn.Module | None) -> Operator:
+    """Products of matrices: with constants they are linear, of several tensors a differential operator."""
+    if graph.info(node).is_constant:
+        return Operator()
+    data = [source for source in node.all_input_nodes if graph.may_hold_data(source)]
+    return Activation(SiteKind.GRADED) if len(data) > 1 or _squares(node) else Offset()
+
+
+def _squares(node: Node) -> bool:
+    """Return whether the same tensor goes into a product more than once."""
+    operands = [part for arg in node.args for part in (arg if isinstance(arg, (list, tuple)) else (arg,))]
+    return sum(isinstance(part, Node) and graph.may_hold_data(part) for part in operands) > 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,9 @@ from torch import nn
 from torch.fx import Node
 
 from conversion_ext import graph
-from conversion_ext.operators.base import Elementwise, Operator, register_operator
+from conversion_ext.nn.magnitude import SpikingMagnitude
+from conversion_ext.operators.base import Choices, Elementwise, NodeContext, Operator, register_operator
+from conversion_ext.operators.bounds import Interval
 
 __all__ = ["Magnitude"]
 
@@ -23,11 +26,19 @@ class Magnitude(Elementwise):
     def stateful(self) -> bool:
         return True
 
-    def keeps_sign(self, node: Node) -> bool:
+    def never_negative(self, inputs: Sequence[bool]) -> bool:
         return True
 
+    def bounds(self, context: NodeContext, inputs: Sequence[Interval]) -> Interval | None:
+        (x,) = inputs
+        least = torch.where((x.low < 0) & (x.high > 0), 0.0, torch.minimum(x.low.abs(), x.high.abs()))
+        return Interval(least, torch.maximum(x.low.abs(), x.high.abs()))
 
-@register_operator(torch.abs, operator.abs, "abs")
+    def spiking_form(self, module: nn.Module | None, choices: Choices) -> SpikingMagnitude:
+        return SpikingMagnitude()
+
+
+@register_operator(torch.abs, operator.abs, "abs", SpikingMagnitude)
 def magnitude(node: Node, module: nn.Module | None) -> Operator:
     """Magnitude; that of a size is a number."""
     return Operator() if graph.info(node).is_constant else Magnitude()

@@ -11,27 +11,40 @@ from torch.nn import functional as F
 
 from conversion_ext import graph
 from conversion_ext.errors import Problem
-from conversion_ext.graph.layers import MAX_POOLS
-from conversion_ext.operators.base import Call, Operator, register_operator
-from conversion_ext.operators.per_channel import PerChannelMap
+from conversion_ext.graph.layers import MAX_POOLS, spatial_dims
+from conversion_ext.nn.max_pool import SpikingMaxPool
+from conversion_ext.operators.base import Choices, NodeContext, Operator, register_operator
+from conversion_ext.operators.linear_map import LinearMap, last_dims
 from conversion_ext.types import Family
 
 __all__ = ["Pool"]
 
+COUNTING = ("count", "average", "instant")  # methods that add up, compare and subtract
+
 
 @dataclass(frozen=True)
-class Pool(PerChannelMap):
-    """A spiking max-pool: it passes the channel's unit on and sees the time axis."""
+class Pool(LinearMap):
+    """A spiking max-pool: it passes units on as a mean does, and sees the time axis."""
 
     @property
     def stateful(self) -> bool:
         return True
 
-    def family_out(self, call: Call, families: Sequence[Family]) -> Family:
+    def family_out(self, context: NodeContext, families: Sequence[Family]) -> Family:
         return families[0]  # the largest count moves by no more than the counts do
 
+    def spiking_form(self, module: nn.Module | None, choices: Choices) -> SpikingMaxPool:
+        assert module is not None
+        return SpikingMaxPool.from_module(module, method=choices.max_pool)
 
-@register_operator(*MAX_POOLS)
+    def not_integer(self, context: NodeContext) -> tuple[str, str] | None:
+        method = context.module.method
+        if method in COUNTING:
+            return None
+        return f"weighs spikes by {method!r}, no integers.", 'Use max_pool="count".'
+
+
+@register_operator(*MAX_POOLS, SpikingMaxPool)
 def max_pool(node: Node, module: nn.Module | None) -> Operator | Problem:
     """Max-pooling of every geometry."""
     if getattr(module, "return_indices", False):
@@ -41,7 +54,7 @@ def max_pool(node: Node, module: nn.Module | None) -> Operator | Problem:
             "Use a network without max-unpooling.",
             graph.describe(node),
         )
-    return Pool()
+    return Pool(last_dims(node, spatial_dims(module)))
 
 
 @register_operator(F.max_pool1d, F.max_pool2d, F.max_pool3d)

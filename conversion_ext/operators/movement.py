@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from conversion_ext import graph
-from conversion_ext.operators.base import Call, Operator, Units, compress, ones, register_operator
+from conversion_ext.operators.base import NodeContext, Operator, Units, compress, ones, register_operator
+from conversion_ext.operators.bounds import Interval
 from conversion_ext.types import Family
 
 __all__ = ["Movement", "mixed"]
@@ -20,33 +21,45 @@ __all__ = ["Movement", "mixed"]
 
 @dataclass(frozen=True)
 class Movement(Operator):
-    """Every output element is a copy of one input element; which one is found by moving indices."""
+    """Every output element is a copy of one input element, or zero; which one is found by moving indices."""
 
-    def unit_out(self, call: Call, units: Sequence[Units], demanded: Units) -> Any:
-        table = torch.cat([_spread(u, s) for u, s in zip(units, call.shapes, strict=True)])
-        return _map(lambda index: compress(table[index]), _indices(call))
+    def output_unit(self, context: NodeContext, units: Sequence[Units], requested: Units) -> Any:
+        return self.moved(context, [ones(s) if u is None else u for u, s in zip(units, context.shapes, strict=True)])
 
-    def required(self, call: Call, units: Sequence[Units], out: Any) -> list[Units]:
+    def input_units(self, context: NodeContext, units: Sequence[Units], output: Any) -> list[Units]:
         return list(units)
 
-    def demand(self, call: Call, demanded: Any) -> list[Units]:
-        if demanded is None:
-            return [None] * len(call.inputs)
-        sizes = [shape.numel() for shape in call.shapes]
-        table = torch.full((sum(sizes),), torch.nan, dtype=torch.float64)
-        indices = _indices(call)
-        pairs = zip(indices, demanded, strict=True) if isinstance(indices, tuple) else [(indices, demanded)]
+    def requested_units(self, context: NodeContext, requested: Any) -> list[Units]:
+        if requested is None:
+            return [None] * len(context.inputs)
+        sizes = [shape.numel() for shape in context.shapes]
+        table = torch.full((1 + sum(sizes),), torch.nan, dtype=torch.float64)
+        indices = _indices(context)
+        pairs = zip(indices, requested, strict=True) if isinstance(indices, tuple) else [(indices, requested)]
         for index, wish in pairs:
             if wish is not None:
                 table[index.reshape(-1)] = wish.expand(index.shape).reshape(-1)
-        parts = table.split(sizes)
-        return [compress(part.reshape(shape)) for part, shape in zip(parts, call.shapes, strict=True)]
+        parts = table[1:].split(sizes)
+        return [compress(part.reshape(shape)) for part, shape in zip(parts, context.shapes, strict=True)]
 
-    def keeps_sign(self, node: Node) -> bool:
-        return True
+    def never_negative(self, inputs: Sequence[bool]) -> bool:
+        return all(inputs)
 
-    def family_out(self, call: Call, families: Sequence[Family]) -> Family:
+    def bounds(self, context: NodeContext, inputs: Sequence[Interval]) -> Any:
+        low, high = (self.moved(context, [getattr(x, end) for x in inputs], 0.0) for end in ("low", "high"))
+        return tuple(map(Interval, low, high)) if isinstance(low, tuple) else Interval(low, high)
+
+    def family_out(self, context: NodeContext, families: Sequence[Family]) -> Family:
         return mixed(families)
+
+    def moved(self, context: NodeContext, values: Sequence[Tensor], zero: float = torch.nan, fill: float = 1.0) -> Any:
+        """Return what ``values`` of the inputs become, in as few dimensions as they need.
+
+        ``zero`` is the value of zeros, nan for any; what holds nothing but zeros of any value gets ``fill``.
+        """
+        flat = [value.expand(shape).reshape(-1) for value, shape in zip(values, context.shapes, strict=True)]
+        table = torch.cat([flat[0].new_full((1,), zero), *flat])
+        return _map(lambda index: _settle(table[index], fill), _indices(context))
 
 
 def mixed(families: Sequence[Family]) -> Family:
@@ -55,17 +68,25 @@ def mixed(families: Sequence[Family]) -> Family:
     return max(families, key=order.index)
 
 
-def _indices(call: Call) -> Any:
-    """Return, shaped as the output, the position of each output element among all input elements."""
-    start, indices = 0, []
-    for shape in call.shapes:
-        indices.append(torch.arange(start, start + shape.numel()).reshape(shape))
+def _indices(context: NodeContext) -> Any:
+    """Return, shaped as the output, the position from 1 of each output element among all input elements; 0 for zero."""
+    start, indices = 1, []
+    for shape in context.shapes:
+        # In float64, since torch moves integers in fewer ways.
+        indices.append(torch.arange(start, start + shape.numel(), dtype=torch.float64).reshape(shape))
         start += shape.numel()
-    return call.replay(indices)
+    return _map(lambda index: index.long(), context.rerun(indices))
 
 
-def _spread(unit: Tensor | None, shape: torch.Size) -> Tensor:
-    return (ones(shape) if unit is None else unit).expand(shape).reshape(-1)
+def _settle(unit: Tensor, fill: float) -> Tensor:
+    """Return a unit in as few dimensions as it needs; nan stands for zeros, which fit any unit."""
+    for dim in range(unit.dim()):
+        low, high = (
+            extreme(unit.nan_to_num(end), dim) for extreme, end in ((torch.amin, torch.inf), (torch.amax, 0.0))
+        )
+        if bool((low >= high).all()):
+            unit = torch.where(low == torch.inf, torch.nan, low).unsqueeze(dim)
+    return torch.nan_to_num(unit, nan=fill)
 
 
 def _map(function: Any, value: Any) -> Any:
@@ -81,7 +102,7 @@ def _map(function: Any, value: Any) -> Any:
 )  # fmt: skip
 def movement(node: Node, module: nn.Module | None) -> Operator:
     """Views, transpositions, splits, concatenations and copies."""
-    return Movement()
+    return Operator() if graph.info(node).is_constant else Movement()
 
 
 @dataclass(frozen=True)
@@ -90,20 +111,24 @@ class Element(Operator):
 
     index: int = 0
 
-    def unit_out(self, call: Call, units: Sequence[Units], demanded: Units) -> Any:
+    def output_unit(self, context: NodeContext, units: Sequence[Units], requested: Units) -> Any:
         unit: Any = units[0]
         return unit[self.index] if isinstance(unit, tuple) else unit
 
-    def required(self, call: Call, units: Sequence[Units], out: Any) -> list[Units]:
+    def input_units(self, context: NodeContext, units: Sequence[Units], output: Any) -> list[Units]:
         return list(units)
 
-    def demand(self, call: Call, demanded: Any) -> list[Any]:
-        return [tuple(demanded if i == self.index else None for i in range(len(call.shapes[0])))]
+    def requested_units(self, context: NodeContext, requested: Any) -> list[Any]:
+        index = self.index % len(context.shapes[0])
+        return [tuple(requested if i == index else None for i in range(len(context.shapes[0])))]
 
-    def keeps_sign(self, node: Node) -> bool:
-        return True
+    def never_negative(self, inputs: Sequence[bool]) -> bool:
+        return all(inputs)
 
-    def family_out(self, call: Call, families: Sequence[Family]) -> Family:
+    def bounds(self, context: NodeContext, inputs: Sequence[Any]) -> Any:
+        return inputs[0][self.index] if isinstance(inputs[0], tuple) else inputs[0]
+
+    def family_out(self, context: NodeContext, families: Sequence[Family]) -> Family:
         return families[0]
 
 

@@ -1,4 +1,4 @@
-"""Weight layers: they take the unit their consumer demands and absorb it, ``W * unit_in / unit_out``."""
+"""Weight layers: they take the unit that their consumer requests and absorb it, ``W * unit_in / unit_out``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from torch.fx import Node
 from conversion_ext import graph
 from conversion_ext.errors import Problem
 from conversion_ext.graph import layers
-from conversion_ext.operators.base import Call, Operator, Units, ones, register_operator
+from conversion_ext.operators.base import NodeContext, Operator, Units, first, ones, register_operator
+from conversion_ext.operators.bounds import Interval, product
 
 __all__ = ["Synapse"]
 
@@ -25,23 +26,23 @@ class Synapse(Operator):
 
     dim: int = 1
 
-    def unit_out(self, call: Call, units: Sequence[Units], demanded: Units) -> Tensor:
-        if demanded is None:
-            return ones(call.out_shape)
-        return torch.nan_to_num(along(demanded, self.dim, first_number=True), nan=1.0)
+    def output_unit(self, context: NodeContext, units: Sequence[Units], requested: Units) -> Tensor:
+        if requested is None:
+            return ones(context.out_shape)
+        return torch.nan_to_num(self._along(requested), nan=1.0)
 
-    def natural(self, call: Call, units: Sequence[Units]) -> None:
+    def free_unit(self, context: NodeContext, units: Sequence[Units]) -> None:
         return None
 
-    def required(self, call: Call, units: Sequence[Units], out: Any) -> list[Units]:
-        return [None if unit is None else along(unit, self.dim) for unit in units]
+    def input_units(self, context: NodeContext, units: Sequence[Units], output: Any) -> list[Units]:
+        return [None if unit is None else self._along(unit) for unit in units]
 
-    def fold(self, call: Call, units: Sequence[Units], out: Any) -> nn.Module | None:
-        unit_in = _vector(units[0], self.dim, call.shapes[0])
-        unit_out = _vector(out, self.dim, call.out_shape)
+    def fold(self, context: NodeContext, units: Sequence[Units], output: Any) -> nn.Module | None:
+        unit_in = self._vector(units[0], context.shapes[0])
+        unit_out = self._vector(output, context.out_shape)
         if bool((unit_in == 1).all()) and bool((unit_out == 1).all()):
             return None
-        module = copy.deepcopy(call.module)
+        module = copy.deepcopy(context.module)
         if isinstance(module, layers.BATCH_NORMS):
             return _scaled_batch_norm(module, unit_in, unit_out)
         weight = module.weight.detach().double()
@@ -52,30 +53,32 @@ class Synapse(Operator):
             module.bias = layers.like(module.bias.detach().double() / unit_out, module.bias)
         return module
 
+    def bounds(self, context: NodeContext, inputs: Sequence[Interval]) -> Interval | None:
+        module = context.module
+        if isinstance(module, layers.TRANSPOSED):
+            return None
+        x = inputs[0].along(self.dim)
+        if isinstance(module, layers.BATCH_NORMS):
+            gain, bias = layers.affine_of(module)
+            weight, groups = gain[:, None, None], len(gain)
+        elif isinstance(module, nn.Linear):
+            weight, bias, groups = module.weight[:, :, None], module.bias, 1
+        else:
+            weight, bias, groups = module.weight.flatten(2), module.bias, module.groups
+            x = x.with_zero() if layers.pads_zeros(module) else x
+        low, high = (self._vector(value, context.shapes[0]) for value in (x.low, x.high))
+        shape = [1] * len(context.out_shape)
+        shape[self.dim] = -1
+        return Interval(*(value.reshape(shape) for value in product(weight, bias, groups, low, high)))
 
-def along(unit: Tensor, dim: int, first_number: bool = False) -> Tensor:
-    """Return ``unit`` kept along ``dim`` only: the first entry of every other dimension.
+    def _along(self, unit: Tensor) -> Tensor:
+        """Return ``unit`` kept along the features only: the first number of every other dimension."""
+        return first(unit, [d for d in range(unit.dim()) if d != self.dim % unit.dim()])
 
-    With ``first_number`` the first entry that is a number, since a demand may name only a part of them.
-    """
-    dim %= unit.dim()
-    if first_number:
-        flat = unit.movedim(dim, 0).reshape(unit.shape[dim], -1)
-        index = (~flat.isnan()).to(torch.uint8).argmax(dim=1, keepdim=True)
-        shape = [1] * unit.dim()
-        shape[dim] = unit.shape[dim]
-        return flat.gather(1, index).reshape(shape)
-    for other in range(unit.dim()):
-        if other != dim:
-            unit = unit.narrow(other, 0, 1)
-    return unit
-
-
-def _vector(unit: Tensor | None, dim: int, shape: Sequence[int]) -> Tensor:
-    """Return a per-channel unit as a vector with one entry per channel."""
-    dim %= len(shape)
-    assert unit is not None
-    return unit.movedim(dim, -1).reshape(-1).expand(shape[dim]).double()
+    def _vector(self, unit: Tensor | None, shape: Sequence[int]) -> Tensor:
+        """Return a unit as a vector with one entry per feature."""
+        assert unit is not None
+        return unit.movedim(self.dim, -1).reshape(-1).expand(shape[self.dim]).double()
 
 
 def _scaled_batch_norm(module: Any, unit_in: Tensor, unit_out: Tensor) -> nn.Module:

@@ -19,6 +19,7 @@ from torch.fx import GraphModule, symbolic_trace
 from conversion_ext import normalizers as package
 from conversion_ext.calibration.statistics import ActivationStats
 from conversion_ext.errors import CalibrationError, UnsupportedError
+from conversion_ext.graph.shapes import propagate
 from conversion_ext.normalizers import (
     DataBased,
     Maximum,
@@ -38,6 +39,13 @@ SITES = [Site("conv.relu", "1"), Site("linear.relu", "5")]
 T = 16
 
 
+def traced(network: nn.Module, *shape: int) -> GraphModule:
+    """Return the graph of a network whose shapes are known, for samples of this shape."""
+    model = symbolic_trace(network)
+    propagate(model, (torch.rand(1, *shape),))
+    return model
+
+
 def network(gain: float = 1.0) -> GraphModule:
     """A chain without biases, so that ``gain`` on its first weights scales every activation."""
     torch.manual_seed(1)
@@ -48,7 +56,7 @@ def network(gain: float = 1.0) -> GraphModule:
     with torch.no_grad():
         model[0].weight.mul_(gain)  # type: ignore[operator]
         model[4].weight.add_(0.05)  # type: ignore[operator]
-    return symbolic_trace(model)
+    return traced(model, 2, 6, 6)
 
 
 Seen = Mapping[str, tuple[Tensor, Tensor]]
@@ -295,7 +303,7 @@ def test_chain_is_normalized_as_by_diehl() -> None:
 
 
 def test_worst_case_of_the_first_layer_is_reached_bias_included() -> None:
-    model = symbolic_trace(nn.Sequential(nn.Linear(7, 5), nn.ReLU()))
+    model = traced(nn.Sequential(nn.Linear(7, 5), nn.ReLU()), 7)
     layer = model.get_submodule("0")
     with torch.no_grad():
         layer.weight[:, 0] = 1  # type: ignore[index]
@@ -329,7 +337,7 @@ def test_no_input_exceeds_the_bounds_of_a_graph(granularity: Granularity, low: f
     block.norm.running_mean.normal_()  # type: ignore[union-attr]
     block.norm.running_var.uniform_(0.2, 2)  # type: ignore[union-attr]
     nn.init.normal_(block.norm.weight)
-    model = symbolic_trace(block)
+    model = traced(block, 2, 8, 8)
     sites = relus(model)
     assert len(sites) == 4
     thresholds = ModelBased(granularity=granularity, input_range=(low, 1.0)).thresholds(model, sites, {}, None)
@@ -346,7 +354,7 @@ def test_no_input_exceeds_the_bounds_of_a_graph(granularity: Granularity, low: f
 
 
 def test_a_clipped_activation_bounds_what_follows() -> None:
-    model = symbolic_trace(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4, bias=False), nn.ReLU()))
+    model = traced(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4, bias=False), nn.ReLU()), 4)
     with torch.no_grad():
         model.get_submodule("0").weight.fill_(10)  # type: ignore[operator]
         model.get_submodule("2").weight.fill_(1)  # type: ignore[operator]
@@ -361,7 +369,7 @@ def test_a_flattened_channel_keeps_its_own_bound() -> None:
         model[0].weight.copy_(torch.tensor([1.0, 100.0]).view(2, 1, 1))  # type: ignore[operator]
         model[3].weight.copy_(torch.tensor([[1.0, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1]]))  # type: ignore[operator]
         reached = model(torch.ones(1, 1, 3))[0].double()
-    torch.testing.assert_close(bounds(symbolic_trace(model), PerChannel())[1], reached, rtol=1e-6, atol=0)
+    torch.testing.assert_close(bounds(traced(model, 1, 3), PerChannel())[1], reached, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("padding", [1, "same"])
@@ -371,7 +379,7 @@ def test_zeros_of_a_padded_convolution_are_among_its_inputs(padding: int | str) 
         model[0].weight.fill_(-1)  # type: ignore[operator]
         model[0].bias.fill_(2.5)  # type: ignore[operator]
     largest = model(torch.ones(1, 1, 6)).max().item()
-    assert bounds(symbolic_trace(model), input_range=(0.9, 1.0))[0].item() >= largest > 0
+    assert bounds(traced(model, 1, 6), input_range=(0.9, 1.0))[0].item() >= largest > 0
 
 
 def test_zeros_of_padding_are_among_what_a_pool_sees() -> None:
@@ -381,26 +389,35 @@ def test_zeros_of_padding_are_among_what_a_pool_sees() -> None:
             model[index].weight.fill_(weight)  # type: ignore[operator]
             model[index].bias.fill_(bias)  # type: ignore[operator]
     largest = model(torch.rand(50, 1, 6)).max().item()
-    assert 0 < largest <= bounds(symbolic_trace(model))[0].item()
+    assert 0 < largest <= bounds(traced(model, 1, 6))[0].item()
 
 
-CANNOT: dict[str, Callable[[], nn.Module]] = {
-    "1": lambda: nn.Sequential(nn.Linear(4, 4), nn.Softmax(1), nn.ReLU()),
-    "2": lambda: nn.Sequential(nn.Conv1d(1, 2, 3), nn.Flatten(), nn.ReLU()),
-    "0": lambda: nn.Sequential(nn.ConvTranspose1d(1, 2, 3), nn.ReLU()),
+def test_features_behind_a_flatten_have_bounds_of_their_own() -> None:
+    model = nn.Sequential(nn.Conv1d(1, 2, 3), nn.Flatten(), nn.ReLU())
+    found = bounds(traced(model, 1, 4), PerChannel())[0]
+    reached = model(torch.randint(0, 2, (500, 1, 4)).float()).amax(0).double()
+    torch.testing.assert_close(found, reached.clamp_min(0), rtol=1e-6, atol=1e-7)
+
+
+CANNOT: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "1": (lambda: nn.Sequential(nn.Linear(4, 4), nn.Softmax(1), nn.ReLU()), (4,)),
+    "2": (lambda: nn.Sequential(nn.Conv1d(1, 2, 3), nn.ReLU(), nn.Tanh(), nn.ReLU()), (1, 4)),
+    "0": (lambda: nn.Sequential(nn.ConvTranspose1d(1, 2, 3), nn.ReLU()), (1, 4)),
 }
 
 
 @pytest.mark.parametrize("path", CANNOT)
 def test_what_has_no_bound_is_named_with_a_remedy(path: str) -> None:
+    network, shape = CANNOT[path]
+    model = traced(network(), *shape)
     with pytest.raises(UnsupportedError, match=rf"ModelBased cannot normalize: {path}: .*Percentile\(\)") as caught:
-        bounds(symbolic_trace(CANNOT[path]()), PerChannel())
+        bounds(model, PerChannel())
     assert caught.value.problems[0].path == path
 
 
 def test_a_bound_beyond_float32_or_no_number_is_refused() -> None:
     for value in (1e38, float("nan")):
-        model = symbolic_trace(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU()))
+        model = traced(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU()), 4)
         with torch.no_grad():
             model.get_submodule("2").weight.fill_(value)  # type: ignore[operator]
             model.get_submodule("0").weight.fill_(2)  # type: ignore[operator]
@@ -409,7 +426,7 @@ def test_a_bound_beyond_float32_or_no_number_is_refused() -> None:
 
 
 def test_only_what_leads_to_a_site_must_have_a_bound_and_only_relus_are_sites() -> None:
-    model = symbolic_trace(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2), nn.Softmax(1)))
+    model = traced(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2), nn.Softmax(1)), 4)
     assert len(bounds(model)) == 1
     with pytest.raises(UnsupportedError, match="signed site"):
         ModelBased().thresholds(model, [Site("1", "1", SiteKind.SIGNED)], {}, None)

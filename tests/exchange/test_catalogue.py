@@ -69,7 +69,7 @@ def test_functions(name: str) -> None:
 
 
 def test_names_of_operators_are_unambiguous() -> None:
-    assert len(operators.targets()) == len(operators.names()) > 100
+    assert len(operators.keys()) == len(operators.names()) > 100
 
 
 MODULES = [cls for cls in dict.fromkeys(catalogue.family(Memory)) if cls in catalogue.modules().values()]
