@@ -53,7 +53,7 @@ assert "toy" in cx.recipes.names(), cx.recipes.names()
 from toy_plugin import Swish
 ann = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), Swish(), nn.Linear(4, 2)).double()
 x = torch.randn(8, 3).double()
-snn = cx.convert(ann, x, recipe="toy", backend="reference", progress=False, leaf=(Swish,))
+snn = cx.convert(ann, x, recipe="toy", backend="reference", progress=False)
 assert (cx.simulate(snn, x, 4096, at=(4096,)).output - ann(x)).abs().max() < 5e-3
 print("plugged")
 """
@@ -66,6 +66,16 @@ def test_names_are_unique_and_unknown_ones_list_what_there_is():
         shapes.register("square", 5)
     with pytest.raises(cx.errors.UnknownNameError, match="no shape named 'circle'; there are: square"):
         shapes.get("circle")
+
+
+def test_several_names_of_any_kind_lead_to_one_value():
+    sides = Registry[int]("shape", show=lambda key: f"<{key}>")
+    sides.register(("square", 4.0), 4)
+    assert sides.names() == ["<square>", "<4.0>"]
+    assert sides.find(4.0) == sides.find("square") == 4
+    assert sides.find("circle") is None
+    with pytest.raises(ValueError, match=r"The shape '<4.0>' is registered already"):
+        sides.register(4.0, 5)
 
 
 def test_an_installed_package_registers_through_its_entry_point(tmp_path: Path):
