@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from conversion_ext.errors import Problem
-from conversion_ext.graph import describe, key_of, note
-from conversion_ext.graph.evaluation import Environment
+from conversion_ext.graph import describe, is_stock, key_of, meta_device, module_of, note
+from conversion_ext.graph.evaluation import Environment, call
+from conversion_ext.graph.layers import CONVOLUTIONS, TRANSPOSED
 
 __all__ = ["batch_problems", "mark_batch_sizes"]
 _TOLERANCE = 1e-2  # a batch of another size takes other kernels; in bfloat16 they differ by almost as much
@@ -25,34 +27,52 @@ class _RunError(Exception):
         self.problem = problem
 
 
-def _pairs(model: GraphModule, example: Any) -> Iterator[tuple[Node, Any, Any]]:
+def _pairs(model: GraphModule, example: Any, values: bool = True) -> Iterator[tuple[Node, Any, Any]]:
     """Run three samples, and the last two of them alone; iterate over (node, value of three, value of two).
 
     Every node of the second run gets the inputs that it has in the first one, cut, so that rounding errors do not
-    add up until they look like something else.
+    add up until they look like something else. Weight layers keep samples apart; they run once. Without ``values``
+    only shapes are computed.
     """
     inputs = example if isinstance(example, tuple) else (example,)
     three = [_samples(value, 3) if isinstance(value, Tensor) and value.dim() else value for value in inputs]
+    evaluate = call
+    if not values:
+        device = next((value.device for value in inputs if isinstance(value, Tensor)), torch.device("cpu"))
+        three = [meta_device.shell(value) if isinstance(value, Tensor) else value for value in three]
+        evaluate = partial(meta_device.compute, device=device)
     two = [value[1:] if isinstance(value, Tensor) and value.dim() else value for value in three]
     runs = Environment(model, three), Environment(model, two)
     dependent: set[Node] = set()
     for node in model.graph.nodes:
-        values = []
+        found: list[Any] = []
         for run, count in zip(runs, (3, 2), strict=True):
             try:
                 with torch.no_grad():
-                    values.append(run.compute(node))
+                    apart = len(found) == 1 and _keeps_apart(model, node, run)
+                    found.append(_cut(found[0], found[0][1:]) if apart else run.compute(node, evaluate))
             except Exception as error:
                 why = str(error).strip().partition("\n")[0].rstrip(".")
                 remedy = "Take the batch size from the tensor itself: x.view(x.size(0), ...)."
                 problem = Problem(key_of(node), f"fails on a batch of {count}: {why}.", remedy, describe(node))
                 raise _RunError(problem) from error
-        yield node, *values
+        yield node, *found
         if node.op == "placeholder" or dependent.intersection(node.all_input_nodes):
             dependent.add(node)
-            values[1] = _cut(values[0], values[1])
-        for run, value in zip(runs, values, strict=True):
+            found[1] = _cut(*found)
+        for run, value in zip(runs, found, strict=True):
             run.keep(node, value)
+
+
+def _keeps_apart(model: GraphModule, node: Node, run: Environment) -> bool:
+    """Return whether ``node`` calls a weight layer on a batch, which computes every sample by itself."""
+    module = module_of(model, node)
+    given = run.values.get(node.args[0]) if len(node.args) == 1 and isinstance(node.args[0], Node) else None
+    if not isinstance(given, Tensor) or given.dim() < 2 or len(given) != 2 or module is None or not is_stock(module):
+        return False
+    if isinstance(module, nn.Linear):
+        return True
+    return isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)) and given.dim() == 2 + len(module.kernel_size)
 
 
 def _cut(three: Any, two: Any) -> Any:
@@ -78,7 +98,7 @@ def _samples(value: Tensor, count: int) -> Tensor:
 def mark_batch_sizes(model: GraphModule, example: Any) -> None:
     """Set ``meta["batch"]``: whether dimension 0 of a tensor, or a number, is the batch size whatever that is."""
     try:
-        for node, three, two in _pairs(model, example):
+        for node, three, two in _pairs(model, example, values=False):
             note(node, batch=[_length(three), _length(two)] == [3, 2])
     except _RunError:
         return  # batch_problems tells

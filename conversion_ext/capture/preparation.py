@@ -13,8 +13,10 @@ from torch.fx import GraphModule, Node
 from conversion_ext import graph
 from conversion_ext.capture.demands import Demand
 from conversion_ext.capture.passes import batch_problems, run_passes
+from conversion_ext.capture.reference import rewriting_problem
 from conversion_ext.capture.relays import insert_output_neurons, insert_relays
-from conversion_ext.capture.tracing import capture
+from conversion_ext.capture.tracing import capture_and_compare
+from conversion_ext.data.inputs import tensors_of
 from conversion_ext.errors import Problem, UnsupportedError
 from conversion_ext.operators.base import Activation, operator_of
 from conversion_ext.operators.sites import Site, SiteKind
@@ -59,7 +61,7 @@ def trace(
     model = prepare(ann, inputs, skip, leaf, graded, demands)
     outputs = insert_output_neurons(model) if output_neurons else []
     notes = [f"A relay was added: {key}." for key in insert_relays(model)] if relay else []
-    return Traced(model, find_sites(model), inputs, outputs, notes)
+    return Traced(model, find_sites(model), tensors_of(inputs), outputs, notes)
 
 
 def examine(
@@ -71,16 +73,21 @@ def examine(
     demands: Sequence[Demand] = (),
 ) -> tuple[GraphModule, list[Problem]]:
     """Return the graph of ``ann`` after all exact passes and everything that stands in the way of converting it."""
-    model = capture(ann, leaf=leaf, skip=skip, inputs=1 if inputs is None else len(inputs))
+    model, reference = capture_and_compare(ann, inputs, leaf=leaf, skip=skip)
+    tensors = None if inputs is None else tensors_of(inputs)
     refused: list[Problem] = []
     try:
-        run_passes(model, inputs)
+        run_passes(model, tensors)
     except UnsupportedError as error:
         if not error.problems:
             raise
         refused = list(error.problems)  # the graph is complete all the same, so the rest can be listed too
-    found = problems_of(model, inputs, graded) + [each for demand in demands for each in demand.problems(model)]
-    return model, refused + [problem for problem in found if problem.path not in {p.path for p in refused}]
+    found = problems_of(model, tensors, graded) + [each for demand in demands for each in demand.problems(model)]
+    problems = refused + [problem for problem in found if problem.path not in {p.path for p in refused}]
+    if not problems and reference is not None:
+        changed = rewriting_problem(type(ann).__name__, model, reference)
+        problems = [] if changed is None else [changed]
+    return model, problems
 
 
 def prepare(

@@ -2,64 +2,154 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
-import linecache
-import operator
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
-from types import FrameType
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, GraphModule, Node, Proxy, Tracer
-from torch.nn.utils.prune import BasePruningMethod
+from torch.fx import Graph, GraphModule
 
-from conversion_ext.capture.baking import bake
+from conversion_ext.capture.private_copy import private_copy, remove_hooks, unwrapped
+from conversion_ext.capture.recording import RESERVED, Recording, RefusedError
+from conversion_ext.capture.reference import Reference, disagreement, few, random_states_kept, reference_run
+from conversion_ext.capture.source import line_of_error
+from conversion_ext.capture.symbolic import SymbolicTracer, trace_symbols
+from conversion_ext.data.inputs import tensors_of
 from conversion_ext.errors import Problem, UnsupportedError, require
-from conversion_ext.graph import is_number, is_stock, key_of, module_of, note
+from conversion_ext.graph import is_stock, key_of, module_of, note
+from conversion_ext.graph.structure import map_leaves
 from conversion_ext.operators.base import covers
 
-__all__ = ["capture"]
+__all__ = ["capture", "capture_and_compare"]
 
-_TORCH = str(Path(torch.__file__).parent)
-_HOOKS = tuple(name for name in vars(nn.Module()) if "_hooks" in name)  # torch's own, not a user's attribute
-_WEIGHT_HOOKS = {"WeightNorm", "SpectralNorm"}  # by name, since torch is about to drop both
+_TAKEN = frozenset(dir(GraphModule)) | frozenset(vars(GraphModule(nn.Module(), Graph())))  # and of its attributes
 
 
 def capture(
-    ann: nn.Module, *, leaf: Iterable[str | type[nn.Module]] = (), skip: Iterable[str] = (), inputs: int = 1
+    ann: nn.Module,
+    example: tuple[Any, ...] | None = None,
+    *,
+    leaf: Iterable[str | type[nn.Module]] = (),
+    skip: Iterable[str] = (),
+    inputs: int = 1,
 ) -> GraphModule:
     """Return the graph of a deep copy of ``ann`` in evaluation mode; ``ann`` itself is never changed.
 
-    Hooks are not copied; parametrized, normalized and pruned weights are baked in. Of every node ``graph.info`` has
-    the key, its path in the user's terms (``layer1.0.relu#1`` for the second call site, ``layer1.0.add`` for a
-    function), and the user's source line (``net.py:12: x = F.relu(x)``).
+    With an ``example`` the network's Python runs on its shapes (see ``recording``), and the graph is compared with the
+    network on the first samples. Without one, torch.fx follows symbols, and nothing that depends on shapes is known.
+
+    Parametrized, normalized and pruned weights are baked in; forward hooks that change values are traced, others are
+    left out. Of every node ``graph.info`` has the key, its path in the user's terms (``layer1.0.relu#1`` for the second
+    call site, ``layer1.0.add`` for a function), and the user's source line (``net.py:12: x = F.relu(x)``).
 
     Args:
-        ann: The network; a ``GraphModule`` works too.
+        ann: The network; a ``GraphModule``, a compiled, exported or data-parallel one works too.
+        example: The arguments of one call, each a tensor [N, ...] or a nested structure of tensors. Every tensor in it
+            becomes an input of the graph.
         leaf: Module types, or paths of modules, to keep as one node each, as torch.nn layers are.
         skip: Paths of modules to keep whole and out of the conversion.
-        inputs: How many arguments of ``forward`` the data fills. Further ones that have a default keep it.
+        inputs: Without an example, how many arguments of ``forward`` are data; further ones keep their default.
 
     Raises:
-        UnsupportedError: The network cannot be copied or traced; the sentence names the module and a remedy.
+        UnsupportedError: The network cannot be copied or traced, or its graph computes something else; the sentence
+            names the module and a remedy.
         ValueError: ``leaf`` or ``skip`` names no module of the network.
     """
+    return capture_and_compare(ann, example, leaf=leaf, skip=skip, inputs=inputs)[0]
+
+
+def capture_and_compare(
+    ann: nn.Module,
+    example: tuple[Any, ...] | None = None,
+    *,
+    leaf: Iterable[str | type[nn.Module]] = (),
+    skip: Iterable[str] = (),
+    inputs: int = 1,
+) -> tuple[GraphModule, Reference | None]:
+    """Return what ``capture`` does, and what the user's network gives on the first samples of the example."""
+    ann = unwrapped(ann)
     require(isinstance(ann, nn.Module), f"The network is a {type(ann).__name__}; give a torch.nn.Module.", TypeError)
     types, leaf_paths, skip_paths = _split(ann, leaf, skip)
-    model = _private_copy(ann).eval()
-    bake(model)
+    model = private_copy(ann, hooks=example is not None)
     kept = {model.get_submodule(path) for path in leaf_paths}
     skipped = {model.get_submodule(path) for path in skip_paths}
-    tracer = _Tracer(types, kept | skipped, inputs)
+
+    def whole(module: nn.Module) -> bool:
+        return module in kept or module in skipped or isinstance(module, types) or is_stock(module) or covers(module)
+
+    if example is None:
+        tracer = SymbolicTracer(whole, inputs)
+        try:
+            graph = trace_symbols(tracer, model)
+        except Exception as error:
+            raise _failure(tracer.failed, model, error) from error
+        return _finished(model, graph, {}, skipped), None
+    call = _Call(example)
+    reference, failed = _reference(model, call)
+    recording = Recording(model, whole, _device(model, call.tensors))
     try:
-        graph = tracer.trace(model)
+        with random_states_kept():
+            graph = recording.record(call.tensors, call.names(model), lambda tensors: call(model, tensors))
     except Exception as error:
-        raise _trace_failure(tracer, model, error) from error
-    captured = GraphModule(model, _plain(graph), type(ann).__name__).eval()
+        raise _failure(recording.failed, model, error, call.tensors) from error
+    if failed is not None:
+        raise _failure(None, model, failed, call.tensors) from failed
+    assert reference is not None
+    remove_hooks(model)
+    captured = _finished(model, graph, recording.constants, skipped)
+    problem = None if reference.random else disagreement(ann, captured, reference, call)
+    if problem is not None:
+        raise UnsupportedError(str(problem), (problem,))
+    return captured, reference
+
+
+class _Call:
+    """One call of the network: its tensors, and how they lie in its arguments."""
+
+    def __init__(self, example: tuple[Any, ...]) -> None:
+        self._example = example
+        self.tensors = tensors_of(example)
+
+    def __call__(self, model: nn.Module, tensors: Sequence[Tensor]) -> Any:
+        """Call ``model`` with other tensors in the places of the example's."""
+        given = iter(tensors)
+        return model(*map_leaves(lambda leaf: next(given) if tensors_of(leaf) else leaf, self._example))
+
+    def names(self, model: nn.Module) -> list[str]:
+        """Return what the network calls each tensor: the argument's name, with a number inside of a structure."""
+        arguments = [p for p in inspect.signature(model.forward).parameters.values()]
+        names: list[str] = []
+        for index, value in enumerate(self._example):
+            known = index < len(arguments) and arguments[index].kind is not inspect.Parameter.VAR_POSITIONAL
+            name = arguments[index].name if known else f"x{index}"
+            name = f"{name}_input" if name in RESERVED else name
+            count = len(tensors_of(value))
+            names += [name] if isinstance(value, Tensor) else [f"{name}_{i}" for i in range(count)]
+        return names
+
+
+def _reference(model: nn.Module, call: _Call) -> tuple[Reference | None, Exception | None]:
+    """Run the user's network on the first samples; an error is kept, since recording tells better where it lies."""
+    try:
+        return reference_run(model, few(call.tensors), call), None
+    except Exception as error:  # of the user's own code
+        remove_hooks(model)
+        return None, error
+
+
+def _finished(model: nn.Module, graph: Graph, constants: dict[str, Tensor], skipped: set[nn.Module]) -> GraphModule:
+    """Return the module of a graph, every node with its key, layers called by position."""
+    for name, value in constants.items():
+        setattr(model, name, value)
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            first, dot, rest = str(node.target).partition(".")
+            if first in _TAKEN:
+                setattr(model, f"{first}_", getattr(model, first))
+                node.target = f"{first}_{dot}{rest}"
+    captured = GraphModule(model, graph, type(model).__name__).eval()
     _name_nodes(captured)
     for node in captured.graph.nodes:
         module = module_of(captured, node)
@@ -74,11 +164,9 @@ def capture(
     return captured
 
 
-def _plain(traced: Graph) -> Graph:
-    """Return a copy that is not bound to our tracer, which pickle would build without its arguments."""
-    copied = Graph()
-    copied.output(copied.graph_copy(traced, {}))
-    return copied
+def _device(model: nn.Module, tensors: Sequence[Tensor]) -> torch.device:
+    parameter = next(model.parameters(), None)
+    return tensors[0].device if parameter is None else parameter.device
 
 
 def _split(
@@ -99,133 +187,32 @@ def _split(
     return types, leaf_paths, skip
 
 
-def _private_copy(ann: nn.Module) -> nn.Module:
-    """Return a deep copy without hooks, the weights that hooks compute baked in."""
-    memo: dict[int, Any] = {}
-    for module in ann.modules():
-        for name, value in vars(module).items():
-            if name in _HOOKS:
-                memo[id(value)] = OrderedDict()
-            elif isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()  # deepcopy refuses results of a computation
-    try:
-        model = copy.deepcopy(ann, memo)
-    except Exception as error:
-        raise UnsupportedError(
-            f"The network cannot be copied: {_sentence(error)} Make it work with copy.deepcopy, "
-            "for example by taking open files, locks and loaders out of its attributes."
-        ) from error
-    for path, original in ann.named_modules():
-        hooks: Any = original._forward_pre_hooks  # noqa: SLF001 (torch offers no other view of its hooks)
-        for hook in hooks.values():
-            if type(hook).__name__ in _WEIGHT_HOOKS or isinstance(hook, BasePruningMethod):
-                hook.remove(model.get_submodule(path))
-    return model
-
-
-class _MutableProxy(Proxy):
-    """A proxy that records ``x += y`` as what it is on tensors, in place; torch.fx takes it for ``x = x + y``."""
-
-
-def _record_in_place(name: str) -> Callable[..., Any]:
-    """Return the method of a proxy that records ``x += y``; numbers are not memory, for them it is ``x = x + y``."""
-
-    def method(self: Proxy, other: Any) -> Proxy:
-        function = getattr(operator, name if is_number(self.node) else f"i{name}")
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
-
-    return method
-
-
-for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
-    setattr(_MutableProxy, f"__i{_name}__", _record_in_place(_name))
-
-
-class _Tracer(Tracer):
-    """torch.fx's tracer with our leaf policy, source lines, and a memory of where tracing failed."""
-
-    def __init__(self, types: tuple[type[nn.Module], ...], whole: set[nn.Module], inputs: int) -> None:
-        super().__init__(param_shapes_constant=True)
-        self._types, self._whole, self._inputs = types, whole, inputs
-        self.failure: tuple[Exception, str] | None = None
-        self._path = [""]  # of the modules that are being traced
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return m in self._whole or isinstance(m, self._types) or is_stock(m) or covers(m)
-
-    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        try:
-            self._path.append(self.path_of_module(m))
-            return super().call_module(m, forward, args, kwargs)
-        except Exception as error:
-            if self.failure is None or self.failure[0] is not error:  # the innermost module sees an error first
-                self.failure = (error, self.path_of_module(m))
-            raise
-        finally:
-            self._path.pop()
-
-    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
-        function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
-        for index, proxy in enumerate(args):
-            if isinstance(proxy, Proxy) and proxy.node.args and index > self._inputs:
-                args[index] = proxy.node.args[0]
-                self.graph.erase_node(proxy.node)
-        return function, args
-
-    def create_node(self, *args: Any, **kwargs: Any) -> Node:
-        node = super().create_node(*args, **kwargs)
-        note(node, key=self._enclosed(node), line=next((line for line in _lines(inspect.currentframe())), ""))
-        return node
-
-    def _enclosed(self, node: Node) -> str:
-        """Return what a node calls as a path in the user's terms."""
-        if node.op not in ("call_function", "call_method"):
-            return str(node.target)
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.name)
-        return f"{self._path[-1]}.{name}" if self._path[-1] else str(name)
-
-    def proxy(self, node: Node) -> Proxy:
-        return _MutableProxy(node, self)
-
-    def to_bool(self, obj: Any) -> bool:
-        """Let the user's assertions on shapes pass; any other branch on a traced value is an error of torch.fx."""
-        line = next((line for line in _lines(inspect.currentframe())), "")
-        return line.partition(": ")[2].startswith("assert ") or super().to_bool(obj)
-
-
-def _lines(frame: FrameType | None) -> Iterator[str]:
-    """Iterate over the source lines of the user's stack, innermost first, up to the call of ``capture``."""
-    while frame is not None and frame.f_code.co_name != capture.__name__:
-        file = frame.f_code.co_filename
-        if not file.startswith((_TORCH, "<")) and file != __file__:
-            yield _line(file, frame.f_lineno)
-        frame = frame.f_back
-
-
-def _line(file: str, number: int | None) -> str:
-    """Return ``net.py:12: x = F.relu(x)``; Python 3.10 knows no number for some instructions of its own."""
-    if number is None:
-        return Path(file).name
-    return f"{Path(file).name}:{number}: {linecache.getline(file, number).strip()}"
-
-
-def _trace_failure(tracer: _Tracer, model: nn.Module, error: Exception) -> UnsupportedError:
+def _failure(
+    failed: tuple[BaseException, str] | None, model: nn.Module, error: Exception, tensors: Sequence[Tensor] = ()
+) -> UnsupportedError:
     """Return the error that tells which module could not be traced, why, and what to do."""
-    path = tracer.failure[1] if tracer.failure is not None and tracer.failure[0] is error else ""
-    line, step = "", error.__traceback__
-    while step is not None:
-        file = step.tb_frame.f_code.co_filename
-        if not file.startswith((_TORCH, "<")) and file != __file__:
-            line = _line(file, step.tb_lineno)
-        step = step.tb_next
-    if path:
-        remedy = (
-            f"Keep the module whole: skip=({path!r},) leaves it out of the conversion, leaf=({path!r},) keeps it as "
-            f"one node for an operator registered for {type(model.get_submodule(path)).__name__}."
-        )
+    path = failed[1] if failed is not None and failed[0] is error else ""
+    if isinstance(error, RefusedError):
+        reason, remedy = error.args
     else:
-        remedy = "Move this part of forward into a module of its own and name that module in skip= or leaf=."
-    problem = Problem(path or type(model).__name__, f"cannot be traced: {_sentence(error)}", remedy, line)
+        shapes = " and ".join(str(list(value.shape)) for value in tensors)
+        reason = (
+            f"fails on an example of shape {shapes}: {_sentence(error)}"
+            if tensors
+            else f"cannot be traced: {_sentence(error)}"
+        )
+        remedy = "Check the example against the network." if tensors else ""
+    if path and (not tensors or isinstance(error, RefusedError)):
+        remedy += (
+            f" Or keep the module whole: skip=({path!r},) leaves it out of the conversion, leaf=({path!r},) keeps it "
+            f"as one node for an operator registered for {type(model.get_submodule(path)).__name__}."
+        )
+    elif not remedy or isinstance(error, RefusedError):
+        remedy += " Or move this part of forward into a module of its own and name that module in skip= or leaf=."
+    remedy = remedy.strip().removeprefix("Or ")
+    problem = Problem(
+        path or type(model).__name__, reason, remedy[:1].upper() + remedy[1:], line_of_error(error.__traceback__)
+    )
     return UnsupportedError(str(problem), (problem,))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from conversion_ext.capture.preparation import examine
+from conversion_ext.capture.private_copy import unwrapped
 from conversion_ext.errors import Problem, UnsupportedError, require
 from conversion_ext.recipes import resolve_recipe
 from conversion_ext.recipes.recipe import Recipe
@@ -30,6 +31,7 @@ def check(
     inputs) shapes are known, and operations that mix samples of a batch are found as well.
     """
     demands = resolve_recipe(recipe)[1].demands
+    ann = unwrapped(ann)
     require(isinstance(ann, nn.Module), f"ann must be a torch.nn.Module, got {type(ann).__name__}.", TypeError)
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
     try:

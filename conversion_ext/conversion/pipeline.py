@@ -11,6 +11,7 @@ from torch import nn
 
 from conversion_ext.backends import get_backend
 from conversion_ext.calibration.calibration import Calibration
+from conversion_ext.capture.private_copy import unwrapped
 from conversion_ext.conversion.assembly import assemble
 from conversion_ext.conversion.folding import fold as fold_units
 from conversion_ext.conversion.memory_format import channels_last
@@ -65,6 +66,7 @@ def convert(
 
     Raises UnsupportedError with every obstacle found, CalibrationError for data that cannot be used.
     """
+    ann = unwrapped(ann)
     require(isinstance(ann, nn.Module), f"ann must be a torch.nn.Module, got {type(ann).__name__}.", TypeError)
     require(
         T is None or (isinstance(T, int) and not isinstance(T, bool) and T >= 1),

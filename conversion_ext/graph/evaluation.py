@@ -60,11 +60,11 @@ class Environment:
         for source, node in last.items():
             self._last.setdefault(node, []).append(source)
 
-    def compute(self, node: Node) -> Any:
+    def compute(self, node: Node, evaluate: Callable[..., Any] = call) -> Any:
         """Return what ``node`` computes from the values held; those of all nodes before it must have been kept."""
         if node.op == "placeholder":
             return next(self._inputs, *node.args)  # an input that is not given has its default
-        return call(self.model, node, self.values.__getitem__)
+        return evaluate(self.model, node, self.values.__getitem__)
 
     def keep(self, node: Node, value: Any) -> None:
         """Hold the value of ``node``, and free those that it was the last to read."""

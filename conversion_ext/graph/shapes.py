@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from conversion_ext.errors import Problem, UnsupportedError
-from conversion_ext.graph.evaluation import Environment
+from conversion_ext.graph import meta_device
+from conversion_ext.graph.evaluation import Environment, call
 from conversion_ext.graph.node_info import key_of, note
 from conversion_ext.graph.values import map_tensors, tensors_in
 
@@ -44,14 +46,22 @@ def _shapes(value: Any) -> Any:
     return map_tensors(value, lambda v: v.shape)
 
 
-def propagate(model: GraphModule, inputs: Sequence[Any]) -> Shapes:
-    """Run ``model`` on the first sample of ``inputs``, note the shape of every node, and return all shapes."""
+def propagate(model: GraphModule, inputs: Sequence[Any], values: bool = True) -> Shapes:
+    """Run ``model`` on the first sample of ``inputs``, note the shape of every node, and return all shapes.
+
+    Without ``values`` only shapes are computed, which costs next to nothing and changes no input in place.
+    """
     shapes = Shapes()
+    evaluate = call
+    if not values:
+        device = next((value.device for value in inputs if isinstance(value, Tensor)), torch.device("cpu"))
+        inputs = [meta_device.shell(value) if isinstance(value, Tensor) else value for value in inputs]
+        evaluate = partial(meta_device.compute, device=device)
     run = Environment(model, [value[:1] if isinstance(value, Tensor) else value for value in inputs])
     for node in model.graph.nodes:
         try:
             with torch.no_grad():
-                value = run.compute(node)
+                value = run.compute(node, evaluate)
         except Exception as error:
             why = str(error).strip().partition("\n")[0].rstrip(".")
             reason = f"it fails on a single sample: {why}."

@@ -101,7 +101,7 @@ def test_conversion_leaves_the_network_as_it_was():
     cx.simulate(snn, X, 3)
     assert all(m.training for m in ann.modules())
     assert not ann[0].weight.requires_grad
-    assert not calls
+    assert len(calls) == 2  # convert and check ran it once each, as its user does
     assert len(ann[2]._forward_hooks) == 1
     assert all(torch.equal(a, b) for a, b in zip(before.values(), ann.state_dict().values(), strict=True))
     shared = {p.data_ptr() for p in ann.parameters()} & {p.data_ptr() for p in snn.parameters()}
@@ -159,8 +159,8 @@ class Untraceable_(nn.Module):  # noqa: N801
         self.inner = nn.Linear(8, 4)
 
     def forward(self, x):
-        for row in x[:0]:
-            x = x + row
+        if x.sum() > 1e9:
+            x = -x
         return torch.tanh(self.inner(x))
 
 
@@ -250,7 +250,7 @@ def test_check_lists_what_passes_refuse_beside_the_rest():
 
 
 def test_a_wrong_shape_is_one_sentence():
-    with pytest.raises(cx.UnsupportedError, match=r"5: it fails on a single sample"):
+    with pytest.raises(cx.UnsupportedError, match=r"5: fails on an example of shape \[2, 1, 9, 9\]"):
         cx.convert(small(), torch.rand(2, 1, 9, 9), backend="reference")
 
 
@@ -268,7 +268,7 @@ def test_check_names_place_line_reason_and_remedy():
     problems = cx.check(Odd(), torch.rand(2, 4))
     assert [p.path for p in problems] == ["cumsum", "pool"]
     assert all(p.reason and p.remedy for p in problems)
-    assert "test_convert.py" in problems[0].line
+    assert "test_pipeline.py" in problems[0].line
     assert "cumsum" in problems[0].line
     assert cx.check(small(), X) == []
     assert cx.check(small()) == []

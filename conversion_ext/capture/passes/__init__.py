@@ -48,7 +48,7 @@ def run_passes(model: GraphModule, example: Any = None) -> None:
     """
     inputs = example if isinstance(example, tuple) else (example,)
     if example is not None:
-        propagate(model, inputs)
+        propagate(model, inputs, values=False)
         mark_batch_sizes(model, inputs)
     for name, rewrite in passes.items():
         rewrite.run(model)
@@ -59,4 +59,4 @@ def run_passes(model: GraphModule, example: Any = None) -> None:
     if problems:
         raise UnsupportedError("; ".join(map(str, problems)), problems)
     if example is not None:
-        propagate(model, inputs)
+        propagate(model, inputs, values=False)

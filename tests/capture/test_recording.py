@@ -1,0 +1,292 @@
+"""A network's Python runs on the shapes of an example: what it computes is captured, or refused in one sentence."""
+
+from __future__ import annotations
+
+import random
+import threading
+import types
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import conversion_ext as cx
+from conversion_ext.capture.tracing import capture
+
+X = torch.rand(4, 3, 8, 8)
+
+
+class Net(nn.Module):
+    """``after(y)`` behind a convolution of ``before(x)``."""
+
+    def __init__(self, after: Callable[[Any], Any], before: Callable[[Any], Any] = lambda x: x) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.pool = nn.Conv2d(3, 4, 3), nn.AvgPool2d(2)
+        self.features = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1))
+        self.after, self.before = after, before
+
+    def forward(self, x: Tensor) -> Any:
+        return self.after(F.relu(self.conv(self.before(x))))
+
+
+def assert_captured(ann: nn.Module, x: Any = X, other: Any = None) -> Any:
+    """The graph gives what the network gives, for other values and another batch size too."""
+    ann.eval()
+    captured = capture(ann, (x,))
+    for value in (x, torch.rand(7, *x.shape[1:]) if other is None else other):
+        with torch.no_grad():
+            torch.testing.assert_close(captured(value.clone()), ann(value.clone()), rtol=0, atol=1e-6)
+    return captured
+
+
+SHAPES = {
+    "branch on dim()": lambda y: y if y.dim() == 4 else y[None],
+    "branch on len(shape)": lambda y: y[None] if len(y.shape) != 4 else y * 2,
+    "loop over a size": lambda y: sum(y[:, i] for i in range(y.size(1))),
+    "is_cuda": lambda y: y.half() if y.is_cuda else y,
+    "dtype": lambda y: y * 2 if y.dtype == torch.float32 else y,
+    "isinstance": lambda y: y + 1 if isinstance(y, Tensor) else y,
+    "is_tensor": lambda y: y + 1 if torch.is_tensor(y) else y,
+    "casts": lambda y: y.float().to(y.device).to(torch.float32).cpu().contiguous().type_as(y),
+    "global pool": lambda y: F.max_pool2d(y, y.size(2)).view(y.size(0), -1),
+    "view as itself": lambda y: y.flatten(1).view(y.flatten(1).size()),
+    "batch size in arithmetic": lambda y: y.reshape(y.size(0) * 2, -1).reshape(-1, y.size(2) * 8),
+    "zeros of the batch": lambda y: torch.cat([y, torch.zeros(y.size(0), 2, 6, 6)], 1),
+    "zeros like": lambda y: y + torch.zeros_like(y) + torch.ones_like(y[:, :1]),
+    "made in forward": lambda y: nn.ReLU()(y - 0.5),
+    "backwards": lambda y: torch.cat(y.split(1, 1)[::-1], 1),
+    "constant of a size": lambda y: y + torch.arange(y.size(3)),
+    "named results": lambda y: y.max(1).values,
+    "reverse operators": lambda y: 1 - (2 / (1 + y)) ** 2,
+    "unary plus": lambda y: +y,
+}
+
+
+def assigned(y: Tensor) -> Tensor:
+    out = torch.zeros(y.size(0), 6, 6, 6)
+    out[:, 1:5] = y
+    return out
+
+
+SHAPES["assignment"] = assigned
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_shapes_are_followed(name: str) -> None:
+    assert_captured(Net(SHAPES[name]))
+
+
+def test_parts_of_a_container() -> None:
+    class Sliced(Net):
+        def forward(self, x: Tensor) -> Any:
+            return self.features[:2](super().forward(x))
+
+    assert_captured(Sliced(lambda y: y))
+
+
+def test_no_op_casts_vanish() -> None:
+    captured = assert_captured(Net(lambda y: y, lambda x: x.float().to(torch.float32).cpu().contiguous()))
+    assert [node.op for node in captured.graph.nodes] == ["placeholder", "call_module", "call_function", "output"]
+
+
+def in_place(m: nn.Module, args: Any, out: Tensor) -> None:
+    out.mul_(3)
+
+
+@pytest.mark.parametrize(
+    ("hook", "register"),
+    [
+        (lambda m, args: ((args[0] - 0.5) / 0.25,), "register_forward_pre_hook"),
+        (lambda m, args, out: out * 2, "register_forward_hook"),
+        (in_place, "register_forward_hook"),
+    ],
+    ids=["input", "output", "in place"],
+)
+@pytest.mark.parametrize("where", ["", "conv"])
+def test_hooks_that_change_values_are_traced(hook: Any, register: str, where: str) -> None:
+    ann = Net(lambda y: y.flatten(1))
+    getattr(ann.get_submodule(where), register)(hook)
+    captured = assert_captured(ann)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in captured.modules())
+
+
+def test_hooks_that_only_look_are_left_out_and_see_no_shadows() -> None:
+    ann, seen = Net(lambda y: y), list[Tensor]()
+    ann.conv.register_forward_hook(lambda m, args, out: seen.append(out))
+    assert_captured(ann)
+    assert all(value.device == X.device for value in seen)
+
+
+def test_forward_replaced_on_the_instance() -> None:
+    ann = Net(lambda y: y)
+    ann.forward = types.MethodType(lambda self, x: F.relu(self.conv(x)) + 1, ann)
+    assert_captured(ann)
+    ann = Net(lambda y: y)
+    ann.conv.forward = types.MethodType(lambda self, x: type(self).forward(self, x) * 2, ann.conv)
+    assert_captured(ann)
+
+
+def test_call_overridden() -> None:
+    class Called(Net):
+        def __call__(self, x: Tensor) -> Any:
+            return super().__call__(x) * 2
+
+    assert_captured(Called(lambda y: y))
+
+
+def test_a_layer_attribute_set_in_forward_is_refused_with_the_layer() -> None:
+    def growing(self: Any, x: Tensor) -> Tensor:
+        self.conv.padding = (0, 0)
+        y = self.conv(x)
+        self.conv.padding = (1, 1)
+        return self.conv(x)[..., 1:-1, 1:-1] - y * 0.5
+
+    ann = Net(lambda y: y)
+    ann.forward = types.MethodType(growing, ann)
+    with pytest.raises(cx.UnsupportedError, match=r"conv.*first") as raised:
+        capture(ann.eval(), (X,))
+    assert raised.value.problems[0].path == "conv"
+
+
+def test_randomness_in_python_is_refused() -> None:
+    ann = Net(lambda y: y if random.random() < 2 else -y)
+    state = random.getstate()
+    with pytest.raises(cx.UnsupportedError, match="random"):
+        capture(ann.eval(), (X,))
+    assert random.getstate() == state
+
+
+def test_constant_noise_is_refused() -> None:
+    (problem,) = cx.check(Net(lambda y: (y + torch.randn(6)).flatten(1)).eval(), X)
+    assert "random" in problem.reason
+
+
+VALUES = {
+    "branch": lambda y: y if y.sum() > 0 else -y,
+    "item": lambda y: y * y.max().item(),
+    "numpy": lambda y: torch.from_numpy(y.detach().numpy()),
+    "samples": lambda y: torch.stack([row for row in y]),
+    "batch decides": lambda y: y if y.size(0) == 4 else -y,
+    "batch written down": lambda y: y.view(4, -1),
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_what_depends_on_values_is_one_sentence(name: str) -> None:
+    (problem,) = cx.check(Net(VALUES[name]).eval(), X)
+    assert "\n" not in str(problem)
+    assert "Proxy" not in str(problem)
+    assert problem.line.startswith("test_recording.py:")
+    with pytest.raises(cx.UnsupportedError) as raised:
+        cx.convert(Net(VALUES[name]).eval(), X, backend="reference", progress=False)
+    assert raised.value.problems == (problem,)
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile], ids=["parallel", "compiled"])
+def test_wrappers_are_taken_off(wrap: Any) -> None:
+    inner = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)).eval()
+    for ann in (wrap(inner), nn.Sequential(wrap(inner))):
+        captured = capture(ann, (X,))
+        assert torch.equal(captured(X), inner(X))
+
+
+def test_an_exported_network_converts() -> None:
+    inner = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 2)
+    ).eval()
+    exported = torch.export.export(inner, (X,))
+    for ann in (exported, exported.module()):
+        assert cx.check(ann, X) == []
+        snn = cx.convert(ann, X, backend="reference", progress=False)
+        assert len(snn.conversion.thresholds) == 1
+
+
+def test_nested_inputs() -> None:
+    class Nested(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 4), nn.Linear(2, 4)
+
+        def forward(self, batch: dict[str, Any], *more: Tensor) -> Tensor:
+            left, (right,) = batch["left"], batch["right"]
+            return F.relu(self.a(left) + self.b(right)) + sum(more)
+
+    ann = Nested().eval()
+    left, right, third = torch.rand(5, 3), torch.rand(5, 2), torch.rand(5, 4)
+    captured = capture(ann, ({"left": left, "right": [right]}, third))
+    expected = ann({"left": left, "right": [right]}, third)
+    assert torch.equal(captured(left, right, third), expected)
+
+
+@pytest.mark.parametrize("name", ["graph", "code", "meta", "steps", "training_"])
+def test_children_with_names_of_ours(name: str) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_module(name, nn.Linear(6, 8))
+
+        def forward(self, steps: Tensor) -> Tensor:
+            return F.relu(self.get_submodule(name)(steps))
+
+    x = torch.rand(5, 6)
+    ann = Named().eval()
+    snn = cx.convert(ann, x, backend="reference", progress=False)
+    out = cx.simulate(snn, x, 512, at=(512,)).output
+    torch.testing.assert_close(out, ann(x), rtol=0, atol=0.02)
+
+
+def test_the_users_input_is_not_spoilt() -> None:
+    ann, x = Net(lambda y: y.flatten(1), lambda x: x.sub_(0.4).div_(0.2)).eval(), X.clone()
+    snn = cx.convert(ann, x, backend="reference", progress=False)
+    assert torch.equal(x, X)
+    plain = cx.convert(
+        Net(lambda y: y.flatten(1), lambda x: (x - 0.4) / 0.2).eval(), X, backend="reference", progress=False
+    )
+    for a, b in zip(snn.conversion.thresholds.values(), plain.conversion.thresholds.values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_attributes_of_the_user_named_hooks_are_kept() -> None:
+    class Hooked(Net):
+        def __init__(self) -> None:
+            super().__init__(lambda y: y)
+            self.my_hooks = {"scale": 3.0}
+
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(x) * self.my_hooks["scale"]
+
+    assert_captured(Hooked())
+
+
+def test_two_threads_convert_at_once() -> None:
+    errors: list[Exception] = []
+
+    def work() -> None:
+        for _ in range(5):
+            try:
+                ann = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
+                cx.convert(ann, torch.ones(8, 4), backend="reference", progress=False)
+                cx.check(ann)
+                ann(torch.ones(1, 4))
+            except Exception as error:
+                errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+
+
+def test_einops() -> None:
+    einops = pytest.importorskip("einops")
+    layers = pytest.importorskip("einops.layers.torch")
+    ann = Net(lambda y: einops.rearrange(y, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2))
+    assert_captured(ann)
+    assert_captured(Net(lambda y: einops.reduce(y, "b c h w -> b c", "mean")))
+    assert_captured(nn.Sequential(layers.Rearrange("b c h w -> b (c h w)"), nn.Linear(192, 3)))
