@@ -32,6 +32,7 @@ class Family(Text):
     """The set of values a signal takes at one time step, in units of its threshold."""
 
     BINARY = "binary"  # {0, 1}
+    WEIGHTED = "weighted"  # {0, w_k} at step k: one spike or none, whose weight falls with time
     SIGNED = "signed"  # {-1, 0, 1}
     MULTI_LEVEL = "multi-level"  # {0, 1, ..., k}; from neurons that take spikes back {-k, ..., k}
     GRADED = "graded"  # any real number, changes at every step
@@ -68,8 +69,11 @@ class Steps(NamedTuple):
     ``T`` steps are folded into the batch, [T*N, ...]; ``constant`` says that inputs do not depend on time
     and arrive once, [N, ...]. With ``block`` K > 1 each of them stands for K steps of every neuron: what is folded
     are means over K steps, and neurons take such a mean as their current for K steps.
+    ``live`` matters where sites look ahead: the steps are ticks of one clock, behind which a site lags; else they are
+    all T steps of a run, and each site counts from its own first step.
     """
 
     T: int
     constant: bool = False
     block: int = 1
+    live: bool = False

@@ -25,7 +25,7 @@ from conversion_ext.simulation.simulation import simulate
 from conversion_ext.types import Family
 
 __all__ = ["synops"]
-SPIKES = (Family.BINARY, Family.SIGNED, Family.MULTI_LEVEL)
+SPIKES = (Family.BINARY, Family.WEIGHTED, Family.SIGNED, Family.MULTI_LEVEL)
 
 
 def synops(
@@ -34,7 +34,8 @@ def synops(
     """Return the operations that ``snn`` does on x [N, ...] in T steps, mean per sample, beside those of its ANN.
 
     A spike into a weight layer costs one addition per weight that is not 0 and leads to an output (fan-out, exact
-    at borders and under strides); a spike of -1 costs the same, a burst of k costs k (``events`` counts it once).
+    at borders and under strides); a spike of -1 or of any weight costs the same, a burst of k costs k (``events``
+    counts it once).
     Inputs that are no spikes (the image, averages and sums of spikes, graded values) cost a MAC per weight; the image's
     layer runs once, since its current is constant, and at every step with a random encoder. The ANN's MACs are those of
     the converted graph, or of ``ann`` where it is given, zero weights left out as well.
@@ -110,7 +111,7 @@ def _layer(key: str, module: nn.Module, sees: Family, seen: list[Tensor], sample
         sees,
         float(dense.sum()),
         events if spikes else 0.0,
-        magnitudes if spikes else 0.0,
+        (events if sees is Family.WEIGHTED else magnitudes) if spikes else 0.0,
         0.0 if spikes else events,
         int((weight != 0).sum()) if isinstance(weight, Tensor) else 0,
         dense.numel(),

@@ -30,6 +30,7 @@ class Twin(nn.Module):
         self.T = T
         self.snn = copy.deepcopy(snn)
         for site in self.snn.sites().values():
+            site.spec.timed(T)
             site.stepping = Stepping()  # even trains need no correction
 
     def forward(self, *inputs: Any) -> Any:

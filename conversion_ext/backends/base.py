@@ -152,9 +152,8 @@ def initial_potential(v_init: Tensor | float, x: Tensor) -> Tensor:
 
 
 def initial_state(spec: Neuron, v_init: Tensor | float, x: Tensor) -> State:
-    """Return the state of ``spec`` before its first step x [N, ...]: the potential, and zeros."""
-    v = initial_potential(v_init, x)
-    return (v, *(torch.zeros_like(v) for _ in spec.state[1:]))
+    """Return the state of ``spec`` before its first step x [N, ...]."""
+    return spec.start(initial_potential(v_init, x))
 
 
 def advance_in_place(

@@ -16,6 +16,7 @@ from conversion_ext.backends.base import (
     check_state,
     citizen,
     initial_potential,
+    initial_state,
     learn,
     named_surrogate,
     register_backend,
@@ -63,10 +64,9 @@ class SpikingJellyNode(nn.Module):
 
     def multi_step_forward(self, x_seq: Tensor) -> Tensor:
         """Advance over x_seq [T, N, ...]."""
-        state: State = tuple(
-            initial_potential(value, x_seq[0]) if isinstance(value, float) else value
-            for value in (getattr(self, name) for name in self.spec.state)
-        )
+        state: State = tuple(getattr(self, name) for name in self.spec.state)
+        if isinstance(state[0], float) or any(isinstance(value, float) for value in state[1:]):  # not a step yet
+            state = initial_state(self.spec, state[0], x_seq[0])
         check_state(state[0], x_seq[0], self.spec)
         spikes, state = advance(
             self.spec.holding(self), x_seq, state, self.surrogate_function, detach_reset=self.detach_reset

@@ -16,7 +16,7 @@ from conversion_ext.types import Family
 
 __all__ = ["insert_output_neurons", "insert_relays", "output_keys"]
 
-SPIKES = (Family.BINARY, Family.SIGNED, Family.MULTI_LEVEL)
+SPIKES = (Family.BINARY, Family.WEIGHTED, Family.SIGNED, Family.MULTI_LEVEL)
 EMITS = {SiteKind.RELU: Family.BINARY, SiteKind.SIGNED: Family.SIGNED, SiteKind.GRADED: Family.GRADED}
 
 

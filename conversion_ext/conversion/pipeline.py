@@ -21,6 +21,7 @@ from conversion_ext.data.batches import Forward, batches, call_inputs
 from conversion_ext.data.distributed import rank
 from conversion_ext.data.sequences import FramesAsSamples, Layout, sequence_layout
 from conversion_ext.errors import CalibrationError, require
+from conversion_ext.network.clocks import set_clocks
 from conversion_ext.network.record import Options, Record, installed_versions
 from conversion_ext.network.spiking_network import Root
 from conversion_ext.network.state import reset
@@ -73,6 +74,7 @@ def convert(
         f"T={T!r}: the number of time steps to optimise for is an integer >= 1, or None.",
     )
     name, recipe = resolve_recipe(recipe, T)
+    recipe = recipe.timed(T)
     framework = get_backend(backend)
     root = framework.root(Root)
     normalizer = recipe.normalizer
@@ -91,6 +93,7 @@ def convert(
     thresholds |= {key: thresholds[key].amax() for key in traced.outputs}
     captured = copy.deepcopy(model) if calibrated else model
     assemble(model, sites, thresholds, recipe, framework, generator or torch.Generator().manual_seed(0))
+    set_clocks(model, T)
     if calibrated:
         assert T is not None
         assert data is not None

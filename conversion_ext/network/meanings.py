@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.fx import Node
 
+from conversion_ext.network.lookahead import Delay, LookAhead
 from conversion_ext.network.site import SpikingSite
 from conversion_ext.network.time import ExpandTime
 from conversion_ext.nn.channel_scale import ChannelScale
@@ -91,7 +92,21 @@ def channel_scale(node: Node, module: nn.Module | None) -> Operator:
     return Multiple()
 
 
-@register_operator(ExpandTime)
+@dataclass(frozen=True)
+class ReadAhead(Elementwise):
+    """A clock in front of a sum: in the unit of its input, sums of several steps."""
+
+    def family_out(self, context: NodeContext, families: Sequence[Family]) -> Family:
+        return families[0] if context.module.idle else Family.ANALOG
+
+
+@register_operator(LookAhead)
+def read_ahead(node: Node, module: nn.Module | None) -> Operator:
+    """A shortcut read further ahead than the main path, or an output."""
+    return ReadAhead()
+
+
+@register_operator(ExpandTime, Delay)
 def repeat(node: Node, module: nn.Module | None) -> Operator:
-    """Repetition over time: the same value at every step."""
+    """Repetition over time, or a delay: the same values."""
     return Elementwise()

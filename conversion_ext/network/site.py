@@ -7,9 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from conversion_ext.backends.base import Backend, advance_in_place, get_backend, initial_potential
+from conversion_ext.errors import StateError
 from conversion_ext.exact import accumulate, state_dtype
+from conversion_ext.network.lookahead import LookAhead
 from conversion_ext.network.stepping import Stepping
 from conversion_ext.neurons import Neuron
 from conversion_ext.types import Granularity, PerChannel, Steps
@@ -29,12 +32,16 @@ class SpikingSite(nn.Module):
     Input and output are [T*N, ...]; with ``static_input`` the input of a constant-current run is [N, ...].
     ``stepping`` drives the neurons; it sees single steps also where ``Steps`` come in blocks of K, and then the
     mean of the K steps of spikes leaves the site.
+    ``clock``, where a network looks ahead, re-times the currents for the neurons; what is expected of the total is then
+    corrected by ``decisions``, [] for nothing or [T, C] for each step, in units of lambda.
     """
 
     threshold: Tensor
     v_init: Tensor
     bias: Tensor
     gain: Tensor
+    decisions: Tensor
+    clock: LookAhead | None
     owner: Callable[..., Any] | None = None
     """``advance`` or ``advance_compiled`` where who runs the network owns the state: it may be overwritten, and no
     gradients are wanted."""
@@ -59,9 +66,11 @@ class SpikingSite(nn.Module):
         self.static_input = static_input
         self.neuron = backend.neuron(spec)
         self.stepping = Stepping()
+        self.clock = None
         self.register_buffer("threshold", threshold)
         self.register_buffer("bias", torch.zeros((), dtype=threshold.dtype, device=threshold.device))
         self.register_buffer("gain", torch.ones((), dtype=threshold.dtype, device=threshold.device))
+        self.register_buffer("decisions", torch.zeros((), dtype=threshold.dtype, device=threshold.device))
         self.register_buffer("v_init", torch.tensor(spec.v_init, dtype=threshold.dtype, device=threshold.device))
 
     @property
@@ -109,18 +118,55 @@ class SpikingSite(nn.Module):
         return self.emitted(self.spikes(x, steps))
 
     def spikes(self, x: Tensor, steps: Steps) -> Tensor:
-        """Return the spikes of the neurons, [T*N, ...], for input current x over the given steps."""
-        x_seq = x[None] if self.static_input and steps.constant else x.unflatten(0, (steps.T, -1))
-        z_seq = self._current(x_seq, self._coming_bias(steps))
-        z_seq = z_seq.expand(steps.T, *z_seq.shape[1:])
+        """Return the spikes of the neurons by their weights, [T*N, ...], for input x over the given steps."""
+        z_seq = self.currents(x, steps)
         if steps.block == 1:
-            s_seq = self.stepping(self, z_seq)
+            s_seq = self._in_time(z_seq, steps.live)
         else:
             s_seq = torch.stack([self._mean_spikes(z, steps.block) for z in z_seq])
         return s_seq.flatten(0, 1)
 
+    def currents(self, x: Tensor, steps: Steps) -> Tensor:
+        """Return the currents [T, N, ...] in units of the threshold for input x over the given steps."""
+        x_seq = x[None] if self.static_input and steps.constant else x.unflatten(0, (steps.T, -1))
+        z_seq = self._current(x_seq, self._coming_bias(steps))
+        return z_seq.expand(steps.T, *z_seq.shape[1:])
+
+    def _in_time(self, z_seq: Tensor, live: bool) -> Tensor:
+        """Return what the neurons send in single steps, [T, N, ...], each spike by its weight."""
+        if self.clock is None:
+            return self.stepping(self, z_seq)
+        begun = self.stepping.t > 0 if self.clock.t == 0 else not live
+        if begun:
+            raise StateError(
+                f"{self.key} looks ahead: a run is one call of all its T steps, or ticks alone, and one has been "
+                "begun; reset the network."
+            )
+        if live:
+            ticks = ((z, self.clock.tick(z)) for z in z_seq)
+            return torch.cat([torch.zeros_like(z)[None] if y is None else self._decide(y[None]) for z, y in ticks])
+        return self._decide(self.clock.run(z_seq))
+
+    def _decide(self, y_seq: Tensor) -> Tensor:
+        """Return what the neurons send for the next of the re-timed currents y_seq [T, N, ...]."""
+        first = self.stepping.t
+        if self.decisions.dim():
+            changes = self.decisions.diff(dim=0, prepend=self.decisions.new_zeros(1, self.decisions.shape[1]))
+            y_seq = y_seq + self._along(changes[first : first + len(y_seq)], y_seq.dim() - 1).to(y_seq.dtype)
+        return self._weighted(self.stepping(self, y_seq), first)
+
+    def _weighted(self, s_seq: Tensor, first: int = 0) -> Tensor:
+        """Return spikes s_seq [T, N, ...] by their weights, those of the steps after the first ``first``."""
+        if self.spec.weights is None:
+            return s_seq
+        weights = s_seq.new_tensor(self.spec.weights[first : first + len(s_seq)])
+        return s_seq * weights.view(-1, *[1] * (s_seq.dim() - 1))
+
     def _mean_spikes(self, z: Tensor, K: int) -> Tensor:
         """Return the mean [N, ...] of the spikes of K steps under the current z [N, ...]."""
+        if self.spec.weights is not None:  # whose first decision is about the total
+            total = F.pad(K * z[None], (0, 0) * z.dim() + (0, K - 1))
+            return self._weighted(self.stepping(self, total)).mean(0)
         # All steps at once would take K times the memory, and steps one by one cost more to call than to compute.
         most = max(1, PIECE // max(z.numel(), 1))
         total = torch.zeros_like(z, dtype=state_dtype(z.dtype))
@@ -145,6 +191,11 @@ class SpikingSite(nn.Module):
             count = self._count(z_seq[0])
             return advance_in_place(self.backend, self.neuron, self.spec, z_seq, start, count, self.owner)
         return self.backend.run(self.neuron, z_seq, start)
+
+    @property
+    def largest(self) -> float:
+        """The largest value of a step: spikes by their weights."""
+        return max(self.spec.weights or (self.spec.levels,))
 
     @property
     def counts_spikes(self) -> bool:

@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 from conversion_ext import graph
 from conversion_ext.errors import require
 from conversion_ext.graph.values import map_tensors
+from conversion_ext.network.lookahead import Clock
 from conversion_ext.network.record import Record
 from conversion_ext.network.site import SpikingSite
 from conversion_ext.network.state import reset
@@ -28,6 +29,9 @@ class Root(nn.Module):
     In step mode "s" an input is one step, [N, ...]; in "m" it is a sequence [T, N, ...] and so is the output.
     State stays between calls until ``conversion_ext.reset(snn)`` (SpikingJelly: ``functional.reset_net``).
     ``body`` is the graph (``print(snn.body.graph)``), ``conversion`` what was done to make it.
+
+    Where sites look ahead, a step is a tick of one clock, as on a chip: hold the input for
+    ``conversion.latency_steps`` ticks (T and the lag of the output), and outputs are 0 but for the last T of them.
     """
 
     def __init__(self, body: GraphModule, record: Record) -> None:
@@ -35,6 +39,7 @@ class Root(nn.Module):
         self.body = body
         self.record = record
         self._step_mode = "s"
+        self._live = any(isinstance(module, Clock) for module in body.modules())
 
     @property
     def step_mode(self) -> str:
@@ -54,10 +59,11 @@ class Root(nn.Module):
     def forward(self, *inputs: Any) -> Any:
         """Advance by one step, or in step mode "m" by the length of the input sequence."""
         if self.step_mode == "s":
-            return self.run(inputs, Steps(1))
+            return self.run(inputs, Steps(1, live=self._live))
         T = next(value.shape[0] for value in inputs if isinstance(value, Tensor))
         require(T > 0, 'The input sequence is empty; in step mode "m" an input is [T, N, ...] with T >= 1.')
-        return unfold_time(self.run(tuple(fold_time(value) for value in inputs), Steps(T)), T)
+        steps = Steps(T, live=self._live)
+        return unfold_time(self.run(tuple(fold_time(value) for value in inputs), steps), T)
 
     def run(self, inputs: tuple[Any, ...], steps: Steps) -> Any:
         """Advance by ``steps.T`` steps or blocks, folded into the batch: inputs and outputs are [T*N, ...]."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from conversion_ext import graph
+from conversion_ext.network.clocks import latency_of
 from conversion_ext.network.meanings import Spiking
 from conversion_ext.network.record import Record, Widths
 from conversion_ext.network.site import SpikingSite
@@ -25,22 +26,29 @@ __all__ = ["Conversion", "Row", "Table"]
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: ``sees`` is the family of the input, ``emits`` that of the output."""
+    """One line of the table: ``sees`` is the family of the input, ``emits`` that of the output.
+
+    Of a site: ``neurons``, how many it has, and ``lag``, how many steps after the first input it makes its first.
+    """
 
     key: str
     kind: str
     sees: Family
     emits: Family
     scale: str = ""
+    neurons: int = 0
+    lag: int = 0
 
 
 class Table(list[Row]):
     """Rows in graph order; prints as an aligned text table."""
 
     def __str__(self) -> str:
-        lines = [("node", "kind", "sees", "emits", "threshold or scale")]
-        lines += [(row.key, row.kind, str(row.sees), str(row.emits), row.scale) for row in self]
-        widths = [max(len(line[i]) for line in lines) for i in range(5)]
+        lines: list[tuple[str, ...]] = [("node", "kind", "sees", "emits", "threshold or scale", "neurons", "lag")]
+        for row in self:
+            counts = (str(row.neurons), str(row.lag)) if row.neurons else ("", "")
+            lines.append((row.key, row.kind, str(row.sees), str(row.emits), row.scale, *counts))
+        widths = [max(len(line[i]) for line in lines) for i in range(7)]
         return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
@@ -97,6 +105,25 @@ class Conversion:
         return {site.key: site.threshold for site in self._sites()}
 
     @property
+    def neurons(self) -> dict[str, int]:
+        """{site key: how many neurons it has for one sample} in graph order."""
+        return {row.key: row.neurons for row in self.table() if row.neurons}
+
+    @property
+    def lag(self) -> int:
+        """By how many steps the output lags behind the input, since sites look ahead: no output is earlier."""
+        return latency_of(self._body)
+
+    @property
+    def latency_steps(self) -> int | None:
+        """Steps from the first input to the decision, end to end: T and the lag; None without a T.
+
+        Counts what is part of the network. What a simulation adds (blocks, warm-up, waiting) is in its own
+        ``latency_steps``.
+        """
+        return None if self.T is None else self.T + self.lag
+
+    @property
     def family(self) -> Family:
         """The widest family that neurons, pools and differential operators emit."""
         return mixed([row.emits for row in self.table() if row.kind not in ("synapse", "shortcut", "scale")])
@@ -130,7 +157,9 @@ class Conversion:
         module = graph.module_of(self._body, node)
         key = graph.key_of(node)
         if isinstance(module, SpikingSite):
-            return Row(key, type(module.spec).__name__, sees, emits, _range(module.threshold))
+            neurons = graph.info(node).shape[1:].numel() if graph.info(node).is_tensor else 0
+            lag = 0 if module.clock is None else module.clock.lag + module.clock.d
+            return Row(key, type(module.spec).__name__, sees, emits, _range(module.threshold), neurons, lag)
         if isinstance(module, ChannelScale):
             kind = "shortcut" if any(isinstance(operator_of(self._body, u), Sum) for u in node.users) else "scale"
             return Row(key, kind, sees, emits, _range(module.scale))

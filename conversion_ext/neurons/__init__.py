@@ -8,6 +8,7 @@ from conversion_ext.neurons.filtered import Filtered
 from conversion_ext.neurons.integrate_and_fire import IF, BurstIF, SignedEncoder, SignedIF
 from conversion_ext.neurons.leaky import LIF, PLIF, RefractoryLIF
 from conversion_ext.neurons.updates import advance
+from conversion_ext.neurons.weighted import WeightedIF
 
 __all__ = [
     "IF",
@@ -21,6 +22,7 @@ __all__ = [
     "SignedEncoder",
     "SignedIF",
     "State",
+    "WeightedIF",
     "advance",
     "advance_compiled",
 ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from conversion_ext.errors import require
@@ -16,7 +17,7 @@ from conversion_ext.types import Family
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Heaviside", "Neuron", "State"]
+__all__ = ["Heaviside", "Neuron", "State", "require_lookahead"]
 
 State = tuple[Tensor, ...]
 """What a neuron remembers, each [N, ...], in the order of ``Neuron.state``: the potential comes first."""
@@ -46,9 +47,27 @@ class Neuron:
         return Family.BINARY
 
     @property
-    def levels(self) -> int:
-        """The most spikes of one step: T steps tell ``T * levels + 1`` activations apart."""
+    def levels(self) -> float:
+        """The most that a step says on average, in spikes: T steps tell ``T * levels + 1`` activations apart."""
         return 1
+
+    @property
+    def ahead(self) -> int:
+        """How many steps a site of such neurons lags behind its input, to know more of it before it fires."""
+        return 0
+
+    @property
+    def weights(self) -> tuple[int, ...] | None:
+        """What a spike is worth at each step of a run; None: 1 at all."""
+        return None
+
+    def timed(self, T: int | None) -> Self:
+        """Return this neuron for runs of T steps (None: any); raise where it is one for runs of another length."""
+        return self
+
+    def start(self, v: Tensor) -> State:
+        """Return what the neuron remembers before its first step, with the potential ``v`` [N, ...]."""
+        return (v, *(torch.zeros_like(v) for _ in self.state[1:]))
 
     @property
     def lowest(self) -> int:
@@ -85,3 +104,12 @@ class Neuron:
             f"{type(self).__name__}(v_init={self.v_init!r}): the initial potential is a fraction of the threshold "
             "in [0, 1).",
         )
+
+
+def require_lookahead(name: str, lookahead: object) -> None:
+    """Raise ValueError unless ``lookahead`` is a number of steps."""
+    require(
+        isinstance(lookahead, int) and not isinstance(lookahead, bool) and lookahead >= 0,
+        f"{name}(lookahead={lookahead!r}): give the number of steps by which a site lags behind its input, an integer "
+        ">= 0.",
+    )

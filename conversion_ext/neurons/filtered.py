@@ -37,6 +37,10 @@ class Filtered(Neuron):
     def __post_init__(self) -> None:
         require(isinstance(self.of, Neuron), f"Filtered(of={self.of!r}): give a neuron such as LIF().", TypeError)
         require(
+            self.of.ahead == 0 and self.of.weights is None,
+            f"Filtered(of={self.of!r}): a filter smears what a site looks ahead to; give a neuron without look-ahead.",
+        )
+        require(
             isinstance(self.tau, Real) and 0 < self.tau < torch.inf,
             f"Filtered(tau={self.tau!r}): the time constant is a positive number of steps.",
         )
@@ -54,7 +58,7 @@ class Filtered(Neuron):
         return self.of.family
 
     @property
-    def levels(self) -> int:
+    def levels(self) -> float:
         """The most spikes of one step."""
         return self.of.levels
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Real
 
 from torch import Tensor
 
 from conversion_ext.errors import require
-from conversion_ext.neurons.base import Heaviside, Neuron, State
+from conversion_ext.neurons.base import Heaviside, Neuron, State, require_lookahead
 from conversion_ext.types import Family, Reset
 
 __all__ = ["IF", "BurstIF", "SignedEncoder", "SignedIF"]
@@ -20,14 +20,39 @@ class IF(Neuron):
 
     A constant input z with soft reset and ``0 <= v_init < 1`` gives ``clamp(floor(T z + v_init), 0, T)``
     spikes in T steps; ``v_init = 1/2`` makes that rounding instead of flooring (Bu et al., AAAI 2022).
+
+    ``lookahead`` d > 0: a converted site of such neurons starts d steps behind its input and fires towards ``k / T`` of
+    the total that its first ``k + d`` inputs let it expect (see ``LookAhead``). Use it where trains are uneven and some
+    latency can be spared: a run of T steps decides ``d`` steps later for every site behind the first. With
+    ``d >= T - 1`` counts are those of constant current. The neuron itself stays as it is.
     """
 
     v_init: float = 0.5
     reset: Reset = Reset.SUBTRACT
+    lookahead: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
         require(isinstance(self.reset, Reset), f"IF(reset={self.reset!r}): use Reset.SUBTRACT or Reset.ZERO.")
         self._require_fraction()
+        require_lookahead("IF", self.lookahead)
+        require(
+            self.lookahead == 0 or self.reset is Reset.SUBTRACT,
+            f"{self}: looking ahead counts what was not yet sent, which a hard reset forgets; use Reset.SUBTRACT.",
+        )
+
+    def __repr__(self) -> str:
+        """Name the look-ahead where there is one."""
+        more = f", lookahead={self.lookahead}" if self.lookahead else ""
+        return f"IF(v_init={self.v_init!r}, reset={self.reset!r}{more})"
+
+    @property
+    def ahead(self) -> int:
+        """How many steps a site lags behind its input."""
+        return self.lookahead
+
+    def hosting(self, neuron: Neuron) -> Neuron:
+        """Return ``neuron``, looking ahead as this one does."""
+        return replace(neuron, lookahead=self.lookahead) if isinstance(neuron, IF) else neuron
 
     def step(self, x: Tensor, state: State, heaviside: Heaviside) -> tuple[Tensor, State]:
         """Charge, fire, reset."""
@@ -106,7 +131,7 @@ class BurstIF(Neuron):
         return Family.MULTI_LEVEL
 
     @property
-    def levels(self) -> int:
+    def levels(self) -> float:
         """The most spikes of one step."""
         return self.max_spikes
 

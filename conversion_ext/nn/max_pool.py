@@ -58,6 +58,7 @@ class SpikingMaxPool(Stateful):
     Reference: Rueckauer et al., 2017 (fir, average and exponential gates, as snn_toolbox codes their estimates).
     """
 
+    idles = True
     state_names = ("estimate", "pooled")
     estimate: Tensor | None
     pooled: Tensor | None

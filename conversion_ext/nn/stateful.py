@@ -90,7 +90,8 @@ class Stateful(Memory):
     ``steps.constant``, and hold for all T steps. Several inputs are given as ``module(x1, x2, ..., steps)``.
 
     A subclass implements ``multi_step`` and names its state attributes; see ``Memory``. State is float32 or wider.
-    Where ``means`` is False, the module needs every step and refuses ``Steps`` that stand for blocks.
+    ``idles`` says that inputs of 0 change nothing and give 0. Where ``means`` is False, the module needs every step and
+    refuses ``Steps`` that stand for blocks.
 
     Raises:
         StateError: an input changed its shape, dtype or device since the last ``reset()``.
@@ -98,6 +99,7 @@ class Stateful(Memory):
 
     inputs: int = 1
     means: bool = True
+    idles: bool = False
     _seen: tuple[Signature | None, ...]
     _step_mode: str = "s"
 
@@ -144,6 +146,10 @@ class Stateful(Memory):
             steps is None or steps.block == 1 or self.means,
             f"{name} needs every time step and cannot work on the means of blocks; use block=1.",
         )
+        if steps is not None and steps.live and not self.idles:
+            raise StateError(
+                f"{name} cannot wait for its input tick by tick, as networks that look ahead need it; use cx.simulate."
+            )
         x_seqs = self._sequences(args if steps is None else args[:-1], steps)
         seen = tuple(check_signature(name, old, x_seq) for old, x_seq in zip(self._seen, x_seqs, strict=True))
         y_seq = self.multi_step(*x_seqs)

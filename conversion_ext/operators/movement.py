@@ -64,7 +64,7 @@ class Movement(Operator):
 
 def mixed(families: Sequence[Family]) -> Family:
     """Return the family of a tensor whose parts have these families."""
-    order = (Family.BINARY, Family.SIGNED, Family.MULTI_LEVEL, Family.GRADED, Family.ANALOG)
+    order = (Family.BINARY, Family.WEIGHTED, Family.SIGNED, Family.MULTI_LEVEL, Family.GRADED, Family.ANALOG)
     return max(families, key=order.index)
 
 

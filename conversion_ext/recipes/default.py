@@ -3,15 +3,20 @@
 With T: thresholds per channel of least squared error for T steps, then weights and initial potentials corrected layer
 by layer; both corrections fade where more steps make them unnecessary, so accuracy does not fall beyond T.
 Without: the 99.9th percentile per channel, which suits any number of steps and none in particular.
+
+``default`` decides after T steps. ``default-lookahead`` (binary spikes at even pace) and ``default-weighted`` (binary
+spikes whose weight falls with time; needs T) let every site lag one step behind its input, so that they decide after
+``T + depth`` steps: a few steps later, but with less error at small T.
 """
 
 from __future__ import annotations
 
-from conversion_ext.neurons import IF, BurstIF, Neuron, SignedIF
+from conversion_ext.neurons import IF, BurstIF, Neuron, SignedIF, WeightedIF
 from conversion_ext.normalizers import MeanSquaredError, Percentile
 from conversion_ext.recipes import register_recipe
 from conversion_ext.recipes.recipe import Recipe
-from conversion_ext.tuners import InitialPotential, WeightCompensation
+from conversion_ext.tuners import DecisionTable, InitialPotential, WeightCompensation
+from conversion_ext.types import Family
 
 
 def _register(name: str, neuron: Neuron) -> None:
@@ -21,5 +26,15 @@ def _register(name: str, neuron: Neuron) -> None:
 
 
 _register("default", IF(v_init=0.5))
+_register("default-lookahead", IF(v_init=0.5, lookahead=1))
 _register("default-signed", SignedIF(v_init=0.5))
 _register("default-multilevel", BurstIF(v_init=0.5))
+register_recipe(
+    "default-weighted",
+    Recipe(
+        MeanSquaredError(),
+        WeightedIF(lookahead=1),
+        tuners=(WeightCompensation(), DecisionTable(), InitialPotential()),
+        family=Family.WEIGHTED,
+    ),
+)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from conversion_ext.capture.demands import Demand
 from conversion_ext.encoders import ConstantCurrent, Encoder
@@ -81,6 +81,12 @@ class Recipe:
             not (pacing and counting),
             f"Recipe(tuners=...): {counting} sets values for single steps, which {pacing} shifts; leave out one.",
         )
+        clocked = self.neuron.ahead > 0 or self.neuron.family is Family.WEIGHTED
+        require(
+            not clocked or (not pacing and not counting and self.block == 1),
+            f"Recipe(neuron={self.neuron!r}) looks ahead, and block={self.block} or {[*pacing, *counting]} set the "
+            "pace of sites as well; leave them out.",
+        )
         object.__setattr__(self, "family", Family(self.family))
         require(
             self.neuron.family == self.family,
@@ -88,10 +94,14 @@ class Recipe:
             "spikes; make the two agree.",
         )
         require(
-            not (self.readout.spiking and self.family is Family.MULTI_LEVEL),
-            f"Recipe(readout={self.readout!r}) counts single spikes, and {self.neuron!r} sends several at once; read "
-            "MeanOutput().",
+            not (self.readout.spiking and self.family in (Family.MULTI_LEVEL, Family.WEIGHTED)),
+            f"Recipe(readout={self.readout!r}) counts single spikes, and those of {self.neuron!r} are worth several; "
+            "read MeanOutput().",
         )
+
+    def timed(self, T: int | None) -> Recipe:
+        """Return this recipe for runs of T steps, with a neuron for so many."""
+        return replace(self, neuron=self.neuron.timed(T))
 
     def block_of(self, T: int, block: int | None = None) -> int:
         """Return the steps for which a site waits in a simulation of T steps, ``block`` of them where that is given."""

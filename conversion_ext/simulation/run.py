@@ -155,14 +155,15 @@ class Runner:
         single = plan.block == 1 and plan.together == 1
         require(
             "potential" not in self.record or single,
-            "record=('potential',) needs single steps, so block=1 and a recipe without OffsetSpike.",
+            "record=('potential',) needs single steps, so block=1 and a recipe without OffsetSpike and look-ahead.",
         )
         plain_run = self.at is None and not sequence and not self.record and self.reset
-        constant = plan.block == 1 and plan.total_steps == plan.T and recipe.encoder.constant
+        constant = plan.block == 1 and plan.latency_steps == plan.T and recipe.encoder.constant
         require(
             self.exit is None or (plain_run and constant),
-            "exit= lets samples go at different steps, which needs a constant input x, single steps from a reset and "
-            "no tuner that acts while simulating; leave out x_seq=, at=, record=, block= and reset=False.",
+            "exit= lets samples go at different steps, which needs a constant input x, single steps from a reset, no "
+            "tuner that acts while simulating and no look-ahead; leave out x_seq=, at=, record=, block= and "
+            "reset=False.",
         )
 
     def _misfit(self, inputs: tuple[Any, ...], sequence: bool, error: RuntimeError) -> Exception:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from conversion_ext.errors import require
+from conversion_ext.network.clocks import latency_of
 from conversion_ext.network.depths import depths
 from conversion_ext.network.site import SpikingSite
 from conversion_ext.network.spiking_network import Root
@@ -45,7 +46,7 @@ def schedule(
     the longest chain of sites. Blocks of K: a site takes its first step together with the last one of its
     predecessor's block, K-1 steps after it; so D sites in a row end (D-1)(K-1) steps late, D(K-1) where frames have to
     be waited for. Steppings that first go through ``wait`` steps of their input (see ``OffsetSpike``) delay every
-    site's first spike by as many steps.
+    site's first spike by as many steps. Sites that look ahead lag behind their input; all T steps are one call then.
     """
     steppings = {type(site.stepping): site.stepping for site in sites.values()}.values()
     warm_up = max((s.warm_up for s in steppings), default=0)
@@ -72,6 +73,15 @@ def schedule(
         f"T={T}: every site of this network looks at {together} steps before its first; simulate T >= {together} "
         "and name earlier outputs with at=.",
     )
+    clocked = any(site.clock is not None for site in sites.values())
+    require(
+        not clocked or K == 1,
+        f"block={K}: this network looks ahead step by step and gains nothing from waiting for blocks; use block=1.",
+    )
+    if clocked:
+        together = T
+        for site in sites.values():
+            site.spec.timed(T)
     late = 0  # of a plain network: no walk over its graph, which takes as long as some of its steps
     if K > 1:
         waited = length is not None or not recipe.encoder.constant
@@ -79,5 +89,7 @@ def schedule(
         late = (K - 1) * max(0, chain if waited else chain - 1)
     elif wait:
         late = max(depths(snn.body, lambda site: site.stepping.wait).values(), default=0)
+    elif clocked:
+        late = latency_of(snn.body)
     started = any(s.t for s in steppings)  # a simulation that goes on has been through these steps
     return Schedule(T, K, warm_up, together, warm_up + (0 if started else wait) + T, warm_up + late + T)

@@ -40,7 +40,8 @@ def simulate(
     """Run ``snn`` for T steps and return its decoded output after the steps ``at`` (default: all).
 
     ``x`` [N, ...] (a tuple for several inputs) goes through the recipe's encoder; ``x_seq`` [T, N, ...] is taken as
-    it is. ``readout`` overrides the recipe's. ``record`` names quantities kept per site and step: "spikes",
+    it is. Where sites look ahead, T steps are one call, and outputs exist ``latency_steps - T`` steps after their
+    step. ``readout`` overrides the recipe's. ``record`` names quantities kept per site and step: "spikes",
     "potential" (after the reset, in units of the threshold). ``generator`` makes the noise of a random encoder, by
     default that of seed 0. ``time_chunk`` steps run per call, chosen
     automatically; memory grows with it and with ``at``, not with T. ``reset=False`` goes on from the present state.

@@ -112,6 +112,10 @@ class Student(nn.Module):
         """Return outputs [T, N, C] and, where ``watch``, {site: spikes per step [N, ...]}."""
         if recompute is None or recompute >= steps.T:
             return self._run(inputs, steps)
+        clocked = any(site.clock is not None for site in self.snn.sites().values())
+        require(
+            not clocked, "recompute= cuts a run in parts, and this network looks ahead over all of it; leave it out."
+        )
         outputs, sums = [], dict[str, Tensor]()
         for first in range(0, steps.T, recompute):
             part = steps._replace(T=min(recompute, steps.T - first))

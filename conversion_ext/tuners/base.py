@@ -88,6 +88,7 @@ class ResidualTuner(SteppingTuner):
         """Raise unless ``neuron`` is IF with soft reset."""
         soft = type(neuron) is IF and neuron.reset is Reset.SUBTRACT
         require(soft, f"{self} needs IF neurons with soft reset, and here they are {neuron}.")
+        require(neuron.ahead == 0, f"{self} sets the pace of sites, and so does look-ahead; leave out one of them.")
 
     def reaches(self, site: SpikingSite) -> bool:
         """Return whether ``site`` stands for a ReLU; raise where its neurons are of another kind."""

@@ -324,5 +324,5 @@ class _Lane:
         reset(site)
         spikes = site.spikes(self.value(source, part, known), self.steps)
         reset(site)
-        most = site.spec.levels * self.steps.block
+        most = site.largest * self.steps.block
         return (spikes * self.steps.block).round().to(torch.int8 if most < 128 else torch.int32)

@@ -18,6 +18,7 @@ from tests.live import live_inputs, make_live
 
 DECLARED = {
     "bias_correction": {"bias"}, "compensation": {"gain"}, "initial_potential": {"v_init"},
+    "decision_table": {"decisions"},
     "weight_calibration": {"weight"}, "weight_compensation": {"weight", "bias"},
     "offset_spike": set(), "residual_potential": set(), "voltage_clamp": set(),
 }  # fmt: skip
@@ -28,7 +29,9 @@ def pair(tuner, backend="reference", name="residual", T=4, v_init=0.5, **options
     torch.manual_seed(0)
     ann = make_live(build(), *shape).double()
     x = live_inputs(ann, *shape, samples=24)
-    recipes = (cx.Recipe(cx.Percentile(99.0), cx.IF(v_init=v_init), tuners=t) for t in ((), (tuner,)))
+    weighted = isinstance(tuner, cx.tuners.DecisionTable)
+    neuron = cx.neurons.WeightedIF(v_init=v_init) if weighted else cx.IF(v_init=v_init)
+    recipes = (cx.Recipe(cx.Percentile(99.0), neuron, tuners=t, family=neuron.family) for t in ((), (tuner,)))
     plain, tuned = (
         cx.convert(ann, list(x.split(10)), recipe=r, T=T, backend=backend, progress=False, **options) for r in recipes
     )

@@ -1,0 +1,134 @@
+"""Spikes weighted in time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from conversion_ext.errors import require
+from conversion_ext.neurons.base import Heaviside, Neuron, State, require_lookahead
+from conversion_ext.neurons.integrate_and_fire import IF
+from conversion_ext.types import Family
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["WeightedIF"]
+
+
+@dataclass(frozen=True)
+class WeightedIF(Neuron):
+    """One binary spike a step whose weight falls with time: T steps tell ``w_1 + ... + w_T + 1`` activations apart.
+
+    At step k a site expects a total Z_k of its input (see ``LookAhead``) and fires towards it; E is what it has sent:
+
+        s_k = [Z_k + v_init - E >= (w_k + r_k + 1) / 2],  r_k = w_{k+1} + ... + w_T;   E = E + w_k s_k.
+
+    A unit is the last weight, 1. Where Z_k is exact that is the greedy expansion of the clipped total, rounded: within
+    half a unit. A decision not taken can be made good later by as much as ``r_k`` exceeds w_k. Use it where few steps
+    matter most and the receiver can scale by a power of two at each step. ``weights=None`` halves from ``2^(T-1)`` to 1
+    for the T of the conversion; a run has exactly as many steps as there are weights. ``lookahead=0`` is worse than a
+    rate, since the heaviest decision is blind.
+
+    The neuron itself takes increments of Z_k as input and remembers the membrane ``Z_k + v_init - E``. The gradient
+    is the framework's surrogate of the distance from the threshold in units of the weight.
+
+    >>> WeightedIF(weights=(4, 2, 2, 1)).levels
+    2.25
+
+    Related: weighted spikes (Kim et al., 2018); few spikes (Stoeckl, Maass, 2021, where layers wait); one silent step
+    in front of ternary spikes (Gu et al., 2024).
+    """
+
+    v_init: float = 0.5
+    weights: tuple[int, ...] | None = field(default=None, kw_only=True)  # type: ignore[assignment]
+    lookahead: int = field(default=1, kw_only=True)
+
+    def __post_init__(self) -> None:
+        self._require_fraction()
+        require_lookahead("WeightedIF", self.lookahead)
+        if self.weights is None:
+            return
+        object.__setattr__(self, "weights", tuple(self.weights))
+        powers = all(isinstance(w, int) and w >= 1 and w & (w - 1) == 0 for w in self.weights)
+        require(
+            bool(self.weights)
+            and powers
+            and self.weights[-1] == 1
+            and all(a in (b, 2 * b) for a, b in zip(self.weights, self.weights[1:], strict=False)),
+            f"WeightedIF(weights={self.weights!r}): give powers of two that end at 1, each the next one or twice it, "
+            "such as (4, 2, 2, 1); so every number of units up to their sum can be sent.",
+        )
+
+    @property
+    def state(self) -> tuple[str, ...]:
+        """The membrane, and how many decisions were taken, one number per sample."""
+        return ("v", "decisions")
+
+    @property
+    def family(self) -> Family:
+        """The values its spikes take, by their weights."""
+        return Family.WEIGHTED
+
+    @property
+    def levels(self) -> float:
+        """The most that a step says on average, in units."""
+        weights = self.known
+        return sum(weights) / len(weights)
+
+    @property
+    def ahead(self) -> int:
+        """How many steps a site lags behind its input."""
+        return self.lookahead
+
+    def hosting(self, neuron: Neuron) -> Neuron:
+        """Return this neuron also where the activation was trained for IF."""
+        require(
+            type(neuron) is IF,
+            f"{self} cannot take the place of {neuron}, for which a layer was trained; use a recipe of that neuron.",
+        )
+        return self
+
+    def timed(self, T: int | None) -> Self:
+        """Return this neuron with weights for T steps."""
+        if T is None:
+            require(self.weights is not None, f"{self} takes its weights from T: convert with T=, or name weights=.")
+            return self
+        if self.weights is None:
+            return replace(self, weights=tuple(1 << (T - 1 - k) for k in range(T)))
+        require(
+            len(self.weights) == T,
+            f"T={T}: {self} sends a spike of each of its {len(self.weights)} weights once; run {len(self.weights)} "
+            "steps, or convert with other weights.",
+        )
+        return self
+
+    def start(self, v: Tensor) -> State:
+        """Return the membrane and no decisions."""
+        return v, v.new_zeros(len(v), *[1] * (v.dim() - 1))
+
+    def step(self, x: Tensor, state: State, heaviside: Heaviside) -> tuple[Tensor, State]:
+        """Charge, decide, take away what was sent; silent after the last weight."""
+        v, decisions = state
+        weights = self.known
+        k = decisions.long()
+        weight, threshold = (v.new_tensor(row)[k] for row in ((*weights, 1), (*self.thresholds, torch.inf)))
+        m = v + x
+        s = heaviside((m - threshold) / weight)
+        return s, (m - weight * s, (decisions + 1).clamp_max(len(weights)))
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """What the membrane is compared with at each step, in units."""
+        weights = self.known
+        return tuple((w + sum(weights[k + 1 :]) + 1) / 2 for k, w in enumerate(weights))
+
+    @property
+    def known(self) -> tuple[int, ...]:
+        """The weights; raise where they wait for a T."""
+        require(self.weights is not None, f"{self} has no weights yet: convert with T=, or name weights=.")
+        assert self.weights is not None
+        return self.weights

@@ -1,0 +1,99 @@
+"""Decisions of weighted spikes, calibrated from what really arrives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from conversion_ext.errors import require
+from conversion_ext.neurons import Neuron, WeightedIF
+from conversion_ext.tuners.base import Tuner, register_tuner
+from conversion_ext.types import Family, Steps
+
+if TYPE_CHECKING:
+    from conversion_ext.tuners.walk import SiteStop
+
+__all__ = ["DecisionTable"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionTable(Tuner):
+    """Choose the threshold of every channel and step at which weighted spikes leave the least error behind.
+
+    While input is still to come, a neuron of :class:`WeightedIF` decides on what it expects. With R what remains to be
+    sent of the total that really arrives, and r the sum of the weights still to come, an error of
+    ``max(0, -R, R - r - 1)`` can no longer be made good. Of ``candidates`` thresholds around the neuron's own, each
+    channel takes the one with the least mean square of it, step by step from the first; on no data it keeps its own.
+    Once all input is in, decisions are exact as they are. Changes ``SpikingSite.decisions``, nothing else.
+
+    Use it in recipes of the family "weighted", behind tuners of weights, whose output it sees.
+    """
+
+    candidates: int = 241
+
+    def __post_init__(self) -> None:
+        require(
+            isinstance(self.candidates, int) and self.candidates >= 3 and self.candidates % 2 == 1,
+            f"DecisionTable(candidates={self.candidates!r}): give an odd number >= 3.",
+        )
+
+    def check(self, neuron: Neuron) -> None:
+        """Raise unless ``neuron`` sends weighted spikes."""
+        require(
+            neuron.family is Family.WEIGHTED,
+            f"{self} decides on weighted spikes, and here neurons are {neuron}; use WeightedIF().",
+        )
+
+    def tune_site(self, stop: SiteStop) -> None:
+        """Fit the decisions of one site."""
+        site = stop.site
+        if not isinstance(site.spec, WeightedIF) or site.clock is None or site.static_input:
+            return
+        site.decisions = site.threshold.new_zeros(stop.T, site.threshold.numel())
+        for k in range(stop.T - 1 - site.clock.d):
+            unit = torch.linspace(-1, 1, self.candidates, dtype=torch.float64, device=site.threshold.device)
+            shifts = unit * sum(site.spec.known[k:])
+            (costs,) = stop.total(partial(_costs, stop, site.spec, k, shifts))
+            nearest = shifts.abs().argsort(stable=True)  # of equal ones the least change
+            best = nearest[costs[:, nearest].argmin(1)]
+            site.decisions[k] = -shifts[best].to(site.decisions)
+
+
+def _costs(stop: SiteStop, spec: WeightedIF, k: int, shifts: Tensor, part: int) -> tuple[Tensor]:
+    """Return what decision k costs with its threshold changed by each of ``shifts``: [C, candidates].
+
+    Costs are sums over samples and positions, relative to sending nothing.
+    """
+    expected, weights = _expected(stop, part), spec.known
+    sent = torch.zeros_like(expected[0])
+    for i in range(k):
+        sent += weights[i] * (expected[i] + stop.site.decisions[i, :, None] - sent >= spec.thresholds[i])
+    remains, later = expected[-1] - sent, sum(weights[k + 1 :])
+    price = _lost(remains - weights[k], later) - _lost(remains, later)
+    margin = (expected[k] - sent - spec.thresholds[k]).contiguous()
+    passed = torch.bucketize(margin, shifts, right=True)  # how many of the shifted thresholds it reaches
+    reached = price.new_zeros(len(price), len(shifts) + 1).scatter_add_(1, passed, price)
+    return (reached.flip(1).cumsum(1).flip(1)[:, 1:],)
+
+
+def _expected(stop: SiteStop, part: int) -> Tensor:
+    """Return what the site expects of its total at each step, in its units: [T, C, samples and positions] float64."""
+    site = stop.site
+    assert site.clock is not None
+    y_seq = site.clock.run(site.currents(stop.current(part), Steps(stop.T, constant=True)))
+    expected = y_seq.double().cumsum(0) + site.start(y_seq[0])
+    if not site.threshold.dim():
+        return expected.flatten(1)[:, None]
+    return expected.movedim(site.dim % (expected.dim() - 1) + 1, 1).flatten(2)
+
+
+def _lost(remains: Tensor, left: int) -> Tensor:
+    """Return the square of what can no longer be made good."""
+    return (-remains).clamp_min(0).square() + (remains - left - 1).clamp_min(0).square()
+
+
+register_tuner("decision_table", DecisionTable)

@@ -1,0 +1,77 @@
+"""Decisions of weighted spikes against the best threshold found by trying all."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+import conversion_ext as cx
+from conversion_ext.neurons import WeightedIF
+from conversion_ext.types import Steps
+from tests.live import live_inputs, make_live
+
+
+def pair(weights=(8, 4, 2, 1), lookahead=1, samples=200):
+    torch.manual_seed(0)
+    ann = make_live(
+        nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3), nn.ReLU(), nn.Linear(3, 4)), 6
+    ).double()
+    x = live_inputs(ann, 6, samples=samples)
+    neuron = WeightedIF(weights=weights, lookahead=lookahead)
+    recipes = (cx.Recipe(cx.MeanSquaredError(), neuron, tuners=t, family="weighted") for t in
+               ((), (cx.tuners.DecisionTable(),)))  # fmt: skip
+    plain, tuned = (
+        cx.convert(ann, x, recipe=r, T=len(weights), backend="reference", fold=False, progress=False) for r in recipes
+    )
+    return x, plain, tuned
+
+
+def second(snn, x):
+    """Return the second site, what it expects at each step [T, N, C] in its units, and what it sends."""
+    T, site = snn.conversion.T, list(snn.sites().values())[1]
+    inputs: list[torch.Tensor] = []
+    handle = site.register_forward_pre_hook(lambda m, a: inputs.append(a[0]))
+    spikes = cx.simulate(snn, x, T, record=("spikes",)).recorded["spikes"][site.key]
+    handle.remove()
+    cx.reset(snn)
+    expected = site.clock.run(site.currents(inputs[0], Steps(T, constant=True))).cumsum(0) + 0.5
+    return site, expected, spikes
+
+
+def lost(remains, later):
+    return float(((-remains).clamp_min(0).square() + (remains - later - 1).clamp_min(0).square()).sum())
+
+
+def test_each_decision_is_the_best_of_all_thresholds_given_those_before_it():
+    weights = (8, 4, 2, 1)
+    x, _, tuned = pair(weights)
+    site, expected, spikes = second(tuned, x)
+    assert not site.decisions[2:].any()  # two steps before the end all input is known
+    for c in range(3):
+        sent = torch.zeros(len(x), dtype=x.dtype)
+        for k in range(2):
+            later = sum(weights[k + 1 :])
+            margin = expected[k, :, c] - sent - (weights[k] + later + 1) / 2
+            costs = [
+                lost(expected[-1, :, c] - sent - weights[k] * (margin >= shift), later)
+                for shift in torch.linspace(-1, 1, 241, dtype=torch.float64) * (weights[k] + later)
+            ]
+            chosen = lost(expected[-1, :, c] - sent - weights[k] * spikes[k, :, c], later)
+            assert chosen <= min(costs) + 1e-9
+            sent += weights[k] * spikes[k, :, c]
+
+
+def test_less_is_lost_than_with_the_thresholds_of_the_neuron():
+    x, plain, tuned = pair()
+    errors = []
+    for snn in (plain, tuned):
+        _, expected, spikes = second(snn, x)
+        sent = (spikes * torch.tensor([8.0, 4.0, 2.0, 1.0]).view(-1, 1, 1)).sum(0)
+        errors.append(float((sent - (expected[-1] - 0.5).clamp(0, 15)).square().mean()))
+    assert errors[1] < 0.8 * errors[0]
+
+
+def test_where_all_is_known_nothing_is_changed():
+    x, _, tuned = pair((2, 1))
+    site, *_ = second(tuned, x)
+    assert not site.decisions.any()
