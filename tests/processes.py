@@ -80,7 +80,7 @@ def tuned(rank: int, processes: int) -> dict[str, Any]:
     recipe = cx.Recipe(cx.MeanSquaredError(), cx.IF(v_init=0.25), tuners=TUNERS)
     snn = cx.convert(ann, mine, recipe=recipe, T=8, backend="reference", fold=False, progress=False)
     found: dict[str, Any] = {key: value for key, value in snn.state_dict().items() if isinstance(value, Tensor)}
-    found["errors"] = decompose(snn, ann, mine, 8)
+    found["errors"] = decompose(snn, mine, 8, ann=ann)
     chosen = cx.tune(ann, mine, 4, budget=1e-9, backend="reference", progress=False)
     found["chosen"] = [(c.recipe, c.score, c.latency_steps) for c in chosen.candidates], chosen.samples
     return found

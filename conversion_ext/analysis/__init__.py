@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from conversion_ext.analysis.decomposition import decompose
+from conversion_ext.analysis.decomposition import Decomposition, decompose
 from conversion_ext.analysis.evaluation import Evaluation, evaluate
 from conversion_ext.analysis.operations import Energy, EnergyModel, FortyFiveNanometres, OperationCount
-from conversion_ext.analysis.saturation import clipped_share, limits
+from conversion_ext.analysis.saturation import Limits, clipped_share, limits
 from conversion_ext.analysis.silence import estimate_start
-from conversion_ext.analysis.sweeps import sweep
+from conversion_ext.analysis.sweeps import Sweep, sweep
 from conversion_ext.analysis.synaptic_operations import synops
 from conversion_ext.analysis.tuning import TuneResult, tune
 from conversion_ext.analysis.twins import Forecast, forecast, twin
 
 __all__ = [
+    "Decomposition",
     "Energy",
     "EnergyModel",
     "Evaluation",
     "Forecast",
     "FortyFiveNanometres",
+    "Limits",
     "OperationCount",
+    "Sweep",
     "TuneResult",
     "clipped_share",
     "decompose",

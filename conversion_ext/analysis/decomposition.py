@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from conversion_ext.conversion.observation import example_of, traced_for
-from conversion_ext.data.batches import Forward, batches, call_inputs
+from conversion_ext.data.sequences import Layout
 from conversion_ext.errors import require
 from conversion_ext.network.depths import depths
 from conversion_ext.network.site import SpikingSite
@@ -19,6 +18,8 @@ from conversion_ext.network.spiking_network import Root
 from conversion_ext.network.state import reset
 from conversion_ext.neurons import SignedEncoder
 from conversion_ext.recipes.recipe import Recipe
+from conversion_ext.simulation.samples import Samples, require_network, require_steps
+from conversion_ext.tables import Report, Sheet
 from conversion_ext.tuners.base import SteppingTuner, Tuner
 from conversion_ext.tuners.walk import SiteStop, Task, walk
 from conversion_ext.types import Steps
@@ -42,35 +43,24 @@ class SiteErrors:
     total_error: float
 
 
-@dataclass(frozen=True)
-class Decomposition:
+@dataclass(frozen=True, repr=False)
+class Decomposition(Report):
     """The errors of all sites at T steps, in graph order; prints as an aligned text table."""
 
     T: int
     sites: tuple[SiteErrors, ...]
 
-    def __str__(self) -> str:
+    def sheet(self) -> Sheet:
+        """Return one row per site."""
         names = ("clipping", "quantization", "inherited", "unevenness", "total")
-        rows: list[tuple[str, ...]] = [("site", "depth", *names)]
-        for site in self.sites:
-            errors = (getattr(site, f"{name}_error") for name in names)
-            rows.append((site.key, str(site.depth), *(f"{error:.4f}" for error in errors)))
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = ["  ".join(f"{cell:>{w}}" for cell, w in zip(row[1:], widths[1:], strict=True)) for row in rows]
-        return "\n".join(f"{row[0]:<{widths[0]}}  {line}" for row, line in zip(rows, lines, strict=True))
+        rows = [
+            (site.key, str(site.depth), *(f"{getattr(site, f'{name}_error'):.4f}" for name in names))
+            for site in self.sites
+        ]
+        return Sheet(("site", "depth", *names), rows)
 
 
-def decompose(
-    snn: Root,
-    ann: nn.Module,
-    data: Any,
-    T: int,
-    *,
-    relay: bool = False,
-    forward: Forward | None = None,
-    skip: Sequence[str] = (),
-    leaf: Sequence[Any] = (),
-) -> Decomposition:
+def decompose(snn: Root, data: Any, T: int, *, ann: nn.Module | None = None, sequence: Layout = None) -> Decomposition:
     """Return what each site of ``snn`` loses against ``ann`` in T steps of constant current, and by what.
 
     With a the ANN's activation and z its input, x the mean of what the site is really given in T steps, and ``rate(.)``
@@ -81,35 +71,43 @@ def decompose(
     - inherited: ``rate(x) - rate(z)``, the errors of the layers before, and weights that a tuner has changed;
     - unevenness: ``output - rate(x)``, because spikes did not come as evenly as a constant current.
 
-    ``data`` is read as ``convert`` reads it; ``relay``, ``forward``, ``skip`` and ``leaf`` are those it was given.
-    Blocks are those of the recipe. Raises ValueError for networks that do not run on a constant current, whose sites
-    a tuner steps, or that are not made of ``ann``.
+    The ANN is read as the conversion read it. Blocks are those of the recipe. Every frame of a sequence is a sample.
 
-    The parts: Bu et al., ICLR 2022; error inherited and measured per layer: ours.
+    Args:
+        snn: a converted network.
+        data: a tensor [N, ...] or a re-iterable of batches; targets are not used.
+        T: the number of time steps.
+        ann: the network that ``snn`` was made from.
+        sequence: as for :func:`evaluate`.
+
+    Raises:
+        ValueError: for networks that do not run on a constant current, whose sites a tuner steps, or that are not made
+            of ``ann``.
+
+    Reference: Bu et al., ICLR 2022 (the parts); the inherited error and errors measured per layer are ours.
     """
     recipe = _checked(snn, T)
-    block = recipe.block_of(T)
-    data = batches(data, "data")
-    traced = traced_for(recipe, ann, example_of(ann, data, None, forward), True, relay, skip, leaf)
-    keys, found = {site.key for site in traced.sites}, set(snn.sites())
+    require(ann is not None, "decompose() compares with the ANN: pass ann=, the network that was converted.", TypeError)
+    assert ann is not None
+    options = snn.record.options
+    samples = Samples(snn, data, sequence)
+    example = example_of(ann, samples, None, Samples.call)
+    traced = traced_for(recipe, ann, example, True, options.relay, options.skip, options.leaf)
+    ours, theirs = set(snn.sites()), {site.key for site in traced.sites}
     require(
-        keys == found,
-        f"snn and ann differ in the sites {sorted(keys ^ found)}; pass the network that was converted, with the same "
-        "relay=, skip= and leaf=.",
+        ours == theirs,
+        f"snn and ann differ in the sites {sorted(ours ^ theirs)}; pass the network that was converted.",
     )
-    body = copy.deepcopy(snn).body
-    look = _Look()
-    walk(Task(traced.model, body, data, lambda batch: call_inputs(batch, forward), T, block, progress=False), [look])
+    body, look = copy.deepcopy(snn).body, _Look()
+    walk(Task(traced.model, body, samples, lambda inputs: inputs, T, recipe.block_of(T), progress=False), [look])
     places = depths(body)
     return Decomposition(T, tuple(SiteErrors(key, places[key], *errors) for key, errors in look.found.items()))
 
 
 def _checked(snn: Root, T: int) -> Recipe:
     """Return the recipe of ``snn``; raise where its errors are not those of T plain steps of constant current."""
-    require(
-        isinstance(snn, Root), f"snn is a {type(snn).__name__}; pass what conversion_ext.convert returned.", TypeError
-    )
-    require(isinstance(T, int) and T >= 1, f"T={T!r}: the number of time steps is an integer >= 1.")
+    require_network(snn)
+    require_steps(T)
     recipe = snn.conversion.recipe
     require(recipe.encoder.constant, f"{recipe.encoder} is random or changes; errors are those of a constant current.")
     pacing = [tuner for tuner in recipe.tuners if isinstance(tuner, SteppingTuner)]

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from conversion_ext.analysis.metrics import Custom, Metric, Score, main_output
+from conversion_ext.analysis.metrics import Metric
 from conversion_ext.analysis.reference import answers, ends_in_sigmoid, evaluating
+from conversion_ext.analysis.scores import Comparison
 from conversion_ext.data.distributed import all_or_none, merged, rank
 from conversion_ext.data.sequences import Layout
 from conversion_ext.errors import CalibrationError, require
-from conversion_ext.graph.values import map_tensors
 from conversion_ext.network.spiking_network import Root
 from conversion_ext.simulation.options import RunOptions
 from conversion_ext.simulation.run import Runner, Simulation
@@ -159,23 +159,14 @@ class _Tally:
     """What has been counted over batches, of several processes too."""
 
     def __init__(self, metric: Any, sigmoid: bool) -> None:
-        self.score, self.same, self.ann = Score(metric, sigmoid), Score(), Score()
+        self.scores = Comparison(metric, sigmoid)
         self.run: Simulation | None = None
         self.samples = self.steps = 0
         self.spikes: dict[str, float] = {}
 
     def add(self, batch: Batch, run: Simulation, said: Any) -> None:
         """Count a batch: its run, and what the ANN answers."""
-        metric = self.score.settle(run.output if said is None else said, batch.target)
-        decision = None if said is None or isinstance(metric, Custom) else metric.decision(main_output(said)[0])
-        target = decision if batch.target is None else batch.target
-        require(target is not None, f"metric={metric.name} needs targets; a batch has none.", CalibrationError)
-        self.score.add(run.outputs, target)
-        if said is not None:
-            self.ann.metric = self.same.metric = metric
-            self.ann.add(map_tensors(said, lambda v: v.unsqueeze(0)), target)
-        if decision is not None:
-            self.same.add(run.outputs, decision)
+        self.scores.add(run.outputs, batch.target, said)
         self.run = run
         self.samples += len(batch)
         self.steps += 0 if run.steps is None else int(run.steps.sum())
@@ -189,8 +180,7 @@ class _Tally:
 
     def merge(self, other: _Tally) -> None:
         """Add the counts of another process."""
-        for mine, theirs in ((self.score, other.score), (self.same, other.same), (self.ann, other.ann)):
-            mine.merge(theirs)
+        self.scores.merge(other.scores)
         self.run = self.run or other.run
         self.samples += other.samples
         self.steps += other.steps
@@ -199,20 +189,18 @@ class _Tally:
 
     def result(self) -> Evaluation:
         """Return the measures of all samples."""
-        run, scores, ann = self.run, self.score.values(), self.ann.values()
+        run, (metric, scores, agreement, ann) = self.run, self.scores.values()
         assert run is not None
-        assert scores is not None
-        assert self.score.metric is not None
         return Evaluation(
             run.at,
             scores,
-            self.same.values(),
-            None if ann is None else float(ann),
+            agreement,
+            ann,
             {key: spikes / self.samples for key, spikes in self.spikes.items()},
             run.total_steps,
             run.latency_steps,
             self.samples,
-            self.score.metric,
-            self.score.reason,
+            metric,
+            self.scores.score.reason,
             self.steps / self.samples if self.steps else None,
         )

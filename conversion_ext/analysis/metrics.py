@@ -6,15 +6,15 @@ A metric turns a batch into sums that simply add, so that batches and processes 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from conversion_ext.errors import CalibrationError, require
-from conversion_ext.graph.values import map_tensors, tensors_in
+from conversion_ext.errors import require
+from conversion_ext.graph.values import tensors_in
 from conversion_ext.registry import Registry
 
 __all__ = [
@@ -26,15 +26,11 @@ __all__ = [
     "Correlation",
     "Custom",
     "Metric",
-    "Score",
     "TopK",
-    "chosen",
-    "main_output",
     "metric_of",
     "metrics",
+    "told_of",
 ]
-
-OUTPUT_KEYS = ("logits", "out", "output", "outputs", "prediction", "predictions")
 
 
 @dataclass(frozen=True)
@@ -275,72 +271,8 @@ def metric_of(metric: Any) -> Metric | None:
     return Custom(metric)
 
 
-def main_output(outputs: Any) -> tuple[Tensor, str]:
-    """Return the tensor of a nested output that is measured, and what to say where there were several."""
-    if isinstance(outputs, Tensor):
-        return outputs, ""
-    if isinstance(outputs, Mapping):
-        key = next((k for k in OUTPUT_KEYS if k in outputs), next(iter(outputs)) if len(outputs) == 1 else None)
-        require(
-            key is not None,
-            f"The network returns a dict with {sorted(map(str, outputs))}, none of them one of "
-            f"{', '.join(OUTPUT_KEYS)}; pass metric=, a function of (output, target).",
-        )
-        return main_output(outputs[key])[0], f"of output {key!r}"
-    leaves = tensors_in(outputs)
-    require(bool(leaves), "The network returns no tensor; pass metric=, a function of (output, target).")
-    return leaves[0], f"of the first of {len(leaves)} outputs" if len(leaves) > 1 else ""
-
-
-def chosen(output: Tensor, target: Any, sigmoid: bool = False) -> tuple[Metric, str]:
-    """Return the metric that outputs [N, ...] and targets of a batch ask for, and why; raise where several fit.
-
-    ``sigmoid``: the network ends in a sigmoid, so its outputs are probabilities.
-    """
-    require(
-        isinstance(target, Tensor) and target.dim() >= 1 and len(target) == len(output) and output.dim() >= 1,
-        f"Outputs {list(output.shape)} and {_told(target)} do not fit together; pass metric=, a function of "
-        "(output, target).",
-        CalibrationError,
-    )
-    real = target.is_floating_point()
-    whole = not real or bool((target == target.round()).all())
-    binary = whole and bool(((target == 0) | (target == 1)).all())
-    single = output.numel() == len(output)
-    logits = BinaryAccuracy(0.5 if sigmoid else 0.0)
-    if single and target.numel() == len(target):
-        if binary:
-            return logits, "one output per sample, and targets 0 and 1"
-        signs = whole and bool((target.abs() == 1).all())
-        require(real and not signs, _ambiguous(output, target, "'rmse', or 'binary_accuracy' with targets 0 and 1"))
-        return RMSE(), "one output and one real target per sample"
-    C = output.shape[1] if output.dim() > 1 else 1
-    numbers = whole and (target.numel() == len(target) or target.shape == (len(output), *output.shape[2:]))
-    if numbers and C > 1 and output.dim() == 2:
-        return Accuracy(), "targets are class numbers"
-    if numbers and C > 1 and target.shape[1:] == output.shape[2:]:
-        return (
-            (MIOU(), "targets are class numbers of positions")
-            if output.dim() > 3
-            else (Accuracy(), "targets are class numbers of positions")
-        )
-    if target.shape == output.shape and binary:
-        hot = bool((target.flatten(2).sum(1) == 1).all()) if target.dim() > 2 else bool((target.sum(1) == 1).all())
-        return (Accuracy(), "targets are one-hot") if hot else (logits, "targets are 0 or 1 for each output")
-    if target.shape == output.shape and real:
-        odds = (
-            output.dim() == 2 and C > 1 and bool((target >= 0).all()) and bool(((target.sum(1) - 1).abs() < 1e-4).all())
-        )
-        require(not odds, _ambiguous(output, target, "'accuracy' for class probabilities or 'rmse' for real targets"))
-        return RMSE(), "targets are real numbers, one for each output"
-    raise CalibrationError(_ambiguous(output, target, "a function of (output, target)"))
-
-
-def _ambiguous(output: Tensor, target: Tensor, choice: str) -> str:
-    return f"Outputs {list(output.shape)} and {_told(target)} do not name one measure; pass metric=, {choice}."
-
-
-def _told(target: Any) -> str:
+def told_of(target: Any) -> str:
+    """Return a target in words."""
     if isinstance(target, Tensor):
         return f"targets {list(target.shape)} of {str(target.dtype).removeprefix('torch.')}"
     return f"a target of type {type(target).__name__}"
@@ -351,7 +283,7 @@ def _classes(metric: Metric, output: Any, target: Any) -> tuple[Tensor, Tensor]:
     require(
         isinstance(target, Tensor) and output.dim() >= 2 and output.shape[1] > 1 and len(target) == len(output),
         f"metric='{metric.name}' needs outputs [N, C, ...] of C > 1 classes and a target for each sample, got "
-        f"{list(output.shape)} and {_told(target)}.",
+        f"{list(output.shape)} and {told_of(target)}.",
     )
     C, spatial = output.shape[1], output.shape[2:]
     if target.shape == output.shape and not (target.dim() == 2 and C == 1):
@@ -359,7 +291,7 @@ def _classes(metric: Metric, output: Any, target: Any) -> tuple[Tensor, Tensor]:
     fits = target.numel() == len(target) * math.prod(spatial)
     require(
         fits and (not target.is_floating_point() or bool((target == target.round()).all())),
-        f"metric='{metric.name}': {_told(target)} are no class numbers for outputs {list(output.shape)}; pass class "
+        f"metric='{metric.name}': {told_of(target)} are no class numbers for outputs {list(output.shape)}; pass class "
         "numbers [N, ...] or one-hot rows.",
     )
     classes = target.reshape(len(target), *spatial).long()
@@ -376,58 +308,7 @@ def _like(metric: Metric, output: Any, target: Any) -> Tensor:
     fits = isinstance(target, Tensor) and target.shape[:1] == output.shape[:1] and target.numel() == output.numel()
     require(
         fits and (target.shape == output.shape or target.numel() == len(target)),
-        f"metric='{metric.name}' compares value by value, and outputs {list(output.shape)} do not fit {_told(target)}.",
+        f"metric='{metric.name}' compares value by value, and outputs {list(output.shape)} do not fit "
+        f"{told_of(target)}.",
     )
     return target.double().reshape(output.shape)
-
-
-class Score:
-    """A metric at each of several steps, added up over batches and processes; the first batch may choose it.
-
-    ``sigmoid``: the network ends in a sigmoid.
-    """
-
-    def __init__(self, metric: Any = None, sigmoid: bool = False) -> None:
-        self.metric, self.reason, self.sigmoid = metric_of(metric), "", sigmoid
-        self.sums: Tensor | None = None
-
-    def settle(self, output: Any, target: Any) -> Metric:
-        """Return the metric, chosen from an output [N, ...] and its target where none was named.
-
-        Without a target (None) it is the one that compares with the decisions of another network.
-        """
-        if self.metric is None:
-            tensor, part = main_output(output)
-            if target is None:
-                self.metric = Accuracy() if tensor.dim() >= 2 and tensor.shape[1] > 1 else RMSE()
-                self.reason = "against the ANN, without targets"
-            else:
-                self.metric, self.reason = chosen(tensor.detach().cpu(), _local(target), self.sigmoid)
-            self.reason += f", {part}" if part else ""
-        return self.metric
-
-    def add(self, outputs: Any, target: Any) -> None:
-        """Add a batch: outputs [steps, N, ...], nested as the network's, and its target."""
-        outputs, target = _local(outputs), _local(target)
-        metric = self.settle(map_tensors(outputs, lambda v: v[-1]), target)
-        if not isinstance(metric, Custom):
-            outputs = main_output(outputs)[0]
-        steps = len(tensors_in(outputs)[0])
-        sums = torch.stack([metric.sums(map_tensors(outputs, lambda v, i=i: v[i]), target) for i in range(steps)])
-        self.sums = sums if self.sums is None else self.sums + sums
-
-    def merge(self, other: Score) -> None:
-        """Add what another process has."""
-        if other.sums is not None:
-            self.metric, self.reason = other.metric, other.reason
-            self.sums = other.sums if self.sums is None else self.sums + other.sums
-
-    def values(self) -> Tensor | None:
-        """Return the measure [steps], None where there was nothing to measure."""
-        if self.sums is None or self.metric is None:
-            return None
-        return torch.tensor([self.metric.value(row) for row in self.sums], dtype=torch.float64)
-
-
-def _local(value: Any) -> Any:
-    return map_tensors(value, lambda v: v.detach().cpu())

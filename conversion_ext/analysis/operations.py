@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from conversion_ext.tables import Report, Sheet, plain
 from conversion_ext.types import Family
 
 __all__ = ["Energy", "EnergyModel", "FortyFiveNanometres", "LayerCount", "OperationCount"]
@@ -96,8 +98,8 @@ class LayerCount:
     outputs: int
 
 
-@dataclass(frozen=True)
-class OperationCount:
+@dataclass(frozen=True, repr=False)
+class OperationCount(Report):
     """Operations of one sample (mean over those given) in T steps; ``str()`` is a report.
 
     ``layers``: one per weight layer, in graph order; ``neurons``: {site: number of neurons}; ``spikes``: {site: spikes}
@@ -137,20 +139,23 @@ class OperationCount:
         """Return the energy of the spiking network, its ANN and its twin; by default that of arithmetic at 45 nm."""
         return (model or FortyFiveNanometres()).energy(self)
 
-    def __str__(self) -> str:
-        rows = [("layer", "sees", "ANN MACs", "synops", "events", "analog MACs")]
-        rows += [
+    def sheet(self) -> Sheet:
+        """Return one row per weight layer, and what the numbers leave out."""
+        rows = [
             (r.key, str(r.sees), *(f"{v:,.0f}" for v in (r.macs, r.synops, r.events, r.analog_macs)))
             for r in self.layers
         ]
         rows += [("sum", "", *(f"{v:,.0f}" for v in (self.macs, self.synops, self.events, self.analog_macs)))]
-        widths = [max(len(row[i]) for row in rows) for i in range(6)]
         spikes = sum(self.spikes.values())
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-        lines += [
+        notes = (
             f"Per sample in {self.T} steps: {spikes:,.0f} spikes, {self.updates:,.0f} updates of neurons.",
             str(self.energy()),
             f"Not counted: {'; '.join(self.not_counted)}.",
             ESTIMATE,
-        ]
-        return "\n".join(lines)
+        )
+        return Sheet(("layer", "sees", "ANN MACs", "synops", "events", "analog MACs"), rows, "", notes, left=2)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all values, sums and the energy of arithmetic as plain data."""
+        sums = {name: getattr(self, name) for name in ("synops", "events", "analog_macs", "updates")}
+        return super().to_dict() | sums | {"energy": plain(self.energy())}

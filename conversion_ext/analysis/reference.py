@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from conversion_ext import graph
-from conversion_ext.data.sequences import frames_as_samples
 from conversion_ext.graph.values import map_tensors
 from conversion_ext.network.spiking_network import Root
 from conversion_ext.nn.differential import Differential
@@ -35,7 +34,7 @@ def answers(ann: nn.Module, batch: Batch) -> Any:
     """Return the output [N, ...] of ``ann``; of a sequence of frames the mean of its outputs over the frames."""
     if not batch.sequence:
         return ann(*batch.inputs)
-    outputs = ann(*frames_as_samples(batch.inputs))
+    outputs = ann(*batch.samples())
     return map_tensors(outputs, lambda value: value.unflatten(0, (-1, len(batch))).mean(0))
 
 

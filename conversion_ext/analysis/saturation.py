@@ -6,47 +6,62 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from conversion_ext.data.batches import Forward, batches, call_inputs
 from conversion_ext.data.distributed import gathered
+from conversion_ext.data.sequences import Layout
 from conversion_ext.errors import CalibrationError, require
 from conversion_ext.network.site import SpikingSite
 from conversion_ext.network.spiking_network import Root
 from conversion_ext.network.state import reset
 from conversion_ext.neurons import IF, SignedEncoder
-from conversion_ext.simulation.simulation import simulate
+from conversion_ext.simulation.run import Runner
+from conversion_ext.simulation.samples import Samples, require_network, require_steps
+from conversion_ext.tables import Report, Sheet
 from conversion_ext.types import Reset
 
 __all__ = ["Limits", "clipped_share", "limits"]
 
 
-@dataclass(frozen=True)
-class Limits:
+@dataclass(frozen=True, repr=False)
+class Limits(Report):
     """What calibration samples lose at most: ``shares`` {site: clipped share}, at ``T`` steps."""
 
     T: int
     shares: dict[str, float]
 
-    def outside(self, snn: Root, data: Any, *, forward: Forward | None = None) -> Tensor:
+    def outside(self, snn: Root, data: Any, *, sequence: Layout = None) -> Tensor:
         """Return which samples [N] lose more than that at one site or another."""
-        found = clipped_share(snn, data, self.T, forward=forward)
+        found = clipped_share(snn, data, self.T, sequence=sequence)
         return torch.stack([share > self.shares[key] for key, share in found.items()]).any(0)
 
+    def sheet(self) -> Sheet:
+        """Return one row per site."""
+        rows = [(key, f"{share:.4f}") for key, share in self.shares.items()]
+        return Sheet(("site", "clipped share"), rows, f"T={self.T}")
 
-def clipped_share(snn: Root, data: Any, T: int, *, forward: Forward | None = None) -> dict[str, Tensor]:
-    """Return {site: the part [N] of its current that a sample's neurons could not say in T steps}.
+
+def clipped_share(
+    snn: Root, data: Any, T: int, *, ann: nn.Module | None = None, sequence: Layout = None
+) -> dict[str, Tensor]:
+    """Return, for each site, the fraction [N] of the input charge that saturated neurons could not emit in T steps.
 
     A neuron with soft reset says at most one spike per step; what comes beyond stays in its membrane. With D the
     potential above the threshold after T steps (of a signed site, beyond either) and N the spikes sent, the share is
     ``sum D / (sum D + sum N)`` over the neurons of the site: 0 within the range, ``1 - 1 / z`` for a constant current z
-    > 1 and many steps. Reads neither labels nor the ANN. ``data`` is read as ``convert`` reads it.
+    > 1 and many steps. Every frame of a sequence is a sample.
 
-    Raises ValueError where neurons are not IF with soft reset, or a tuner steps them.
+    Args:
+        snn: a converted network.
+        data: a tensor [N, ...] or a re-iterable of batches; targets are not used.
+        T: the number of time steps.
+        ann: not used; all analyses are called alike.
+        sequence: as for :func:`evaluate`.
+
+    Raises:
+        ValueError: where neurons are not IF with soft reset, or a tuner steps them.
     """
-    require(
-        isinstance(snn, Root), f"snn is a {type(snn).__name__}; pass what conversion_ext.convert returned.", TypeError
-    )
+    require_network(snn)
     for site in snn.sites().values():
         keeps = isinstance(site.spec, SignedEncoder) or (type(site.spec) is IF and site.spec.reset is Reset.SUBTRACT)
         require(
@@ -55,8 +70,9 @@ def clipped_share(snn: Root, data: Any, T: int, *, forward: Forward | None = Non
             "stepped plainly, keep what they could not say: convert with such a recipe.",
         )
     shares: dict[str, list[Tensor]] = {}
-    for batch in batches(data, "data"):
-        run = simulate(snn, call_inputs(batch, forward), T, at=(T,))
+    runner = Runner(snn, require_steps(T), (T,))
+    for inputs in Samples(snn, data, sequence):
+        run = runner(inputs)
         for key, site in snn.sites().items():
             debt, said = _debt(site), T * run.firing_rate[key].flatten(1).sum(1).double()
             shares.setdefault(key, []).append(torch.where(debt > 0, debt / (debt + said), 0.0))
@@ -65,15 +81,23 @@ def clipped_share(snn: Root, data: Any, T: int, *, forward: Forward | None = Non
     return {key: torch.cat(parts) for key, parts in shares.items()}
 
 
-def limits(snn: Root, data: Any, T: int, *, quantile: float = 0.99, forward: Forward | None = None) -> Limits:
+def limits(
+    snn: Root,
+    data: Any,
+    T: int,
+    *,
+    ann: nn.Module | None = None,
+    quantile: float = 0.99,
+    sequence: Layout = None,
+) -> Limits:
     """Return the clipped share of each site that a ``quantile`` of the samples, those of calibration, do not exceed.
 
     There, too, a little is clipped. ``limits(snn, calibration, T).outside(snn, x)`` tells which inputs lose more: they
     lie outside the calibrated range, though what is decided on them may be right. Of several processes each gives its
-    part of ``data``.
+    part of ``data``. Arguments are those of :func:`clipped_share`.
     """
     require(0 < quantile <= 1, f"quantile={quantile!r}: give a number in (0, 1].")
-    found = clipped_share(snn, data, T, forward=forward)
+    found = clipped_share(snn, data, T, sequence=sequence)
     return Limits(T, {key: float(torch.cat(gathered(share)).quantile(quantile)) for key, share in found.items()})
 
 

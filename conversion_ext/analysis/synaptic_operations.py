@@ -13,15 +13,17 @@ from torch import Tensor, nn
 
 from conversion_ext import graph
 from conversion_ext.analysis.operations import LayerCount, OperationCount
-from conversion_ext.capture.tracing import capture
-from conversion_ext.errors import require
+from conversion_ext.capture.preparation import prepare
+from conversion_ext.data.sequences import Layout
+from conversion_ext.errors import CalibrationError, require
 from conversion_ext.graph.layers import WEIGHTS
 from conversion_ext.network.spiking_network import Root
 from conversion_ext.nn.channel_scale import ChannelScale
 from conversion_ext.operators.base import operator_of
 from conversion_ext.operators.movement import mixed
 from conversion_ext.operators.synapse import Synapse
-from conversion_ext.simulation.simulation import simulate
+from conversion_ext.simulation.run import Runner
+from conversion_ext.simulation.samples import batches_of, require_network
 from conversion_ext.types import Family
 
 __all__ = ["synops"]
@@ -29,29 +31,51 @@ SPIKES = (Family.BINARY, Family.WEIGHTED, Family.SIGNED, Family.MULTI_LEVEL)
 
 
 def synops(
-    snn: Root, x: Any, T: int, *, ann: nn.Module | None = None, generator: torch.Generator | None = None
+    snn: Root,
+    data: Any,
+    T: int | None = None,
+    *,
+    ann: nn.Module | None = None,
+    sequence: Layout = None,
+    generator: torch.Generator | None = None,
 ) -> OperationCount:
-    """Return the operations that ``snn`` does on x [N, ...] in T steps, mean per sample, beside those of its ANN.
+    """Return the operations that ``snn`` does on ``data`` in T steps, mean per sample, beside those of its ANN.
 
     A spike into a weight layer costs one addition per weight that is not 0 and leads to an output (fan-out, exact
     at borders and under strides); a spike of -1 or of any weight costs the same, a burst of k costs k (``events``
     counts it once).
     Inputs that are no spikes (the image, averages and sums of spikes, graded values) cost a MAC per weight; the image's
-    layer runs once, since its current is constant, and at every step with a random encoder. The ANN's MACs are those of
-    the converted graph, or of ``ann`` where it is given, zero weights left out as well.
+    layer runs once, since its current is constant, and at every step with a random encoder or a sequence of frames. The
+    ANN's MACs are those of the converted graph, or of ``ann`` where it is given, zero weights left out as well.
+
+    Args:
+        snn: a converted network whose weights hold the thresholds.
+        data: a tensor [N, ...], a tuple of several inputs, or a re-iterable of batches; targets are not used.
+        T: the number of time steps; for sequences by default their length.
+        ann: a network whose MACs are to be counted, mostly the one that ``snn`` was made from.
+        sequence: as for :func:`evaluate`.
+        generator: makes the noise of a random encoder.
+
+    Raises:
+        ValueError: for networks converted with ``fold=False``.
 
     Reference: Rueckauer et al., 2017 (operation counts); Yan et al., arXiv:2409.08290 (bits of the twin).
     """
-    require(
-        isinstance(snn, Root), f"snn is a {type(snn).__name__}; pass what conversion_ext.convert returned.", TypeError
-    )
+    require_network(snn)
     require(
         snn.conversion.folded, "synops() counts spikes, and unfolded ones carry thresholds; convert with fold=True."
     )
-    families = _families(snn)
+    families, runner = _families(snn), Runner(snn, T, None, {"generator": generator})
+    found, samples, macs = None, 0, None
+    spikes: dict[str, float] = {}
     with _seen(snn.body, list(families)) as seen:
-        found = simulate(snn, x, T, at=(T,), generator=generator)
-    samples = len(x[0] if isinstance(x, tuple) else x)
+        for batch in batches_of(snn, data, sequence=sequence):
+            found, samples = runner(batch.inputs, batch.sequence, last=True), samples + len(batch)
+            for key, sent in found.spikes.items():
+                spikes[key] = spikes.get(key, 0.0) + float(sent.sum(dtype=torch.float64))
+            macs = _ann_macs(snn, ann, batch.samples()) if ann is not None and macs is None else macs
+    require(found is not None, "The data holds no batch; pass at least one.", CalibrationError)
+    assert found is not None
     layers = tuple(
         _layer(key, module, sees, seen[module], samples) for module, (key, sees) in families.items() if module in seen
     )
@@ -59,10 +83,10 @@ def synops(
     return OperationCount(
         layers,
         {key: rate[0].numel() for key, rate in found.firing_rate.items()},
-        {key: float(spikes.sum(dtype=torch.float64)) / samples for key, spikes in found.spikes.items()},
+        {key: sent / samples for key, sent in spikes.items()},
         found.total_steps,
-        math.ceil(math.log2(T * levels + 1)),
-        sum(layer.macs for layer in layers) if ann is None else _ann_macs(ann, x),
+        math.ceil(math.log2(found.at[-1] * levels + 1)),
+        sum(layer.macs for layer in layers) if macs is None else macs,
     )
 
 
@@ -128,10 +152,10 @@ def _reach(module: nn.Module) -> Callable[[Tensor], Tensor]:
     return ones.forward  # a copy holds the hooks of its original, and calling it would call them
 
 
-def _ann_macs(ann: nn.Module, x: Any) -> float:
-    """Return the MACs of one sample of ``ann``, its pruned and parametrized weights baked in."""
-    inputs = x if isinstance(x, tuple) else (x,)
-    model = capture(ann, inputs=len(inputs))
+def _ann_macs(snn: Root, ann: nn.Module, inputs: tuple[Any, ...]) -> float:
+    """Return the MACs of one sample of ``ann``, pruned and parametrized weights baked in, functional layers too."""
+    options = snn.record.options
+    model = prepare(ann, inputs, options.skip, options.leaf)
     total = 0.0
 
     def hook(module: nn.Module, args: tuple[Any, ...]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +12,17 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from conversion_ext.data.batches import check_inputs, labelled
-from conversion_ext.data.distributed import all_or_none, gathered, rank
+from conversion_ext.analysis.metrics import Metric
+from conversion_ext.analysis.reference import answers, ends_in_sigmoid, evaluating
+from conversion_ext.analysis.scores import Comparison, stacked
+from conversion_ext.data.distributed import all_or_none, gathered, merged, rank
+from conversion_ext.data.sequences import Layout
 from conversion_ext.errors import CalibrationError, require
 from conversion_ext.network.spiking_network import Root
 from conversion_ext.network.state import reset
 from conversion_ext.network.stepping import Stepping
+from conversion_ext.simulation.samples import batches_of, require_network, require_steps, steps_to_try
+from conversion_ext.tables import Report, Sheet
 from conversion_ext.types import Steps
 
 __all__ = ["Forecast", "Twin", "forecast", "twin"]
@@ -48,42 +54,83 @@ def twin(snn: Root, T: int) -> Twin:
     no time, hence no unevenness error: what it loses against the ANN is clipping and quantization, what the spiking
     network loses against it is unevenness. One forward forecasts the accuracy at T.
     """
-    require(
-        isinstance(snn, Root), f"snn is a {type(snn).__name__}; pass what conversion_ext.convert returned.", TypeError
-    )
-    require(isinstance(T, int) and T >= 1, f"T={T!r}: the number of time steps is an integer >= 1.")
-    return Twin(snn, T).eval()
+    return Twin(require_network(snn), require_steps(T)).eval()
 
 
-@dataclass(frozen=True)
-class Forecast:
-    """Accuracy of the twin, fractions in [0, 1], one per number of steps in ``T``."""
+@dataclass(frozen=True, repr=False)
+class Forecast(Report):
+    """The score of the twin, one per number of steps in ``T``; ``reason``: why this metric was chosen."""
 
     T: tuple[int, ...]
-    accuracy: Tensor
+    score: Tensor
     samples: int
+    metric: Metric
+    reason: str = ""
+    ann_score: float | None = None
+
+    @property
+    def accuracy(self) -> Tensor:
+        """The score [len(T)], where it is a share of right decisions."""
+        require(self.metric.share, f"This forecast measures {self.metric.name}, which is no accuracy; read .score.")
+        return self.score
+
+    def sheet(self) -> Sheet:
+        """Return the score for each T."""
+        rows = [(str(t), self.metric.shown(float(v))) for t, v in zip(self.T, self.score, strict=True)]
+        notes = [f"metric: {self.metric.name}{f' ({self.reason})' if self.reason else ''}"]
+        notes += [] if self.ann_score is None else [f"ANN: {self.metric.shown(self.ann_score)}"]
+        return Sheet(("T", f"twin's {self.metric.name}"), rows, f"{self.samples} samples", notes, left=0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all values as plain data."""
+        return super().to_dict() | {"metric": self.metric.name}
 
 
-def forecast(snn: Root, loader: Any, T: Sequence[int] = (1, 2, 4, 8, 16), *, progress: bool = True) -> Forecast:
-    """Return the accuracy that each number of steps can reach at best: which T do I need?
+def forecast(
+    snn: Root,
+    data: Any,
+    T: Iterable[int] = (1, 2, 4, 8, 16),
+    *,
+    ann: nn.Module | None = None,
+    metric: Any = None,
+    sequence: Layout = None,
+    progress: bool = True,
+) -> Forecast:
+    """Return the score that each number of steps can reach at best: which T do I need?
 
-    ``loader``: a re-iterable of (input [N, ...], target [N]) batches. Every T costs one forward of the twin; the
-    spiking network itself stays below, by its unevenness error.
+    Every T costs one forward of the twin; the spiking network itself stays below, by its unevenness error. Of a
+    sequence of frames the twin is given the mean, which is what neurons that add up their input have received.
+
+    Args:
+        snn: a converted network.
+        data: a re-iterable of (input [N, ...], target) batches, or one such pair of tensors; without targets the
+            decisions of ``ann`` are the target.
+        T: numbers of time steps.
+        ann: the network that ``snn`` was made from, to be measured beside it.
+        metric: as for :func:`evaluate`.
+        sequence: as for :func:`evaluate`.
+        progress: show a progress bar.
+
+    Raises:
+        CalibrationError: for data that cannot be used, or targets that fit no metric.
     """
-    twins = [twin(snn, steps) for steps in T]
-    require(bool(twins), "T=(): name at least one number of steps.")
+    steps = steps_to_try(T)
+    twins, scores = [twin(snn, t) for t in steps], Comparison(metric, ends_in_sigmoid(snn))
 
-    def count() -> Tensor:
-        right = torch.zeros(len(twins) + 1, dtype=torch.long)  # and the number of samples
-        silent = not progress or rank() > 0
-        for index, (x, target) in enumerate(tqdm(labelled(loader), desc="forecast", disable=silent)):
-            inputs = x if isinstance(x, tuple) else (x,)
-            check_inputs(inputs, snn, f"Batch {index}")
+    def count() -> int:
+        silent, samples = not progress or rank() > 0, 0
+        found = batches_of(snn, data, "loader", targets=True, sequence=sequence)
+        for batch in tqdm(found, desc="forecast", disable=silent):
+            if ann is None:
+                batch.labelled()
             with torch.no_grad():
-                right[:-1] += torch.stack([(network(*inputs).argmax(1) == target).sum() for network in twins]).cpu()
-            right[-1] += len(target)
-        return right
+                outputs = stacked([network(*batch.mean()) for network in twins])
+            scores.add(outputs, batch.target, None if ann is None else answers(ann, batch))
+            samples += len(batch)
+        return samples
 
-    *right, samples = torch.stack(gathered(all_or_none(count))).sum(0)
-    require(int(samples) > 0, "The loader holds no batch; pass at least one (input, target).", CalibrationError)
-    return Forecast(tuple(T), torch.stack(right).double() / samples, int(samples))
+    with nullcontext() if ann is None else evaluating(ann):
+        samples = sum(gathered(all_or_none(count)))
+    require(samples > 0, "The loader holds no batch; pass at least one (input, target).", CalibrationError)
+    measured, score, _, ann_score = merged(scores).values()
+    return Forecast(steps, score, samples, measured, scores.score.reason, ann_score)

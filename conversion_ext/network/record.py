@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -35,6 +35,10 @@ class Options:
     relay: bool = False
     forward: Any = None
     sequence: bool | str | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Return them as arguments of ``convert``."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def plain(self) -> dict[str, Any]:
         """Return what strings and truth values can say; a ``forward`` function is left out."""

@@ -115,13 +115,13 @@ class Runner:
         chunk = self.time_chunk
         require(chunk is None or chunk >= 1, f"time_chunk={chunk}: give a number of steps >= 1, or None.")
 
-    def __call__(self, inputs: tuple[Any, ...], sequence: bool = False) -> Simulation:
-        """Run on inputs [N, ...], or frames [T, N, ...]."""
+    def __call__(self, inputs: tuple[Any, ...], sequence: bool = False, last: bool = False) -> Simulation:
+        """Run on inputs [N, ...], or frames [T, N, ...]; ``last``: keep the output of the last step alone."""
         if self.reset:
             self.engine.memories.reset()
         length = next(len(v) for v in inputs if isinstance(v, Tensor)) if sequence else None
         plan = self.engine.schedule(self.T, self.block, length)
-        steps = times(self.at, plan.T, plan.block)
+        steps = times((plan.T,) if last else self.at, plan.T, plan.block)
         self._check(plan, steps, sequence)
         try:
             return self._run(inputs, plan, steps, sequence)

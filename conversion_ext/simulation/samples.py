@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from conversion_ext.data.batches import batches, call_inputs, check_inputs, target_of
-from conversion_ext.data.sequences import Layout, time_axis, time_first
+from conversion_ext.data.sequences import Layout, frames_as_samples, time_axis, time_first
 from conversion_ext.errors import CalibrationError, require
 from conversion_ext.network.spiking_network import Root
 
-__all__ = ["Batch", "batches_of", "is_tensor_pair", "require_network"]
+__all__ = ["Batch", "Samples", "batches_of", "is_tensor_pair", "require_network", "require_steps", "steps_to_try"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,16 @@ class Batch:
         """The number of samples."""
         return next(v.shape[1 if self.sequence else 0] for v in self.inputs if isinstance(v, Tensor))
 
+    def samples(self) -> tuple[Any, ...]:
+        """Return inputs [N, ...], every frame of a sequence a sample of its own."""
+        return frames_as_samples(self.inputs) if self.sequence else self.inputs
+
+    def mean(self) -> tuple[Any, ...]:
+        """Return inputs [N, ...], of a sequence the mean over its frames."""
+        if not self.sequence:
+            return self.inputs
+        return tuple(v.mean(0) if isinstance(v, Tensor) and v.is_floating_point() else v for v in self.inputs)
+
     def labelled(self, verb: str = "evaluation") -> Any:
         """Return the target; raise where there is none."""
         require(
@@ -39,12 +49,44 @@ class Batch:
         return self.target
 
 
+class Samples:
+    """The inputs of the batches of ``data``, [N, ...] each, as often as they are asked for; frames are samples."""
+
+    def __init__(self, snn: Root, data: Any, sequence: Layout = None) -> None:
+        self.snn, self.data, self.sequence = snn, data, sequence
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        return (batch.samples() for batch in batches_of(self.snn, self.data, sequence=self.sequence))
+
+    @staticmethod
+    def call(model: Any, inputs: tuple[Any, ...]) -> Any:
+        """Call a model on such inputs, as ``forward`` of :func:`convert` does."""
+        return model(*inputs)
+
+
 def require_network(snn: Any) -> Root:
     """Return ``snn``; raise TypeError where it is no converted network."""
     require(
         isinstance(snn, Root), f"snn is a {type(snn).__name__}; pass what conversion_ext.convert returned.", TypeError
     )
     return snn
+
+
+def require_steps(T: Any) -> int:
+    """Return the number of time steps; raise ValueError where it is none."""
+    require(
+        isinstance(T, int) and not isinstance(T, bool) and T >= 1,
+        f"T={T!r}: the number of time steps is an integer >= 1.",
+    )
+    return T
+
+
+def steps_to_try(T: Any) -> tuple[int, ...]:
+    """Return several numbers of time steps in ascending order; one number stands for itself."""
+    require(not isinstance(T, str), f"T={T!r}: name numbers of time steps such as (4, 8, 16).")
+    steps = (T,) if isinstance(T, int) else tuple(T)
+    require(bool(steps), "T=(): name at least one number of time steps.")
+    return tuple(sorted({require_steps(t) for t in steps}))
 
 
 def is_tensor_pair(data: Any) -> bool:

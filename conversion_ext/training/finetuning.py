@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from conversion_ext.analysis.metrics import metric_of
 from conversion_ext.conversion.folding import folded
 from conversion_ext.data.distributed import all_or_none
-from conversion_ext.data.sequences import Layout, frames_as_samples
+from conversion_ext.data.sequences import Layout
 from conversion_ext.errors import CalibrationError, require
 from conversion_ext.network.spiking_network import Root
 from conversion_ext.network.state import reset
@@ -227,8 +227,7 @@ def _result(snn: Root, loop: Loop, how: str, example: Batch | None) -> FinetuneR
         )
         found.record = replace(snn.record, T=T, notes=(*snn.record.notes, note))
     if example is not None and not found.conversion.folded:
-        inputs = frames_as_samples(example.inputs) if example.sequence else example.inputs
-        found = folded(found, inputs)
+        found = folded(found, example.samples())
     reset(found)
     metric = "accuracy" if loop.metric is None else loop.metric.name
     return FinetuneResult(found, tuple(history), best, loop.samples, metric)

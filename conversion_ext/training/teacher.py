@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from conversion_ext.conversion.observation import traced_for
-from conversion_ext.data.sequences import frames_as_samples
 from conversion_ext.graph.values import map_tensors
 from conversion_ext.network.spiking_network import Root
 from conversion_ext.operators.sites import Site
@@ -36,7 +35,7 @@ class Teacher:
     @torch.no_grad()
     def of(self, batch: Batch) -> Said:
         """Return what the teacher says to a batch; to a sequence of frames, the means over them."""
-        inputs = frames_as_samples(batch.inputs) if batch.sequence else batch.inputs
+        inputs = batch.samples()
         if not self.traced:  # it takes an input to trace a network
             self.ann, self.traced = self._with_sites(inputs), True
 

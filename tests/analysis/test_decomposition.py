@@ -23,7 +23,7 @@ def quantized(z, scale, T):
 
 
 def errors_of(snn, ann, x, T, **options):
-    return {site.key: site for site in decompose(snn, ann, list(x.split(7)), T, **options).sites}
+    return {site.key: site for site in decompose(snn, list(x.split(7)), T, ann=ann, **options).sites}
 
 
 def network(T, fold, backend="reference"):
@@ -112,18 +112,18 @@ def test_the_table_is_aligned():
 def test_what_cannot_be_decomposed_is_refused():
     ann, x, snn = network(4, True)
     with pytest.raises(TypeError, match="convert returned"):
-        decompose(ann, ann, x, 4)  # type: ignore[arg-type]
+        decompose(ann, x, 4, ann=ann)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="T=0"):
-        decompose(snn, ann, x, 0)
+        decompose(snn, x, 0, ann=ann)
     with pytest.raises(ValueError, match="differ in the sites"):
-        decompose(snn, nn.Sequential(*ann[:2]), x, 4)
+        decompose(snn, x, 4, ann=nn.Sequential(*ann[:2]))
     masked = cx.convert(
         ann, x, recipe=cx.Recipe(tuners=(cx.tuners.ResidualPotential(),)), backend="reference", progress=False
     )
     with pytest.raises(ValueError, match="ResidualPotential"):
-        decompose(masked, ann, x, 4)
+        decompose(masked, x, 4, ann=ann)
     random = cx.convert(
         ann, x, recipe=cx.Recipe(encoder=cx.encoders.Poisson(signed=True)), backend="reference", progress=False
     )
     with pytest.raises(ValueError, match="constant current"):
-        decompose(random, ann, x, 4)
+        decompose(random, x, 4, ann=ann)

@@ -21,11 +21,16 @@ def network() -> nn.Sequential:
     return ann.append(nn.Linear(24, 5, bias=False))
 
 
+def swept(ann, loader, T, recipe="default", **options):
+    snn = cx.convert(ann, X, recipe=recipe, backend="reference", progress=False)
+    return sweep(snn, loader, T, ann=ann, calibration=X, **options)
+
+
 @torch.no_grad()
 def test_each_point_is_a_conversion_of_its_own():
     ann = network()
     loader = [(X, ann(X).argmax(1))]
-    points = sweep(ann, X, loader, (4, 32), thresholds=(1.0, 2.0), gains=(0.5, 1.0), backend="reference")
+    points = swept(ann, loader, (4, 32), thresholds=(1.0, 2.0), gains=(0.5, 1.0))
     assert [(p.threshold, p.gain, p.T) for p in points] == [
         (f, g, t) for f in (1.0, 2.0) for g in (0.5, 1.0) for t in (4, 32)
     ]
@@ -40,7 +45,7 @@ def test_each_point_is_a_conversion_of_its_own():
 def test_higher_thresholds_cost_less_and_more_time_says_more():
     ann = network()
     loader = [(X, ann(X).argmax(1))]
-    points = sweep(ann, X, loader, (2, 64), thresholds=(0.25, 1.0, 4.0), backend="reference")
+    points = swept(ann, loader, (2, 64), thresholds=(0.25, 1.0, 4.0))
     late = [p for p in points if p.T == 64]
     assert late[0].spikes > late[1].spikes > late[2].spikes > 0
     assert late[0].synops > late[1].synops > late[2].synops
@@ -52,7 +57,7 @@ def test_higher_thresholds_cost_less_and_more_time_says_more():
 def test_one_setting_is_the_curve_of_accuracy_against_operations():
     """Rueckauer et al. 2017: every point costs more than the one before, in the end as time does, and says more."""
     ann = network()
-    points = sweep(ann, X, [(X, ann(X).argmax(1))], (4, 16, 64, 256), recipe="rueckauer2017", backend="reference")
+    points = swept(ann, [(X, ann(X).argmax(1))], (4, 16, 64, 256), recipe="rueckauer2017")
     cost, right = [p.synops for p in points], [p.accuracy for p in points]
     ratios = [now / before for before, now in zip(cost, cost[1:], strict=False)]
     assert all(ratio > 3.9 for ratio in ratios)  # from a potential of 0 the first spikes are late
@@ -64,10 +69,10 @@ def test_one_setting_is_the_curve_of_accuracy_against_operations():
 @pytest.mark.parametrize("bad", [{"T": ()}, {"thresholds": (0.0,)}, {"gains": (-1.0,)}, {"thresholds": ()}])
 def test_bad_values_are_refused_before_any_work(bad):
     with pytest.raises(ValueError, match="="):
-        sweep(network(), X, [(X, torch.zeros(60).long())], **{"T": (2,), **bad})
+        swept(network(), [(X, torch.zeros(60).long())], **{"T": (2,), **bad})
 
 
 def test_clipped_relus_keep_their_caps():
     ann = nn.Sequential(nn.Linear(16, 8), nn.ReLU6(), nn.Linear(8, 3))
-    points = sweep(ann, X, [(X, torch.zeros(60).long())], (4,), thresholds=(1e3, 1e6), backend="reference")
+    points = swept(ann, [(X, torch.zeros(60).long())], (4,), thresholds=(1e3, 1e6))
     assert points[0].spikes == points[1].spikes  # at most 6, whatever the factor

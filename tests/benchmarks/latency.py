@@ -140,7 +140,7 @@ class Bench:
 
         def compute() -> str:
             snn = self.convert(cx.recipes.get("default"), 4, 0)
-            return str(decompose(snn, self.ann, self.x[: min(512, self.few)], 4))
+            return str(decompose(snn, self.x[: min(512, self.few)], 4, ann=self.ann))
 
         return self.kept("errors", compute)
 
