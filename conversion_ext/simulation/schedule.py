@@ -54,7 +54,8 @@ def schedule(
         T = T or length - warm_up
         before = f" after {warm_up} of warm-up" if warm_up else ""
         require(T + warm_up <= length, f"T={T}{before}, but x_seq holds {length} steps; give T <= {length - warm_up}.")
-    require(isinstance(T, int) and T >= 1, f"T={T!r}: the number of time steps is an integer >= 1.")
+    whole = isinstance(T, int) and not isinstance(T, bool) and T >= 1
+    require(whole, f"T={T!r}: the number of time steps is an integer >= 1.")
     assert T is not None
     recipe = snn.conversion.recipe
     K = recipe.block_of(T, block)

@@ -29,7 +29,7 @@ def test_it_returns_the_best_candidate_of_its_family(family):
     assert found.samples == 16
     assert found.recipe == found.candidates[0].recipe == found.snn.conversion.recipe
     assert str(found.recipe.family) == family
-    assert len(str(found).splitlines()) == 37
+    assert len(str(found).splitlines()) == 38
     assert all(torch.equal(before[k], v) for k, v in ann.state_dict().items())
 
 
