@@ -17,6 +17,7 @@ from conversion_ext.network.site import SpikingSite
 from conversion_ext.network.time import ExpandTime, Function
 from conversion_ext.neurons import Neuron
 from conversion_ext.nn.differential import Differential
+from conversion_ext.nn.matrix_product import MatrixProduct
 from conversion_ext.nn.softmax import SpikingSoftmax
 from conversion_ext.nn.stateful import Stateful
 from conversion_ext.operators.activations import SignedRelay
@@ -105,6 +106,8 @@ class _Builder:
         softmax = isinstance(function, (nn.Softmax, nn.LogSoftmax)) and all(u.op == "output" for u in node.users)
         if softmax and self.recipe.softmax != "membrane" and isinstance(function, nn.Softmax):
             module: Stateful = SpikingSoftmax(function.dim or -1, self.recipe.softmax, generator=self.generator)
+        elif getattr(operator_of(self.model, node), "bilinear", False):
+            module = MatrixProduct(function)
         else:
             module = Differential(function, inputs=len(inputs))
         module.static_inputs = tuple(n not in self.varying for n in inputs)

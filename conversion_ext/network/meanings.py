@@ -15,6 +15,7 @@ from conversion_ext.network.site import SpikingSite
 from conversion_ext.network.time import ExpandTime
 from conversion_ext.nn.channel_scale import ChannelScale
 from conversion_ext.nn.differential import Differential
+from conversion_ext.nn.matrix_product import MatrixProduct
 from conversion_ext.nn.softmax import SpikingSoftmax
 from conversion_ext.operators.arithmetic import Multiple
 from conversion_ext.operators.base import Elementwise, NodeContext, Operator, Units, ones, register_operator
@@ -80,9 +81,9 @@ def spiking_site(node: Node, module: nn.Module | None) -> Operator:
     return Spiking()
 
 
-@register_operator(Differential, SpikingSoftmax)
+@register_operator(Differential, MatrixProduct, SpikingSoftmax)
 def of_the_mean(node: Node, module: nn.Module | None) -> Operator:
-    """A differential operator, or the softmax of what came in so far."""
+    """A differential operator, a product of two streams, or the softmax of what came in so far."""
     return Graded()
 
 

@@ -183,7 +183,7 @@ def rounding(node: Node, module: nn.Module | None) -> Operator | Problem:
 
 
 @register_operator(
-    torch.bmm, torch.pow, operator.pow, "pow", torch.sqrt, torch.exp, torch.log, "sqrt", "exp", "log", "square",
+    torch.pow, operator.pow, "pow", torch.sqrt, torch.exp, torch.log, "sqrt", "exp", "log", "square",
     torch.square, torch.maximum, torch.minimum, torch.sign, "sign",
 )  # fmt: skip
 def nonlinear(node: Node, module: nn.Module | None) -> Operator:
@@ -191,16 +191,16 @@ def nonlinear(node: Node, module: nn.Module | None) -> Operator:
     return Operator() if graph.info(node).is_constant else Activation(SiteKind.GRADED)
 
 
-@register_operator(torch.matmul, operator.matmul, "matmul", torch.mm, "mm", torch.einsum, torch.tensordot)
+@register_operator(
+    torch.matmul, operator.matmul, "matmul", torch.mm, "mm", torch.bmm, "bmm", torch.einsum, torch.tensordot
+)
 def product(node: Node, module: nn.Module | None) -> Operator:
     """Products of matrices: with constants they are linear, of several tensors a differential operator."""
     if graph.info(node).is_constant:
         return Operator()
-    data = [source for source in node.all_input_nodes if graph.may_hold_data(source)]
-    return Activation(SiteKind.GRADED) if len(data) > 1 or _squares(node) else Offset()
-
-
-def _squares(node: Node) -> bool:
-    """Return whether the same tensor goes into a product more than once."""
     operands = [part for arg in node.args for part in (arg if isinstance(arg, (list, tuple)) else (arg,))]
-    return sum(isinstance(part, Node) and graph.may_hold_data(part) for part in operands) > 1
+    data = [part for part in operands if isinstance(part, Node) and graph.may_hold_data(part)]
+    if len(data) == 1:
+        return Offset()
+    two = len(data) == len(set(data)) == 2  # noqa: PLR2004 (x @ x is a square, not linear in x)
+    return Activation(SiteKind.GRADED, bilinear=two)

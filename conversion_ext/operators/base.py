@@ -104,7 +104,8 @@ class Activation(Operator):
     """A place where a site is made: ``kind`` says how it spikes, ``cap`` where a clipped ReLU ends.
 
     An activation that was trained for spikes gives its ``threshold`` and perhaps its ``neuron``; None: the recipe's.
-    ``positive``: no output is negative; ``keeps_sign``: none is if no input is.
+    ``positive``: no output is negative; ``keeps_sign``: none is if no input is. ``bilinear``: it is linear in each of
+    its two tensors.
     One that still stands in a converted graph is applied to a value that does not depend on time, in unit 1.
     """
 
@@ -114,6 +115,7 @@ class Activation(Operator):
     neuron: Neuron | None = None
     positive: bool = False
     keeps_sign: bool = False
+    bilinear: bool = False
 
     def output_unit(self, context: NodeContext, units: Sequence[Units], requested: Units) -> Tensor:
         return ones(context.out_shape)
