@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from conversion_ext.neurons import SignedEncoder
 from conversion_ext.recipes.recipe import Recipe
 from conversion_ext.simulation.samples import Samples, require_network, require_steps
 from conversion_ext.tables import Report, Sheet
-from conversion_ext.tuners.base import SteppingTuner, Tuner
+from conversion_ext.tuners.base import SteppingTuner
 from conversion_ext.tuners.walk import SiteStop, Task, walk
 from conversion_ext.types import Steps
 
@@ -98,10 +98,12 @@ def decompose(snn: Root, data: Any, T: int, *, ann: nn.Module | None = None, seq
         ours == theirs,
         f"snn and ann differ in the sites {sorted(ours ^ theirs)}; pass the network that was converted.",
     )
-    body, look = copy.deepcopy(snn).body, _Look()
-    walk(Task(traced.model, body, samples, lambda inputs: inputs, T, recipe.block_of(T), progress=False), [look])
-    places = depths(body)
-    return Decomposition(T, tuple(SiteErrors(key, places[key], *errors) for key, errors in look.found.items()))
+    body = copy.deepcopy(snn).body
+    places, sites = depths(body), list[SiteErrors]()
+    for stop in walk(Task(traced.model, body, samples, lambda inputs: inputs, T, recipe.block_of(T), progress=False)):
+        if isinstance(stop, SiteStop):
+            sites.append(SiteErrors(stop.site.key, places[stop.site.key], *_errors(stop)))
+    return Decomposition(T, tuple(sites))
 
 
 def _checked(snn: Root, T: int) -> Recipe:
@@ -115,15 +117,11 @@ def _checked(snn: Root, T: int) -> Recipe:
     return recipe
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Look(Tuner):
-    """Changes nothing and notes the errors of every site."""
-
-    found: dict[str, list[float]] = field(default_factory=dict)
-
-    def tune_site(self, stop: SiteStop) -> None:
-        (squares,) = stop.total(lambda part: (_squares(stop, part),))
-        self.found[stop.site.key] = (squares[1:] / squares[0]).sqrt().tolist()
+@torch.no_grad()
+def _errors(stop: SiteStop) -> list[float]:
+    """Return the four parts of the error of a site and the whole, relative to the ANN's activation."""
+    (squares,) = stop.total(lambda part: (_squares(stop, part),))
+    return (squares[1:] / squares[0]).sqrt().tolist()
 
 
 def _squares(stop: SiteStop, part: int) -> Tensor:

@@ -87,6 +87,7 @@ def convert(
     data, forward = _samples(_data(calibration, normalizer, calibrated, example_input), options, ann)
     traced = traced_for(recipe, ann, example_of(ann, data, example_input, forward), graded, relay, skip, leaf)
     model, sites, notes = traced.model, traced.sites, traced.notes
+    channels_last(model)
     seen = observe(traced, normalizer, data, forward, progress)
     thresholds = thresholds_of(model, sites, seen.stats, recipe, T)
     # One for all output neurons, or their counts would not compare.
@@ -99,7 +100,11 @@ def convert(
         assert data is not None
         block = recipe.block_of(T)
         shown = progress and rank() == 0
-        walk(Task(captured, model, data, lambda batch: call_inputs(batch, forward), T, block, shown), calibrated)
+        task = Task(captured, model, data, lambda batch: call_inputs(batch, forward), T, block, shown)
+        with torch.no_grad():
+            for stop in walk(task):
+                for tuner in calibrated:
+                    tuner.tune(stop)
     notes += fold_units(model, traced.inputs) if fold else []
     for tuner in recipe.tuners:
         if isinstance(tuner, SteppingTuner):

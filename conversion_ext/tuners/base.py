@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from torch import Tensor
 from torch.fx import GraphModule
 
 from conversion_ext import graph
@@ -14,10 +14,8 @@ from conversion_ext.network.site import SpikingSite
 from conversion_ext.network.stepping import Stepping
 from conversion_ext.neurons import IF, Neuron, SignedEncoder
 from conversion_ext.registry import Registry
+from conversion_ext.tuners.walk import SiteStop, SynapseStop
 from conversion_ext.types import Reset
-
-if TYPE_CHECKING:
-    from conversion_ext.tuners.walk import SiteStop, SynapseStop
 
 __all__ = ["ResidualTuner", "SteppingTuner", "Tuner", "register_tuner", "tuners"]
 
@@ -44,6 +42,17 @@ class Tuner:
 
     def check(self, neuron: Neuron) -> None:
         """Raise unless it can work with the neurons of a recipe."""
+
+    def tune(self, stop: SiteStop | SynapseStop) -> None:
+        """Change the layer or the site at which the walk has stopped, in place."""
+        if isinstance(stop, SiteStop):
+            self.tune_site(stop)
+        else:
+            self.tune_synapse(stop)
+
+    def objective(self, stop: SiteStop | SynapseStop) -> Tensor | None:
+        """Return what ``tune`` never makes larger at this stop, for each value or in all; None: it tunes nothing."""
+        return None
 
     def tune_synapse(self, stop: SynapseStop) -> None:
         """Change the weight layer at which the walk has stopped, in place; by default nothing."""

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Shelf"]
+__all__ = ["Shelf", "pack", "unpack"]
 
-BUDGET = 2 << 30  # bytes in memory before tensors go to disk
+BUDGET = 1 << 30  # bytes in memory before tensors go to disk
 
 
 class Shelf:
@@ -40,9 +40,8 @@ class Shelf:
 
     def __setitem__(self, key: Any, value: Tensor) -> None:
         self.pop(key)
-        size = value.numel() * value.element_size()
-        if self.held + size <= self.budget:
-            self.held += size
+        if self.fits(value):
+            self.held += _size(value)
             self._entries[key] = value
             return
         if self._folder is None:
@@ -62,10 +61,42 @@ class Shelf:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def fits(self, value: Tensor) -> bool:
+        """Return whether ``value`` can still be kept in memory."""
+        return self.held + _size(value) <= self.budget
+
     def pop(self, key: Any) -> None:
         """Forget ``key`` if it is there, and free what it took."""
         entry = self._entries.pop(key, None)
         if isinstance(entry, Path):
             entry.unlink()
         elif entry is not None:
-            self.held -= entry.numel() * entry.element_size()
+            self.held -= _size(entry)
+
+
+def pack(spikes: Tensor) -> Tensor:
+    """Return spikes [T, ...] in {0, 1} as bits: [ceil(T / 8), ...] uint8, step t in bit t % 8 of byte t // 8."""
+    packed = _steps(-(-len(spikes) // 8), spikes[0], torch.uint8)
+    for byte, steps in zip(packed, spikes.split(8), strict=True):
+        byte.copy_(steps[0])
+        for place, step in enumerate(steps[1:], start=1):
+            byte.bitwise_or_(step.to(torch.uint8) << place)
+    return packed
+
+
+def unpack(packed: Tensor, T: int, dtype: torch.dtype) -> Tensor:
+    """Return the spikes [T, ...] of which ``pack`` made bits."""
+    spikes = _steps(T, packed[0], dtype)
+    for t, step in enumerate(spikes):
+        step.copy_((packed[t // 8] >> t % 8) & 1)
+    return spikes
+
+
+def _steps(count: int, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return room for ``count`` tensors one behind the other, each laid out in memory as ``like``."""
+    strides = torch.empty_like(like, device="meta").stride()  # those of a dense tensor, also where ``like`` is a view
+    return torch.empty_strided((count, *like.shape), (like.numel(), *strides), dtype=dtype, device=like.device)
+
+
+def _size(value: Tensor) -> int:
+    return value.numel() * value.element_size()

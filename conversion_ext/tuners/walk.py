@@ -3,36 +3,39 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
-from tqdm import tqdm
 
 from conversion_ext import graph
 from conversion_ext.data.distributed import all_or_none, gathered, rank
 from conversion_ext.errors import CalibrationError, require
 from conversion_ext.network.site import SpikingSite
 from conversion_ext.network.state import reset
-from conversion_ext.neurons import SignedEncoder
+from conversion_ext.neurons import SignedEncoder, advance
 from conversion_ext.operators.arithmetic import Sum
 from conversion_ext.operators.base import operator_of
 from conversion_ext.operators.synapse import Synapse
-from conversion_ext.tuners.base import Tuner
 from conversion_ext.tuners.exact_sums import peak, total, total_within
+from conversion_ext.tuners.lanes import Lane, SpikingLane
 from conversion_ext.tuners.tensor_store import Shelf
 from conversion_ext.types import Steps
 
 __all__ = ["SiteStop", "SynapseStop", "Task", "walk"]
 
+ROWS = 256  # samples times steps that are run at once
+BYTES = 16 << 20  # of their largest activation: more than 32 MiB the allocator would fetch anew from the system
+GROUP = 256  # samples of one batch, the parts of which a regression joins
+
 
 @dataclass(frozen=True)
 class Task:
-    """What a tuner works on: the ANN's graph, the spiking body made of it (unfolded), and data.
+    """What a walk goes over: the ANN's graph, the spiking body made of it (unfolded), and data.
 
     T steps are run in blocks of ``block``. ``batches`` can be read any number of times; ``inputs(batch)`` returns the
     positional inputs of the network.
@@ -47,50 +50,48 @@ class Task:
     progress: bool = True
 
 
-ROWS = 512  # samples times steps that are run at once
-
-
 @torch.no_grad()
-def walk(task: Task, tuners: Sequence[Tuner]) -> None:
-    """Let every tuner see every weight layer and site of ``task.body`` in graph order, and change it in place.
+def walk(task: Task) -> Iterator[SiteStop | SynapseStop]:
+    """Yield every weight layer and site of ``task.body`` in graph order, for tuners to change in place.
 
-    When a tuner stops at a layer, everything before it is tuned already: its input is what the finished network will
-    send it in T steps of constant current, beside what the ANN sends. A layer's spikes are computed once and kept
-    until the last layer that reads them has run; the data is read once. Of several processes each runs its own part of
-    it, and all find the same: what tuners need of all data they ask of ``stop.total``.
+    When the walk stops at a layer, everything before it is tuned already: its input is what the finished network will
+    send it in T steps of constant current, beside what the ANN sends. A layer is run in T steps once, and its spikes
+    are kept until the last layer that reads them has run; the data is read once. Of several processes each runs its
+    own part of it, and all find the same: what tuners need of all data they ask of ``stop.total``.
     """
     with Shelf() as shelf:
         pair = _Pair(task, shelf)
-        for stop in tqdm(list(pair.stops()), desc="tuning", disable=not task.progress):
-            pair.advance(stop)
-            for tuner in tuners:
-                if isinstance(stop, SiteStop):
-                    tuner.tune_site(stop)
-                else:
-                    tuner.tune_synapse(stop)
-            stop.close()
-    reset(task.body)
+        sites = list(pair.body.sites.values())
+        for site in sites:
+            site.owner = advance
+        try:
+            for stop in pair.stops():
+                pair.advance(stop)
+                yield stop
+                stop.close()
+        finally:
+            for site in sites:
+                site.owner = None
+            reset(task.body)
 
 
 class _Stop:
-    """A layer at which tuners stop. Data comes in ``parts``, each a number of samples; values are in ANN units.
+    """A layer at which the walk stops. Data comes in ``parts``, each a number of samples; values are in ANN units.
 
     ``parts`` are those of this process, of ``count`` in all; ``numbers[part]`` is the place of a part among them, which
-    its content decides and not where it is or when it was read.
+    its content decides and not where it is or when it was read. ``groups`` joins parts of one batch.
     """
 
     def __init__(self, pair: _Pair, node: Node, goal: Node) -> None:
         self.pair, self.node, self.goal = pair, node, goal
         self.T = pair.T
         self.parts = range(len(pair.numbers))
-        self.numbers, self.count = pair.numbers, pair.count
+        self.numbers, self.count, self.groups = pair.numbers, pair.count, pair.groups
         self.held: list[Any] = []
 
     def wanted(self, part: int) -> Tensor:
         """Return what the ANN computes here, [N, ...]."""
-        return self.kept(
-            "wanted", part, lambda: self.pair.ann.value(self.pair.counterpart[graph.key_of(self.goal)], part)
-        )
+        return self.pair.ann.value(self.pair.counterpart[graph.key_of(self.goal)], part)
 
     def mean_input(self, part: int) -> Tensor:
         """Return the mean over the T steps of what the layer is given, [N, ...]."""
@@ -102,9 +103,9 @@ class _Stop:
         """Return what the ANN gives the layer, [N, ...]."""
         source = self.pair.counterpart[graph.key_of(self.node)].args[0]
         assert isinstance(source, Node)
-        return self.kept("true input", part, lambda: self.pair.ann.value(source, part))
+        return self.pair.ann.value(source, part)
 
-    def kept(self, name: str, part: int, compute: Callable[[], Tensor]) -> Tensor:
+    def kept(self, name: str, part: Any, compute: Callable[[], Tensor]) -> Tensor:
         """Return what is computed once at this stop, and kept until it ends, for tuners ask again and again."""
         key = (name, part)
         if key not in self.pair.shelf:
@@ -112,18 +113,30 @@ class _Stop:
             self.held.append(key)
         return self.pair.shelf[key]
 
-    def total(self, of: Callable[[int], tuple[Tensor, ...]], parts: Iterable[int] | None = None) -> tuple[Tensor, ...]:
+    def sample(self, samples: int, values: int) -> list[int]:
+        """Return parts of this process of which all processes together have enough: a random part of the data.
+
+        That is at least so many ``samples``, with so many ``values`` of each channel.
+        """
+        shape = graph.info(self.node).shape
+        positions = shape[2:].numel() if isinstance(shape, torch.Size) else 1
+        chosen = math.ceil(self.count * max(samples, values / positions) / self.pair.samples)
+        return [part for part in self.parts if self.numbers[part] < chosen]
+
+    def total(self, of: Callable[[Any], tuple[Tensor, ...]], parts: Iterable[Any] | None = None) -> tuple[Tensor, ...]:
         """Return the sums of ``of(part)`` over the parts (or those given) of all processes, to the same bit in each."""
         chosen = self.parts if parts is None else parts
         return total((of(part) for part in chosen), self.pair.shelf, self.pair.device)
 
-    def total_within(self, of: Callable[[int], Tensor], shape: Sequence[int], bound: Tensor) -> Tensor:
+    def total_within(
+        self, of: Callable[[Any], Tensor], shape: Sequence[int], bound: Tensor, parts: Iterable[Any] | None = None
+    ) -> Tensor:
         """Return the sum of ``of(part)`` as ``total`` does, without keeping terms; ``bound`` no entry exceeds."""
-        return total_within(map(of, self.parts), shape, bound, self.count)
+        return total_within(map(of, self.parts if parts is None else parts), shape, bound, self.count)
 
-    def peak(self, of: Callable[[int], Tensor], shape: Sequence[int]) -> Tensor:
+    def peak(self, of: Callable[[Any], Tensor], shape: Sequence[int], parts: Iterable[Any] | None = None) -> Tensor:
         """Return the largest absolute value of each entry of ``of(part)``, in ``shape``, in all processes."""
-        return peak(map(of, self.parts), shape, self.pair.device)
+        return peak(map(of, self.parts if parts is None else parts), shape, self.pair.device)
 
     def close(self) -> None:
         """Free what was kept for this stop alone."""
@@ -149,10 +162,10 @@ class SynapseStop(_Stop):
 
     def rest(self, part: int) -> Tensor:
         """Return the mean over the T steps of all that is added to the layer's output, [N, ...], or a zero []."""
-        zero = torch.zeros((), device=self.wanted(part).device)
+        zero = torch.zeros((), device=self.pair.device)
         if self.goal is self.node:
             return zero
-        return self.kept("rest", part, lambda: self.pair.body.mean(self.goal, part, {self.node: zero}))
+        return self.pair.body.mean(self.goal, part, {self.node: zero})
 
 
 class SiteStop(_Stop):
@@ -162,19 +175,45 @@ class SiteStop(_Stop):
         super().__init__(pair, node, node)
         self.site = site
 
+    @property
+    def source(self) -> Node:
+        """What gives the site its current."""
+        (source, *_) = self.node.args
+        assert isinstance(source, Node)
+        return source
+
     def current(self, part: int) -> Tensor:
         """Return the site's input as its neurons get it, before ``site.bias``: [T*N, ...], or [N, ...] if constant."""
-        source = self.node.args[0]
-        assert isinstance(source, Node)
-        return self.kept("current", part, lambda: self.pair.body.value(source, part))
+        key = ("current", part)
+        if key in self.pair.shelf:
+            return self.pair.shelf[key]
+        current = self.pair.body.value(self.source, part)
+        if self.pair.shelf.fits(current):  # running the layer again is as cheap as a file
+            self.pair.shelf[key] = current
+            self.held.append(key)
+        return current
 
     def emitted(self, part: int) -> Tensor:
         """Return what the site, as it is now, emits in the T steps, or its means over blocks of them, [T, N, ...]."""
-        steps = self.pair.steps
+        return self.site.emitted(self._spikes(part)).unflatten(0, (self.pair.steps.T, -1))
+
+    def mean_emitted(self, part: int) -> Tensor:
+        """Return the mean over the T steps of what the site, as it is now, emits, [N, ...]."""
+        return self.site.emitted(self._spikes(part).unflatten(0, (self.pair.steps.T, -1)).mean(0))
+
+    def _spikes(self, part: int) -> Tensor:
         reset(self.site)
-        emitted = self.site(self.current(part), steps)
+        spikes = self.site.spikes(self.current(part), self.pair.steps)
         reset(self.site)
-        return emitted.unflatten(0, (steps.T, -1))
+        return spikes
+
+    def close(self) -> None:
+        """Keep the spikes of the site as it is now, where a later layer reads them, and free the rest."""
+        if self.pair.body.is_read(self.node):
+            for part in self.parts:
+                self.pair.body.keep_spikes(self.node, part, self._spikes(part))
+                self.pair.shelf.pop(("current", part))
+        super().close()
 
 
 class _Pair:
@@ -185,32 +224,41 @@ class _Pair:
         self.steps = Steps(task.T // task.block, constant=True, block=task.block)
         self.shelf = shelf
         self.device = next((p.device for p in task.body.parameters()), torch.device("cpu"))
+        self.groups: list[tuple[int, ...]] = []
+        self.samples = 0
         digests = all_or_none(lambda: self._read(task))
+        self.samples = sum(gathered(self.samples))
         places = [(each, process, i) for process, its in enumerate(gathered(digests)) for i, each in enumerate(its)]
         self.count = len(places)
         require(self.count > 0, "The calibration data holds no batch; pass at least one.", CalibrationError)
         order = {place: number for number, place in enumerate(sorted(places))}
         self.numbers = [order[each, rank(), i] for i, each in enumerate(digests)]
-        self.ann = _Lane(task.ann, self.shelf, len(digests), None)
-        self.body = _Lane(task.body, self.shelf, len(digests), self.steps)
+        self.ann = Lane(task.ann, self.shelf, len(digests))
+        self.body = SpikingLane(task.body, self.shelf, len(digests), self.steps)
         self.counterpart = {graph.key_of(node): node for node in task.ann.graph.nodes}
 
     def _read(self, task: Task) -> list[bytes]:
         """Put the inputs on the shelf in parts of a size that suits T steps; return a digest of each part."""
-        digests, rows = list[bytes](), max(1, ROWS // task.T)
+        shapes = [shape for n in task.ann.graph.nodes if isinstance(shape := graph.info(n).shape, torch.Size)]
+        largest = 4 * max((shape.numel() for shape in shapes), default=1)
+        digests, rows = list[bytes](), max(1, min(ROWS, BYTES // largest) // task.T)
         for batch in task.batches:
+            first = len(digests)
             for values in zip(*[value.split(rows) for value in task.inputs(batch)], strict=True):
                 digest = hashlib.sha256()
+                self.samples += len(values[0])
                 for index, value in enumerate(values):
                     self.shelf["sample", index, len(digests)] = value
                     digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
                 digests.append(digest.digest())
+            parts, size = range(first, len(digests)), max(1, GROUP // rows)
+            self.groups += [tuple(parts[i : i + size]) for i in range(0, len(parts), size)]
         return digests
 
     def stops(self) -> Iterator[SiteStop | SynapseStop]:
         """Yield every weight layer and site that has a counterpart in the ANN, in graph order."""
         model = self.body.model
-        for node in model.graph.nodes:
+        for node in list(model.graph.nodes):
             module = graph.module_of(model, node)
             if module is None or graph.key_of(node) not in self.counterpart:
                 continue
@@ -236,93 +284,3 @@ class _Pair:
         """Run both graphs up to a stop."""
         self.body.advance(stop.node)
         self.ann.advance(self.counterpart[graph.key_of(stop.node)])
-
-
-class _Lane:
-    """One graph, run node by node on all parts of the data.
-
-    Values of sites and of nodes with several readers are kept until their last reader has run, those of sites as
-    spikes in bytes; all others are computed when asked for.
-    """
-
-    def __init__(self, model: GraphModule, shelf: Shelf, parts: int, steps: Steps | None) -> None:
-        self.model, self.shelf, self.parts, self.steps = model, shelf, parts, steps
-        nodes = list(model.graph.nodes)
-        self.order = {node: index for index, node in enumerate(nodes)}
-        self.inputs = graph.inputs_of(model)
-        self.sites: dict[Node, SpikingSite] = dict(graph.modules_called(model, SpikingSite))
-        self.keeps = [n for n in nodes if n in self.sites or (n.op.startswith("call") and len(n.users) > 1)]
-        self.varying = set[Node]() if steps is None else graph.varying(model.graph, self.inputs[-1:])
-        self.last = self._last_readers(nodes)
-        self.done = 0  # nodes of `keeps` before this index have run
-
-    def _last_readers(self, nodes: list[Node]) -> dict[Node, int]:
-        """Return, for each node that is kept, the index of the last node whose computation reads its value."""
-        kept, reads = set(self.keeps), dict[Node, set[Node]]()
-        last = dict.fromkeys(self.keeps, 0)
-        for node in nodes:
-            reads[node] = {k for s in node.all_input_nodes for k in ({s} if s in kept else reads[s])}
-            for source in reads[node]:
-                last[source] = self.order[node]
-        return last
-
-    def advance(self, node: Node) -> None:
-        """Compute what is kept and comes before ``node``; drop what neither it nor any later node reads."""
-        while self.done < len(self.keeps) and self.order[self.keeps[self.done]] < self.order[node]:
-            kept = self.keeps[self.done]
-            for part in range(self.parts):
-                value = self._spikes(kept, part) if kept in self.sites else self.value(kept, part)
-                if isinstance(value, Tensor):  # sizes, and the parts of a split, are computed anew
-                    self.shelf[id(self), kept, part] = value
-            self.done += 1
-        for kept in self.keeps[: self.done]:
-            if self.last[kept] < self.order[node]:
-                for part in range(self.parts):
-                    self.shelf.pop((id(self), kept, part))
-
-    def value(self, node: Node, part: int, known: dict[Node, Any] | None = None) -> Any:
-        """Return the value of ``node``, given that of the nodes in ``known``."""
-        known = {} if known is None else known
-        if node not in known:
-            known[node] = self._look_up(node, part, known)
-        return known[node]
-
-    def mean(self, node: Node, part: int, known: dict[Node, Any] | None = None) -> Tensor:
-        """Return the mean of ``node`` over the steps, [N, ...]."""
-        value = self.value(node, part, known)
-        if node not in self.varying:
-            return value
-        assert self.steps is not None
-        return value.unflatten(0, (self.steps.T, -1)).mean(0)
-
-    def _look_up(self, node: Node, part: int, known: dict[Node, Any]) -> Any:
-        key = (id(self), node, part)
-        if node.op == "placeholder":
-            index = self.inputs.index(node)
-            return self.steps if node in self.varying else self.shelf["sample", index, part]
-        if node in self.sites:
-            spikes = self.shelf[key] if key in self.shelf else self._spikes(node, part, known)
-            site = self.sites[node]
-            assert self.steps is not None
-            return site.emitted(spikes.to(site.threshold.dtype) / self.steps.block)
-        if key in self.shelf:
-            return self.shelf[key]
-        value = partial(self.value, part=part, known=known)
-        if node.op != "call_module":
-            return graph.call(self.model, node, value)
-        module = self.model.get_submodule(str(node.target))
-        reset(module)
-        result = graph.call(self.model, node, value)
-        reset(module)
-        return result
-
-    def _spikes(self, node: Node, part: int, known: dict[Node, Any] | None = None) -> Tensor:
-        """Return the spikes of a site in each block, [T*N, ...], in bytes where they fit."""
-        site, source = self.sites[node], node.args[0]
-        assert isinstance(source, Node)
-        assert self.steps is not None
-        reset(site)
-        spikes = site.spikes(self.value(source, part, known), self.steps)
-        reset(site)
-        most = site.largest * self.steps.block
-        return (spikes * self.steps.block).round().to(torch.int8 if most < 128 else torch.int32)

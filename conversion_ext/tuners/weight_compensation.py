@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +16,12 @@ from conversion_ext.errors import require
 from conversion_ext.exact import power_of_two
 from conversion_ext.graph.layers import FORWARD_WEIGHTS
 from conversion_ext.tuners.base import Tuner, register_tuner
-
-if TYPE_CHECKING:
-    from conversion_ext.tuners.walk import SynapseStop
+from conversion_ext.tuners.walk import SiteStop, SynapseStop
 
 __all__ = ["WeightCompensation"]
 
 # Neighbouring output positions of a convolution say nearly the same: so many rows of a regression are as good as all.
-ROWS, ROWS_PER_FEATURE = 20_000, 100
+ROWS, ROWS_PER_FEATURE = 20_000, 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,35 +62,30 @@ class WeightCompensation(Tuner):
 
     def tune_synapse(self, stop: SynapseStop) -> None:
         """Refit one layer."""
-        if isinstance(stop.module, FORWARD_WEIGHTS) and stop.varies and not stop.shared:
-            regression = _Regression(stop, self.ridge, self.anchor)
-            regression.solve(self.iterations)
+        if self._tunes(stop):
+            regression = _Regression(stop)
+            regression.solve(self.ridge, self.anchor, self.iterations)
             regression.install()
 
+    def objective(self, stop: SiteStop | SynapseStop) -> Tensor | None:
+        """Return the squared errors of a layer that is refitted, without what its change costs."""
+        return _Regression(stop).error() if isinstance(stop, SynapseStop) and self._tunes(stop) else None
 
-class _Regression:
-    """The regression of one layer; coefficients are [groups, outputs, features + 1], the bias being the last."""
+    def _tunes(self, stop: SynapseStop) -> bool:
+        return isinstance(stop.module, FORWARD_WEIGHTS) and stop.varies and not stop.shared
 
-    def __init__(self, stop: SynapseStop, ridge: float, anchor: float) -> None:
+
+class _Rows:
+    """What a layer reads and what is wanted of it at some output positions of all samples, in groups of parts."""
+
+    def __init__(self, stop: SynapseStop) -> None:
         self.stop = stop
         module: Any = stop.module
         self.module = module
         self.groups: int = getattr(module, "groups", 1)
-        weight = module.weight.detach().double()
-        bias = weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach().double()
-        self.start = torch.cat((weight.flatten(1), bias[:, None]), 1).unflatten(0, (self.groups, -1))
-        self.best = self.start
         self.axes = 0 if isinstance(module, nn.Linear) else len(module.kernel_size)
+        self.width = module.weight[0].numel() + 1
         self.stride = self._choose_stride()
-        gram = self._gram(self._features)
-        power = gram.diagonal(dim1=1, dim2=2)[:, :-1].mean(1, keepdim=True)
-        # The smallest number keeps a layer that never saw a spike regular. Of the ridge the bias is free.
-        ridges = (ridge * power + torch.finfo(torch.float32).tiny).expand(-1, gram.shape[1]).clone()
-        ridges[:, -1] = 0.0
-        self.penalty = torch.diag_embed(ridges)  # a quadratic form of what changes
-        if anchor:
-            self.penalty += anchor * self._gram(lambda part: self._read(stop.true_input(part), part))
-        self.factor = torch.linalg.cholesky(gram + self.penalty)
 
     def _choose_stride(self) -> int:
         """Return how far apart the output positions looked at lie, so that enough rows remain for every feature."""
@@ -104,29 +97,31 @@ class _Regression:
             return torch.tensor(wanted[:, 0].numel()), torch.tensor(wanted.shape[2:])
 
         rows, axes = self.stop.total(sizes)
-        sparse = (float(rows) / max(ROWS, ROWS_PER_FEATURE * self.start.shape[2])) ** (1 / self.axes)
+        sparse = (float(rows) / max(ROWS, ROWS_PER_FEATURE * self.width)) ** (1 / self.axes)
         return max(1, min(int(sparse), int(axes.min() / self.stop.count)))
 
-    def _gram(self, features: Callable[[int], Tensor]) -> Tensor:
-        """Return the Gram matrices of the features of all parts, [groups, features + 1, features + 1]."""
+    def features(self, group: tuple[int, ...]) -> Tensor:
+        """Return the mean over the steps of what the layer is sent, and a one for the bias."""
+        return self._joined("features", group, lambda part: self._read(self.stop.mean_input(part), part))
 
-        def norms(part: int) -> Tensor:
-            return torch.linalg.vector_norm(features(part), dim=1, dtype=torch.float64)
+    def true_features(self, group: tuple[int, ...]) -> Tensor:
+        """Return what the ANN sends the layer, and a one for the bias."""
+        return self._joined("true features", group, lambda part: self._read(self.stop.true_input(part), part))
 
-        def product(part: int) -> Tensor:
-            x = features(part)
-            x = x * unit.to(x)
-            return x.mT @ x
+    def wanted(self, group: tuple[int, ...]) -> Tensor:
+        """Return what the ANN computes, [groups, rows, outputs of a group]."""
+        return self._joined("wanted", group, lambda part: self._outputs(self.stop.wanted(part), part))
 
-        width = self.start.shape[2]
-        longest = self.stop.peak(norms, (self.groups, width))
-        # Norms of 1 at most, and powers of two, which cost no bit: no product is larger than 1.
-        unit = power_of_two(-torch.frexp(longest.clamp(1e-30, 1e30)).exponent)[:, None]
-        gram = self.stop.total_within(product, (self.groups, width, width), (longest[:, None] * unit).amax())
-        return gram.div_(unit).div_(unit.mT)
+    def rest(self, group: tuple[int, ...]) -> Tensor:
+        """Return what else is added to the layer's output, [groups, rows, outputs of a group]."""
 
-    def _features(self, part: int) -> Tensor:
-        return self.stop.kept("features", part, lambda: self._read(self.stop.mean_input(part), part))
+        def rest(part: int) -> Tensor:
+            return self._outputs(self.stop.rest(part).expand_as(self.stop.wanted(part)), part)
+
+        return self._joined("rest", group, rest)
+
+    def _joined(self, name: str, group: tuple[int, ...], of: Callable[[int], Tensor]) -> Tensor:
+        return self.stop.kept(name, group, lambda: torch.cat([of(part) for part in group], 1))
 
     def _read(self, x: Tensor, part: int) -> Tensor:
         """Return what the layer reads of its input ``x`` at the positions looked at, and a one for the bias."""
@@ -143,25 +138,66 @@ class _Regression:
         last = y[(slice(None), slice(None), *self._positions(part))].movedim(1, -1) if self.axes else y
         return last.reshape(-1, self.groups, last.shape[-1] // self.groups).transpose(0, 1)
 
-    def solve(self, iterations: int) -> None:
+    def gram(self, features: Callable[[tuple[int, ...]], Tensor]) -> Tensor:
+        """Return the Gram matrices of the features of all parts, [groups, features + 1, features + 1]."""
+        shape, parts = (self.groups, self.width), self.stop.groups
+        largest = self.stop.peak(lambda group: features(group).abs().amax(1), shape, parts)
+        rows = self.stop.peak(lambda group: torch.tensor(features(group).shape[1]), (), parts)
+        # In powers of two, which cost no bit, no feature is larger than 1, and no product than the number of rows.
+        unit = power_of_two(-torch.frexp(largest.clamp(1e-30, 1e30)).exponent)[:, None]
+
+        def product(group: tuple[int, ...]) -> Tensor:
+            x = features(group) * unit.to(features(group))
+            return x.mT @ x
+
+        gram = self.stop.total_within(product, (*shape, self.width), rows * (largest[:, None] * unit).amax(), parts)
+        return gram.div_(unit).div_(unit.mT)
+
+
+class _Regression:
+    """The regression of one layer; coefficients are [groups, outputs, features + 1], the bias being the last."""
+
+    def __init__(self, stop: SynapseStop) -> None:
+        self.stop = stop
+        self.rows = _Rows(stop)
+        self.module: Any = stop.module
+        self.groups = self.rows.groups
+        weight = self.module.weight.detach().double()
+        bias = weight.new_zeros(len(weight)) if self.module.bias is None else self.module.bias.detach().double()
+        self.start = torch.cat((weight.flatten(1), bias[:, None]), 1).unflatten(0, (self.groups, -1))
+        self.best = self.start
+
+    def solve(self, ridge: float, anchor: float, iterations: int) -> None:
         """Lower the objective from the present weights on, and remember the best."""
+        gram = self.rows.gram(self.rows.features)
+        power = gram.diagonal(dim1=1, dim2=2)[:, :-1].mean(1, keepdim=True)
+        # The smallest number keeps a layer that never saw a spike regular. Of the ridge the bias is free.
+        ridges = (ridge * power + torch.finfo(torch.float32).tiny).expand(-1, gram.shape[1]).clone()
+        ridges[:, -1] = 0.0
+        penalty = torch.diag_embed(ridges)  # a quadratic form of what changes
+        if anchor:
+            penalty += anchor * self.rows.gram(self.rows.true_features)
+        factor = torch.linalg.cholesky(gram + penalty)
         least, now = torch.inf, self.start
         for _ in range(iterations + 1):
             change = now - self.start
-            error, cross = self.stop.total(partial(self._errors, now))
-            loss = float((change @ self.penalty * change).sum() + error)
+            error, cross = self.stop.total(partial(self._errors, now), self.stop.groups)
+            loss = float((change @ penalty * change).sum() + error)
             if not loss < least:
                 break
             least, self.best = loss, now
-            now = torch.cholesky_solve((cross + self.start @ self.penalty).mT, self.factor).mT
+            now = torch.cholesky_solve((cross + self.start @ penalty).mT, factor).mT
 
-    def _errors(self, now: Tensor, part: int) -> tuple[Tensor, Tensor]:
-        """Return of a part the squared error of coefficients, and the products of what they should say with x."""
-        x, wanted = self._features(part), self.stop.wanted(part)
-        rest = self._outputs(self.stop.rest(part).expand_as(wanted), part)
+    def error(self) -> Tensor:
+        """Return the sum of the squared errors of the present weights."""
+        return self.stop.total(lambda group: self._errors(self.start, group)[:1], self.stop.groups)[0]
+
+    def _errors(self, now: Tensor, group: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Return of a group the squared error of coefficients, and the products of what they should say with x."""
+        x, wanted, rest = self.rows.features(group), self.rows.wanted(group), self.rows.rest(group)
         y = x @ now.mT.to(x.dtype) + rest
-        target = self._told(y, self._outputs(wanted, part))
-        return (y - target).square().sum(dtype=torch.float64), (target - rest).mT @ x
+        target = self._told(y, wanted)
+        return (y - target).square().sum().double(), (target - rest).mT @ x
 
     def _told(self, y: Tensor, wanted: Tensor) -> Tensor:
         """Return the current nearest to ``y`` of those for which the site is right."""
