@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from conversion_ext.errors import require
 from conversion_ext.tuners.base import Tuner, register_tuner
-
-if TYPE_CHECKING:
-    from conversion_ext.tuners.walk import SiteStop
+from conversion_ext.tuners.walk import SiteStop, SynapseStop
 
 __all__ = ["BiasCorrection"]
 
@@ -50,26 +47,41 @@ class BiasCorrection(Tuner):
     def tune_site(self, stop: SiteStop) -> None:
         """Correct the bias of one site."""
         site = stop.site
-        wanted, count = stop.total(lambda part: channel_sums(stop.wanted(part), site.dim))
+        wanted = _wanted(stop)
         best, least = site.bias, torch.tensor(torch.inf)
         for _ in range(self.iterations + 1):
-            gaps = (wanted - self._sums(stop)) / count
-            distance = gaps.cumsum(0).square().mean(0).sqrt()
+            gaps = self._gaps(stop, wanted)
+            distance = _distance(gaps)
             best = torch.where(distance < least, site.bias, best).to(site.bias.dtype)
             least = torch.minimum(distance, least)
             change = gaps.repeat_interleave(stop.T // len(gaps), 0) if self.per_step else gaps[0]
             site.bias = site.bias + change.to(site.bias.dtype)
         site.bias = best
 
-    def _sums(self, stop: SiteStop) -> Tensor:
-        """Return the sums per channel of what the site emits, in each step (or block) or on average: [S, C]."""
+    def objective(self, stop: SiteStop | SynapseStop) -> Tensor | None:
+        """Return how far the mean outputs of each channel of a site are from those of the ANN."""
+        return _distance(self._gaps(stop, _wanted(stop))) if isinstance(stop, SiteStop) else None
+
+    def _gaps(self, stop: SiteStop, wanted: tuple[Tensor, Tensor]) -> Tensor:
+        """Return what the mean output of each channel lacks, in each step (or block) or on average: [S, C]."""
 
         def sums(part: int) -> tuple[Tensor]:
             emitted = stop.emitted(part)
             emitted = emitted if self.per_step else emitted.mean(0, keepdim=True)
             return (torch.stack([channel_sums(step, stop.site.dim)[0] for step in emitted]),)
 
-        return stop.total(sums)[0]
+        total, count = wanted
+        return (total - stop.total(sums)[0]) / count
+
+
+def _wanted(stop: SiteStop) -> tuple[Tensor, Tensor]:
+    """Return the sum of the ANN's activations of each channel, and their number."""
+    total, count = stop.total(lambda part: channel_sums(stop.wanted(part), stop.site.dim))
+    return total, count
+
+
+def _distance(gaps: Tensor) -> Tensor:
+    return gaps.cumsum(0).square().mean(0).sqrt()
 
 
 def channel_sums(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:

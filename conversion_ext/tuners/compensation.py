@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from numbers import Real
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,9 +11,7 @@ from torch import Tensor
 from conversion_ext.errors import require
 from conversion_ext.neurons import SignedEncoder
 from conversion_ext.tuners.base import Tuner, register_tuner
-
-if TYPE_CHECKING:
-    from conversion_ext.tuners.walk import SiteStop
+from conversion_ext.tuners.walk import SiteStop, SynapseStop
 
 __all__ = ["Compensation"]
 
@@ -48,9 +45,19 @@ class Compensation(Tuner):
         gain = stop.site.gain
         stop.site.gain = gain * (self._fitted(stop) if self.kappa is None else self.kappa)
 
+    def objective(self, stop: SiteStop | SynapseStop) -> Tensor | None:
+        """Return the squared errors of a site whose factor is fitted."""
+        if self.kappa is not None or not isinstance(stop, SiteStop) or isinstance(stop.site.spec, SignedEncoder):
+            return None
+
+        def error(part: int) -> tuple[Tensor]:
+            return ((stop.mean_emitted(part).double() - stop.wanted(part)).square().sum(),)
+
+        return stop.total(error)[0]
+
     def _fitted(self, stop: SiteStop) -> float:
         def products(part: int) -> tuple[Tensor, Tensor]:
-            emitted = stop.emitted(part).mean(0).double()
+            emitted = stop.mean_emitted(part).double()
             return (emitted * stop.wanted(part)).sum(), emitted.square().sum()
 
         product, power = map(float, stop.total(products))

@@ -5,20 +5,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from conversion_ext.errors import require
+from conversion_ext.network.site import SpikingSite
 from conversion_ext.network.state import reset
 from conversion_ext.tuners.base import Tuner, register_tuner
+from conversion_ext.tuners.walk import SiteStop, SynapseStop
 from conversion_ext.types import Steps
-
-if TYPE_CHECKING:
-    from conversion_ext.network.site import SpikingSite
-    from conversion_ext.tuners.walk import SynapseStop
 
 __all__ = ["WeightCalibration"]
 
@@ -53,9 +51,9 @@ class WeightCalibration(Tuner):
 
     def tune_synapse(self, stop: SynapseStop) -> None:
         """Calibrate one layer."""
-        weight: Any = getattr(stop.module, "weight", None)
-        if stop.shared or not stop.varies or weight is None or weight.dim() < 2:
-            return  # the first layer sees the image itself; a BatchNorm has no weights between channels
+        weight = _weight(stop)
+        if weight is None:
+            return
         scale = float(weight.detach().square().mean().sqrt())
         if not scale:
             return  # steps relative to weights that are all 0 lead nowhere
@@ -72,6 +70,19 @@ class WeightCalibration(Tuner):
                 if error < least:
                     best, least = moving.detach().clone(), error
         stop.module.weight = nn.Parameter(best, requires_grad=weight.requires_grad)
+
+    def objective(self, stop: SiteStop | SynapseStop) -> Tensor | None:
+        """Return the squared errors of a layer that is calibrated."""
+        weight = _weight(stop) if isinstance(stop, SynapseStop) else None
+        if weight is None or not isinstance(stop, SynapseStop):
+            return None
+        return torch.tensor(total_error(stop, weight.detach()), dtype=torch.float64)
+
+
+def _weight(stop: SynapseStop) -> Any:
+    """Return the weights to calibrate, or None: a first layer sees the input itself, a BatchNorm mixes no channels."""
+    weight: Any = getattr(stop.module, "weight", None)
+    return None if stop.shared or not stop.varies or weight is None or weight.dim() < 2 else weight
 
 
 def squared_errors(stop: SynapseStop, weight: Tensor, part: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, dataclass, field, fields
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ import torch
 import conversion_ext as cx
 from conversion_ext.backends import available
 from conversion_ext.graph import info
-from conversion_ext.tuners import tuners
+from conversion_ext.tuners import Tuner, tuners
 from tests import zoo
 from tests.live import live_inputs, make_live
 
@@ -69,6 +69,30 @@ def test_every_framework_and_folding_give_the_same(name):
     outputs = cx.simulate(expected, x, 4).outputs
     for _, _, _, other in others:
         torch.testing.assert_close(cx.simulate(other, x, 4).outputs, outputs, rtol=1e-9, atol=1e-9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watched(Tuner):
+    """Tunes as another tuner does and notes its objective before and after, at every stop."""
+
+    tuner: Tuner
+    seen: list = field(default_factory=list)
+
+    def tune(self, stop):
+        before = self.tuner.objective(stop)
+        self.tuner.tune(stop)
+        if before is not None:
+            self.seen.append((before.double(), self.tuner.objective(stop).double()))
+
+
+@pytest.mark.parametrize("name", [name for name in tuners.names() if tuners.get(name)().needs_calibration])
+def test_no_objective_becomes_larger_and_some_become_smaller(name):
+    watched = Watched(tuner=tuners.get(name)())
+    pair(watched, v_init=0.0)
+    assert len(watched.seen) > 3
+    for before, after in watched.seen:
+        assert (after <= before * (1 + 1e-9) + 1e-12).all()
+    assert sum(float(after.sum() < 0.99 * before.sum()) for before, after in watched.seen) > len(watched.seen) / 2
 
 
 def test_registry_is_not_empty_and_tuners_need_steps():
