@@ -13,6 +13,7 @@ from tqdm import tqdm
 from conversion_ext.calibration.calibration import Calibration
 from conversion_ext.calibration.observer import Observer
 from conversion_ext.capture.preparation import Traced, trace
+from conversion_ext.conversion.memory_format import channels_last
 from conversion_ext.data.batches import Forward, batches, call_inputs, check_inputs
 from conversion_ext.data.distributed import all_or_none, gathered, merged, processes, rank
 from conversion_ext.errors import CalibrationError, require
@@ -59,11 +60,13 @@ def traced_for(
     skip: Sequence[str] = (),
     leaf: Sequence[Any] = (),
 ) -> Traced:
-    """Return the graph of ``ann`` with all sites that ``recipe`` gives it."""
-    return trace(
+    """Return the graph of ``ann`` with all sites that ``recipe`` gives it, laid out in memory to run it often."""
+    traced = trace(
         ann, inputs, recipe.demands, output_neurons=recipe.readout.spiking, graded=graded,
         relay=relay or recipe.relay, skip=skip, leaf=leaf,
     )  # fmt: skip
+    channels_last(traced.model)
+    return traced
 
 
 def example_of(ann: nn.Module, data: Any, example_input: Any, forward: Forward | None) -> tuple[Any, ...]:

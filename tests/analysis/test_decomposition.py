@@ -96,7 +96,8 @@ def test_more_steps_quantize_less_and_one_block_is_even():
     ann, x, snn = network(4, True)
     few, many = errors_of(snn, ann, x, 4)["3"], errors_of(snn, ann, x, 64)["3"]
     assert many.quantization_error < few.quantization_error / 4
-    assert many.clipping_error == few.clipping_error > 0
+    assert many.clipping_error == pytest.approx(few.clipping_error, rel=1e-12)  # the parts added up differ
+    assert few.clipping_error > 0
     recipe = cx.Recipe(cx.Percentile(90.0), block=None)
     even = cx.convert(ann, x, recipe=recipe, T=4, backend="reference", progress=False)
     assert all(site.unevenness_error == 0 for site in errors_of(even, ann, x, 4).values())
