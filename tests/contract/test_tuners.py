@@ -85,7 +85,13 @@ class Watched(Tuner):
             self.seen.append((before.double(), self.tuner.objective(stop).double()))
 
 
-@pytest.mark.parametrize("name", [name for name in tuners.names() if tuners.get(name)().needs_calibration])
+# Decisions are chosen one after the other, each the best for those before it: no sum of them is promised.
+STEP_BY_STEP = {"decision_table"}
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in tuners.names() if tuners.get(name)().needs_calibration and name not in STEP_BY_STEP]
+)
 def test_no_objective_becomes_larger_and_some_become_smaller(name):
     watched = Watched(tuner=tuners.get(name)())
     pair(watched, v_init=0.0)
