@@ -133,7 +133,7 @@ def _squares(stop: SiteStop, part: int) -> Tensor:
     scale, worth = (1, 1) if site.scaled else (site.view(a.dim()), amplitude)
     stages = [
         a,
-        torch.clamp(a, amplitude * site.spec.lowest, amplitude * site.spec.levels),
+        torch.clamp(a, amplitude * site.spec.lowest, amplitude * site.levels),
         worth * _rate(site, (a if signed else stop.true_input(part)) / scale, stop.T),
         worth * _rate(site, stop.mean_input(part), stop.T),
         worth * stop.emitted(part).mean(0),

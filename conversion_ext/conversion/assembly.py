@@ -95,7 +95,8 @@ class _Builder:
         """Put a spiking site behind ``source`` in the place of ``node``."""
         threshold = self.thresholds[site.key]
         granularity: Granularity = self.recipe.normalizer.granularity if threshold.dim() else PerLayer()
-        module = SpikingSite(site.key, spec, self.backend, threshold, granularity, source not in self.varying)
+        copies = self.recipe.copies_of(site)
+        module = SpikingSite(site.key, spec, self.backend, threshold, granularity, source not in self.varying, copies)
         new = graph.replace_call(self.model, node, module, (source, self.steps), site.target)
         graph.note(new, key=site.key)
         self.varying.add(new)

@@ -87,6 +87,7 @@ def convert(
     data, forward = _samples(_data(calibration, normalizer, calibrated, example_input), options, ann)
     traced = traced_for(recipe, ann, example_of(ann, data, example_input, forward), graded, relay, skip, leaf)
     model, sites, notes = traced.model, traced.sites, traced.notes
+    recipe.check_sites(sites)
     seen = observe(traced, normalizer, data, forward, progress)
     thresholds = thresholds_of(model, sites, seen.stats, recipe, T)
     # One for all output neurons, or their counts would not compare.

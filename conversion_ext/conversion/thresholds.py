@@ -26,8 +26,11 @@ def thresholds_of(
     """
     trained = {site.key: torch.tensor(site.threshold) for site in sites if site.threshold is not None}
     plain = [site for site in sites if site.kind is not SiteKind.SIGNED and site.key not in trained]
-    levels = None if T is None else T * recipe.neuron.levels
-    thresholds = recipe.normalizer.thresholds(model, plain, stats, levels) | trained
+    thresholds = dict(trained)
+    for m in sorted({recipe.copies_of(site) for site in plain}):  # one for all, but where copies are for some
+        levels = None if T is None else round(T * recipe.neuron.levels) * m
+        found = recipe.normalizer.thresholds(model, plain, stats, levels)
+        thresholds |= {site.key: found[site.key] for site in plain if recipe.copies_of(site) == m}
     for site in sites:
         if site.kind is SiteKind.SIGNED:
             if site.key not in stats:

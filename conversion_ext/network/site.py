@@ -32,6 +32,9 @@ class SpikingSite(nn.Module):
     Input and output are [T*N, ...]; with ``static_input`` the input of a constant-current run is [N, ...].
     ``stepping`` drives the neurons; it sees single steps also where ``Steps`` come in blocks of K, and then the
     mean of the K steps of spikes leaves the site.
+    With ``copies`` m, m neurons get the same current, from initial potentials that are 1/m apart around ``v_init``, and
+    what leaves is the number of their spikes, each worth lambda / m: for a constant current z and ``v_init = 1/2`` the
+    counts add up to ``floor(m T z + 1/2)`` (Hermite's identity), m T levels of neurons that know nothing of each other.
     ``clock``, where a network looks ahead, re-times the currents for the neurons; what is expected of the total is then
     corrected by ``decisions``, [] for nothing or [T, C] for each step, in units of lambda.
     """
@@ -56,6 +59,7 @@ class SpikingSite(nn.Module):
         threshold: Tensor,
         granularity: Granularity,
         static_input: bool = False,
+        copies: int = 1,
     ) -> None:
         super().__init__()
         self.key = key
@@ -67,9 +71,10 @@ class SpikingSite(nn.Module):
         self.neuron = backend.neuron(spec)
         self.stepping = Stepping()
         self.clock = None
+        self.copies = copies
         self.register_buffer("threshold", threshold)
         self.register_buffer("bias", torch.zeros((), dtype=threshold.dtype, device=threshold.device))
-        self.register_buffer("gain", torch.ones((), dtype=threshold.dtype, device=threshold.device))
+        self.register_buffer("gain", torch.tensor(1 / copies, dtype=threshold.dtype, device=threshold.device))
         self.register_buffer("decisions", torch.zeros((), dtype=threshold.dtype, device=threshold.device))
         self.register_buffer("v_init", torch.tensor(spec.v_init, dtype=threshold.dtype, device=threshold.device))
 
@@ -177,8 +182,12 @@ class SpikingSite(nn.Module):
 
     @property
     def potential(self) -> Tensor | None:
-        """The membrane potential [N, ...] after the last step, in units of the threshold; None before the first."""
-        return self.backend.membrane_potential(self.neuron)
+        """The membrane potential [N, ...] after the last step, in units of the threshold; None before the first.
+
+        Of copies it is their mean.
+        """
+        v = self.backend.membrane_potential(self.neuron)
+        return v if v is None or self.copies == 1 else v.mean(1)
 
     def start(self, z: Tensor) -> Tensor:
         """Return the potential [N, ...] from which the neurons start under currents z [N, ...]."""
@@ -187,20 +196,33 @@ class SpikingSite(nn.Module):
     def run(self, z_seq: Tensor, v_init: Tensor | None = None) -> Tensor:
         """Return spikes [T, N, ...] for currents z_seq; without state, neurons start from ``v_init`` or the site's."""
         start = self.v_init if v_init is None else v_init
+        if self.copies == 1:
+            return self._run(z_seq, start)
+        m = self.copies
+        spread = (torch.arange(m, dtype=start.dtype, device=start.device) + 0.5) / m - 0.5
+        start = start + spread.view(m, *[1] * (z_seq.dim() - 2))
+        return self._run(z_seq.unsqueeze(2).expand(*z_seq.shape[:2], m, *z_seq.shape[2:]), start).sum(2)
+
+    def _run(self, z_seq: Tensor, start: Tensor) -> Tensor:
         if self.owner is not None and not z_seq.is_cuda:  # CUDA has the framework's fused kernels
             count = self._count(z_seq[0])
             return advance_in_place(self.backend, self.neuron, self.spec, z_seq, start, count, self.owner)
         return self.backend.run(self.neuron, z_seq, start)
 
     @property
+    def levels(self) -> float:
+        """The most that leaves in a step on average, in spikes."""
+        return self.spec.levels * self.copies
+
+    @property
     def largest(self) -> float:
         """The largest value of a step: spikes by their weights."""
-        return max(self.spec.weights or (self.spec.levels,))
+        return max(self.spec.weights or (self.spec.levels,)) * self.copies
 
     @property
     def counts_spikes(self) -> bool:
         """Whether it can count what leaves it: the spikes of its neurons, advanced in place."""
-        return self.stepping.plain and not self.threshold.is_cuda
+        return self.stepping.plain and self.copies == 1 and not self.threshold.is_cuda
 
     def _count(self, z: Tensor) -> Tensor | None:
         """Return the number of spikes [N, ...] so far, to be added to."""
@@ -222,4 +244,5 @@ class SpikingSite(nn.Module):
         """Show key, neuron and threshold."""
         low, high = self.threshold.min().item(), self.threshold.max().item()
         scale = f"{low:.4g}" if low == high else f"{low:.4g}..{high:.4g}"
-        return f"key={self.key!r}, {self.spec}, threshold={scale}, scaled={self.scaled}"
+        copies = f", copies={self.copies}" if self.copies > 1 else ""
+        return f"key={self.key!r}, {self.spec}, threshold={scale}, scaled={self.scaled}{copies}"

@@ -4,6 +4,7 @@ With T: thresholds per channel of least squared error for T steps, then weights 
 by layer; both corrections fade where more steps make them unnecessary, so accuracy does not fall beyond T.
 Without: the 99.9th percentile per channel, which suits any number of steps and none in particular.
 
+``default-copies`` has two neurons for each activation: binary spikes after T steps, with twice the neurons.
 ``default`` decides after T steps. ``default-lookahead`` (binary spikes at even pace) and ``default-weighted`` (binary
 spikes whose weight falls with time; needs T) let every site lag one step behind its input, so that they decide after
 ``T + depth`` steps: a few steps later, but with less error at small T.
@@ -19,14 +20,15 @@ from conversion_ext.tuners import DecisionTable, InitialPotential, WeightCompens
 from conversion_ext.types import Family
 
 
-def _register(name: str, neuron: Neuron) -> None:
+def _register(name: str, neuron: Neuron, copies: int = 1) -> None:
     tuners = (WeightCompensation(), InitialPotential())
-    timed = Recipe(MeanSquaredError(), neuron, tuners=tuners, family=neuron.family)
-    register_recipe(name, timed, without_T=Recipe(Percentile(99.9), neuron, family=neuron.family))
+    timed = Recipe(MeanSquaredError(), neuron, tuners=tuners, family=neuron.family, copies=copies)
+    register_recipe(name, timed, without_T=Recipe(Percentile(99.9), neuron, family=neuron.family, copies=copies))
 
 
 _register("default", IF(v_init=0.5))
 _register("default-lookahead", IF(v_init=0.5, lookahead=1))
+_register("default-copies", IF(v_init=0.5), copies=2)
 _register("default-signed", SignedIF(v_init=0.5))
 _register("default-multilevel", BurstIF(v_init=0.5))
 register_recipe(

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from conversion_ext.capture.demands import Demand
 from conversion_ext.encoders import ConstantCurrent, Encoder
 from conversion_ext.errors import require
-from conversion_ext.neurons import IF, Neuron, SignedEncoder
+from conversion_ext.neurons import IF, Neuron, SignedEncoder, WeightedIF
 from conversion_ext.nn.max_pool import METHODS as POOL_METHODS
 from conversion_ext.nn.softmax import METHODS as SOFTMAX_METHODS
 from conversion_ext.normalizers import Normalizer, Percentile
-from conversion_ext.operators.sites import Site
+from conversion_ext.operators.sites import Site, SiteKind
 from conversion_ext.readouts.base import Readout
 from conversion_ext.readouts.mean_output import MeanOutput
 from conversion_ext.tuners.base import SteppingTuner, Tuner
-from conversion_ext.types import Family
+from conversion_ext.types import Family, Reset
 
 __all__ = ["Recipe"]
 
@@ -28,7 +29,9 @@ class Recipe:
     ``signed_encoder`` makes spikes of values of either sign (LeakyReLU, PReLU, relays). ``relay`` asks for relays
     as ``convert(relay=True)`` does. ``block``: the steps for which a site waits in a simulation (see
     ``simulate``), None for all T; tuners tune for that. A ``readout`` that is ``spiking`` gets neurons behind the last
-    layer; ``demands`` are what the method asks of a network, which is refused where it does not meet them.
+    layer; ``copies`` m makes every ReLU site of m neurons for each activation, {site: m} those named: the same current,
+    initial potentials spread by 1/m, so that together they count to m T (see ``SpikingSite``). ``demands`` are what
+    the method asks of a network, which is refused where it does not meet them.
 
     >>> Recipe(normalizer=Percentile(99.9), neuron=IF(v_init=0.0)).max_pool
     'count'
@@ -46,6 +49,7 @@ class Recipe:
     relay: bool = False
     block: int | None = 1
     demands: tuple[Demand, ...] = ()
+    copies: int | Mapping[str, int] = 1
 
     def __post_init__(self) -> None:
         for name, kind in (("normalizer", Normalizer), ("neuron", Neuron), ("encoder", Encoder), ("readout", Readout)):
@@ -98,6 +102,35 @@ class Recipe:
             f"Recipe(readout={self.readout!r}) counts single spikes, and those of {self.neuron!r} are worth several; "
             "read MeanOutput().",
         )
+
+        self._check_copies(pacing)
+
+    def _check_copies(self, pacing: Sequence[SteppingTuner]) -> None:
+        numbers = [*self.copies.values()] if isinstance(self.copies, Mapping) else [self.copies]
+        require(
+            all(isinstance(m, int) and not isinstance(m, bool) and m >= 1 for m in numbers),
+            f"Recipe(copies={self.copies!r}): give a number of neurons >= 1 for each activation, or {{site: number}}.",
+        )
+        soft = isinstance(self.neuron, WeightedIF) or (
+            isinstance(self.neuron, IF) and self.neuron.reset is Reset.SUBTRACT
+        )
+        require(
+            max(numbers, default=1) == 1 or (soft and not pacing and not self.readout.spiking),
+            f"Recipe(copies={self.copies!r}) needs IF or WeightedIF with soft reset, tuners that do not act while "
+            f"simulating and a readout of currents; here are {self.neuron}, {[*pacing]} and {self.readout}.",
+        )
+
+    def check_sites(self, sites: Sequence[Site]) -> None:
+        """Raise where ``copies`` names a site that is not there."""
+        known = {site.key for site in sites if site.kind is not SiteKind.SIGNED}
+        unknown = sorted(self.copies.keys() - known) if isinstance(self.copies, Mapping) else []
+        require(not unknown, f"copies= names {unknown}, and the sites are {', '.join(sorted(known))}.")
+
+    def copies_of(self, site: Site) -> int:
+        """Return how many neurons stand for an activation of ``site``."""
+        if site.kind is SiteKind.SIGNED:
+            return 1
+        return self.copies.get(site.key, 1) if isinstance(self.copies, Mapping) else self.copies
 
     def timed(self, T: int | None) -> Recipe:
         """Return this recipe for runs of T steps, with a neuron for so many."""

@@ -48,7 +48,7 @@ class Teacher:
         for key, activation in self.activations.items():
             site, wanted = sites[key], mean(activation)
             rate = wanted / site.amplitude(wanted.dim())
-            rates[key] = rate.clamp(site.spec.lowest, site.spec.levels)
+            rates[key] = rate.clamp(site.spec.lowest, site.levels)
         return Said(output, rates)
 
     def _with_sites(self, inputs: tuple[Any, ...]) -> nn.Module:

@@ -106,7 +106,7 @@ def total_error(stop: SynapseStop, weight: Tensor) -> float:
 
 def rate(site: SpikingSite, z: Tensor, T: int) -> Tensor:
     """Return what the neurons of a site emit on average in T steps of current z, with the gradient of clipping."""
-    clipped = site.emitted(site.current(z).clamp(0, site.spec.levels))
+    clipped = site.emitted(site.copies * site.current(z).clamp(0, site.spec.levels))
     with torch.no_grad():
         reset(site)
         emitted = site(z.detach(), Steps(1, block=T))

@@ -42,6 +42,11 @@ class WholeTrains(Gradient):
                 not any(p.requires_grad for p in (site.v_init, *site.neuron.parameters())),
                 f"{self} has no gradient for initial potentials and what neurons learn; leave them out of learn=.",
             )
+            require(
+                site.copies == 1 and site.spec.weights is None,
+                f"{self} takes a site for one train of equal spikes, and {site.key} sends copies or weights; use "
+                "ThroughTime().",
+            )
             site.stepping = self.stepping(site.spec)
 
     def losses(
