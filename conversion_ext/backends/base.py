@@ -30,6 +30,7 @@ __all__ = [
     "initial_potential",
     "initial_state",
     "is_citizen",
+    "is_hooked",
     "learn",
     "named_surrogate",
     "register_backend",
@@ -246,6 +247,11 @@ def citizen(module: str, name: str, *ours: type[nn.Module]) -> type[nn.Module]:
         }
         _citizens[key] = type(ours[0].__name__, (*ours, theirs), namespace)
     return _citizens[key]
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Return whether a user registered forward hooks on ``module``, which only a call of it runs."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def is_citizen(cls: type) -> bool:

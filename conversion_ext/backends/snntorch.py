@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 from typing import Any, cast
 
 import torch
@@ -15,6 +16,7 @@ from conversion_ext.backends.base import (
     check_state,
     citizen,
     initial_state,
+    is_hooked,
     learn,
     named_surrogate,
     register_backend,
@@ -108,6 +110,40 @@ class SnnTorchNeuron(nn.Module):
         return {**self.__dict__, "_buffers": {**self._buffers, "mem": torch.zeros(0), **empty}}
 
 
+class SnnTorchNetwork(nn.Module):
+    """The part of a converted network that answers to snnTorch's ways to reset one, and resets it and no other.
+
+    ``snntorch.utils.reset(net)`` looks among the direct children of ``net`` for kinds of neurons, and then clears all
+    neurons of these kinds in the process. Neurons of a converted network lie deeper and are not in its list, so the
+    look itself is taken as the request.
+    """
+
+    @property
+    def _modules(self) -> dict[str, nn.Module | None]:
+        children = self.__dict__["_modules"]
+        if sys._getframe(1).f_code.co_name == "_layer_check" and _is_snntorch(sys._getframe(1)):
+            self.reset()
+        return children
+
+    @_modules.setter
+    def _modules(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self, value: dict[str, nn.Module | None]
+    ) -> None:
+        self.__dict__["_modules"] = value
+
+    def reset(self) -> None:
+        """Forget the state of every neuron and every other module with a state, at every depth."""
+        for module in self.modules():
+            if isinstance(module, SnnTorchNeuron):
+                module.reset_mem()
+            elif module is not self and hasattr(module, "reset"):
+                cast(Any, module).reset()
+
+
+def _is_snntorch(frame: Any) -> bool:
+    return frame.f_globals.get("__name__") == "snntorch.utils"
+
+
 class SnnTorchBackend(Backend):
     """snnTorch 1.0."""
 
@@ -119,8 +155,13 @@ class SnnTorchBackend(Backend):
         return citizen("snntorch", "Leaky", SnnTorchNeuron)(spec)
 
     def run(self, neuron: nn.Module, x_seq: Tensor, v_init: Tensor | float) -> Tensor:
-        """Advance ``neuron`` over x_seq [T, N, ...]."""
-        return cast(SnnTorchNeuron, neuron).run(x_seq, v_init)
+        """Advance ``neuron`` over x_seq [T, N, ...], step by step where hooks of a user are to see every step."""
+        own = cast(SnnTorchNeuron, neuron)
+        if not is_hooked(own):
+            return own.run(x_seq, v_init)
+        if own.state is None:
+            own.state = initial_state(own.spec, v_init, x_seq[0])
+        return torch.stack([own(x) for x in x_seq])
 
     def state(self, neuron: nn.Module) -> State | None:
         """Return ``mem`` and what else there is."""
@@ -143,8 +184,8 @@ class SnnTorchBackend(Backend):
             own.spike_grad = named_surrogate(surrogate, inspect.getmembers(module, inspect.isfunction), self.name)
 
     def root(self, base: type[nn.Module]) -> type[nn.Module]:
-        """Return ``base`` itself: snnTorch has no class for networks."""
-        return base
+        """Return ``base`` with a ``reset`` of its own, which ``snntorch.utils.reset`` calls too."""
+        return citizen("torch.nn", "Module", SnnTorchNetwork, base)
 
 
 register_backend("snntorch", SnnTorchBackend())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from conversion_ext.backends.base import Backend, advance_in_place, get_backend, initial_potential
+from conversion_ext.backends.base import Backend, advance_in_place, get_backend, initial_potential, is_hooked
 from conversion_ext.errors import StateError
 from conversion_ext.exact import accumulate, state_dtype
 from conversion_ext.network.lookahead import LookAhead
@@ -204,7 +204,8 @@ class SpikingSite(nn.Module):
         return self._run(z_seq.unsqueeze(2).expand(*z_seq.shape[:2], m, *z_seq.shape[2:]), start).sum(2)
 
     def _run(self, z_seq: Tensor, start: Tensor) -> Tensor:
-        if self.owner is not None and not z_seq.is_cuda:  # CUDA has the framework's fused kernels
+        # CUDA has the framework's fused kernels, and only its own forward runs the hooks of a user.
+        if self.owner is not None and not z_seq.is_cuda and not is_hooked(self.neuron):
             count = self._count(z_seq[0])
             return advance_in_place(self.backend, self.neuron, self.spec, z_seq, start, count, self.owner)
         return self.backend.run(self.neuron, z_seq, start)
@@ -222,7 +223,8 @@ class SpikingSite(nn.Module):
     @property
     def counts_spikes(self) -> bool:
         """Whether it can count what leaves it: the spikes of its neurons, advanced in place."""
-        return self.stepping.plain and self.copies == 1 and not self.threshold.is_cuda
+        plain = self.stepping.plain and self.copies == 1
+        return plain and not self.threshold.is_cuda and not is_hooked(self.neuron)
 
     def _count(self, z: Tensor) -> Tensor | None:
         """Return the number of spikes [N, ...] so far, to be added to."""

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from conversion_ext import graph
+from conversion_ext.backends.base import Backend, get_backend
 from conversion_ext.errors import require
+from conversion_ext.exact import state_dtype
 from conversion_ext.graph.values import map_tensors
 from conversion_ext.network.lookahead import Clock
 from conversion_ext.network.record import Record
 from conversion_ext.network.site import SpikingSite
 from conversion_ext.network.state import reset
 from conversion_ext.network.table import Conversion
-from conversion_ext.nn.stateful import Stateful
+from conversion_ext.nn.stateful import Memory, Stateful
 from conversion_ext.types import Steps
 
-__all__ = ["Root", "fold_time", "unfold_time"]
+__all__ = ["Root", "SpikesAndPotential", "fold_time", "hosted", "unfold_time"]
 
 
 class Root(nn.Module):
@@ -81,6 +85,15 @@ class Root(nn.Module):
         called = (modules[str(n.target)] for n in self.body.graph.nodes if n.op == "call_module")
         return {module.key: module for module in called if isinstance(module, SpikingSite)}
 
+    def as_snntorch(self) -> nn.Module:
+        """Return a copy for tools that expect snnTorch's ``spk, mem = net(x)``, such as NeuroBench's SNNTorchModel.
+
+        Its neurons are snnTorch's, whatever the backend of this network. ``spk`` is the readout current of a step
+        (spikes, where the readout reads spikes) and ``mem`` their sum since the last ``reset()``.
+        """
+        backend = get_backend("snntorch")
+        return backend.root(SpikesAndPotential)(hosted(self, backend)).eval()
+
     def end_warm_up(self) -> None:
         """Let sites take from the warm-up what they need (see ``Stepping``), and start everything anew."""
         for site in self.sites().values():
@@ -123,6 +136,51 @@ class Root(nn.Module):
         new.__dict__ = {name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()}
         reset(new)
         return new
+
+
+class SpikesAndPotential(nn.Module):
+    """A converted network whose forward returns (spk, mem), one step per call; both [N, classes]."""
+
+    def __init__(self, net: Root) -> None:
+        super().__init__()
+        self.net = net
+        self.total = PotentialOfOutput()
+
+    def forward(self, *inputs: Any) -> tuple[Tensor, Tensor]:
+        """Advance by one step."""
+        spikes = self.net(*inputs)
+        require(
+            isinstance(spikes, Tensor),
+            "as_snntorch() is for networks with one output; call a network of several outputs itself.",
+            TypeError,
+        )
+        return spikes, self.total(spikes)
+
+
+class PotentialOfOutput(Memory):
+    """The sum of what it was given since the last reset: a neuron that never fires."""
+
+    state_names = ("potential",)
+    potential: Tensor | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add x [N, ...] and return the sum."""
+        wide = x.to(state_dtype(x.dtype))
+        self.potential = wide if self.potential is None else self.potential + wide
+        return self.potential
+
+
+def hosted(snn: Root, backend: Backend) -> Root:
+    """Return a copy of ``snn`` whose neurons are those of ``backend``, without state."""
+    copied = copy.deepcopy(snn)
+    for site in copied.sites().values():
+        neuron = backend.neuron(site.spec).to(site.threshold.device)
+        with torch.no_grad():
+            for name in site.spec.learned:
+                getattr(neuron, name).copy_(getattr(site.neuron, name))
+        site.neuron, site.backend_name = neuron, backend.name
+    new: Any = backend.root(Root)(copied.body, replace(snn.record, backend=backend.name))
+    return new.train(snn.training)
 
 
 def fold_time(value: Any) -> Any:

@@ -62,8 +62,9 @@ def simulate(
     ``compile=True`` makes kernels of all that a neuron does in 16 steps by ``torch.compile``: the same spikes, worth
     the seconds of the first run where many runs of one kind follow; where it does not work, that is said once.
 
-    On a CPU the neurons of SpikingJelly and snnTorch are advanced on their own state without a call of their forward,
-    so hooks on them see nothing; hook ``site.stepping``, whose output is the spikes, instead.
+    On a CPU the neurons of SpikingJelly and snnTorch are advanced on their own state without a call of their forward.
+    Where a forward hook (or a monitor of the framework) is registered on a neuron, its forward is called and the hook
+    runs, in snnTorch once for every step; the spikes are the same, at the speed of the framework.
     """
     inputs = _inputs(snn, x, x_seq)
     options: RunOptions = {
