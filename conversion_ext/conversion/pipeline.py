@@ -105,6 +105,8 @@ def convert(
             for stop in walk(task):
                 for tuner in calibrated:
                     tuner.tune(stop)
+        for tuner in calibrated:
+            tuner.tune_network(task)
     notes += fold_units(model, traced.inputs) if fold else []
     for tuner in recipe.tuners:
         if isinstance(tuner, SteppingTuner):

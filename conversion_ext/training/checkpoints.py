@@ -30,7 +30,20 @@ __all__ = [
     "tensor_digest",
 ]
 
-KEYS = {"run", "student", "optimizer", "scaler", "history", "chosen", "random", "order", "samples", "number", "step"}
+KEYS = {
+    "run",
+    "student",
+    "optimizer",
+    "scaler",
+    "history",
+    "chosen",
+    "random",
+    "order",
+    "samples",
+    "number",
+    "step",
+    "factor",
+}
 
 
 class Plain:

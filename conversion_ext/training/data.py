@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset, TensorDataset
 
 from conversion_ext.data.batches import batches
@@ -42,16 +43,13 @@ def divide(loader: Any, validation: Any, seed: int) -> tuple[Any, Any]:
 
     Without ``validation`` every tenth sample of a data set (of at most 5,000), or every tenth batch of a list, judges.
     """
-    pair = is_tensor_pair(loader)
-    data: Any = DataLoader(TensorDataset(*loader), BATCH, shuffle=True) if pair else batches(loader, "loader")
+    data: Any = batches(_as_set(loader, shuffle=True), "loader")
     if validation is not None:
-        batches(validation, "validation")
-        if is_tensor_pair(validation):
-            validation = DataLoader(TensorDataset(*validation), BATCH)
+        validation = batches(_as_set(validation, shuffle=False), "validation")
     require(
         hasattr(data, "__len__") and len(data) > 0,
         f"loader is a {type(loader).__name__} of unknown length or empty; give a DataLoader over a data set that has a "
-        "length, a list of batches, or a pair of tensors (inputs, targets).",
+        "length, a list of batches, a tensor of inputs, or a pair of tensors (inputs, targets).",
         CalibrationError,
     )
     if isinstance(data, Sequence):
@@ -66,6 +64,12 @@ def divide(loader: Any, validation: Any, seed: int) -> tuple[Any, Any]:
         learned: Any = DataLoader([data[i] for i in kept], batch_size=None, shuffle=True)  # type: ignore[arg-type]
         return learned, validation if validation is not None else [data[i] for i in order[:judges]]
     return (data, validation) if validation is not None else _divide_set(data, seed)
+
+
+def _as_set(data: Any, shuffle: bool) -> Any:
+    """Return tensors as a DataLoader, other data as it is."""
+    tensors = (data,) if isinstance(data, Tensor) else data if is_tensor_pair(data) else None
+    return data if tensors is None else DataLoader(TensorDataset(*tensors), BATCH, shuffle=shuffle)
 
 
 def _divide_set(loader: Any, seed: int) -> tuple[DataLoader[Any], DataLoader[Any]]:

@@ -58,7 +58,8 @@ class FinetuneResult(Report):
         note = (
             f"epoch {self.best} is returned: {start:.4f} -> {best:.4f}"
             if self.best
-            else f"no epoch was better than the converted network, which is returned: {start:.4f}"
+            else f"no epoch was better than the converted network, which is returned: {start:.4f}. More data, more "
+            "epochs, a lower training=Training(rate=...), normalize=True or a larger T may help"
         )
         title = f"{self.metric} on {self.samples} held-out samples"
         return Sheet(("epoch", "loss", self.metric, "seconds"), rows, title, (note,), left=0)
@@ -88,21 +89,25 @@ def finetune(
 ) -> FinetuneResult:
     """Return ``snn`` fine-tuned for T steps, or as it was if no epoch did better on data held out.
 
-    ``snn`` is not changed; what it has frozen stays as it is. Works under ``torch.no_grad`` too.
+    ``snn`` is not changed; what it has frozen stays as it is. Works under ``torch.no_grad`` too. Without labels a
+    ``teacher`` takes their place: ``finetune(snn, images, teacher=ann, T=4)`` learns its outputs and activations, and
+    agreement with it judges.
 
     Args:
         snn: a converted network.
-        loader: labelled batches with a length, or a pair of tensors (inputs, targets).
+        loader: batches with a length, a pair of tensors (inputs, targets) or, with a teacher, a tensor of inputs;
+            labels are optional where there is a teacher.
         T: the number of time steps.
         epochs: passes over the data.
-        validation: other labelled batches that judge, best some that the ANN was not trained on. By default every
+        validation: other batches that judge, best some that the ANN was not trained on. By default every
             tenth sample (at most 5,000) of a DataLoader's data set, or every tenth batch of a list, judges and is not
             learned from.
         metric: what judges: a name (accuracy, top5, binary_accuracy, miou, rmse, r2, correlation) or a function
             ``(output, target) -> number``; by default what the targets ask for.
         sequence: the layout of sequences of frames, see :func:`convert`; by default that of the conversion.
-        teacher: mostly the ANN; adds ``distillation``, one term or several, by default of its output.
-        distillation: what a teacher adds to the loss.
+        teacher: mostly the ANN; adds ``distillation``, one term or several, by default of its output, and without
+            labels of its activations too.
+        distillation: what a teacher adds to the loss, or puts in its place where there are no labels.
         loss: ``loss(outputs [T, N, C], target [N])``, a name of ``cx.training.losses``, a value or a function.
         regularizers: functions of {site: rates [N, ...]} that are added.
         gradient: a name of ``cx.training.gradients``, as "bptt", "rate" or "online", or a value such as
@@ -128,16 +133,17 @@ def finetune(
     settings = _training(training)
     metric_of(metric)
     check_trainable(snn, learn)
-    said = _distillation(distillation, teacher)
-    watch = bool(regularizers) or any(isinstance(term, RateDistillation) for term in said)
+    _check_teacher(distillation, teacher)
     rule = gradient_of(gradient)
+    data, judges = all_or_none(lambda: divide(loader, validation, settings.seed))
+    device = next(snn.parameters()).device
+    example = all_or_none(lambda: _example(Placed(snn, judges, device, sequence), teacher))
+    said = _distillation(distillation, teacher, example.target is not None)
+    watch = bool(regularizers) or any(isinstance(term, RateDistillation) for term in said)
     student = Student(snn, learn, rule.surrogate, rule.detach_reset, watch)
     learned = [p for p in student.parameters() if p.requires_grad]
     require(bool(learned), "Nothing of this network is to be learned: its parameters are all frozen.")
-    device = learned[0].device
-    mechanics = mechanics_of(settings.accelerator, device)
-    data, judges = all_or_none(lambda: divide(loader, validation, settings.seed))
-    example = all_or_none(lambda: _example(Placed(snn, judges, device, sequence)))
+    mechanics = mechanics_of(settings.accelerator, learned[0].device)
     if normalize:
         block = snn.conversion.recipe.block_of(T)
         noise = torch.Generator().manual_seed(0)
@@ -154,6 +160,8 @@ def finetune(
     )  # fmt: skip
     if settings.checkpoint is not None:
         loop.keep(Path(settings.checkpoint), settings.checkpoint_every)
+    if settings.searches_rate:
+        loop.probe()
     loop.train()
     return _result(snn, loop, f"{type(rule).__name__}, {type(optimizer).__name__}", example if fold else None)
 
@@ -167,16 +175,21 @@ def _training(training: Training | None) -> Training:
     return training or Training()
 
 
-def _example(judges: Placed) -> Batch:
-    """Return a batch that is not learned from."""
+def _example(judges: Placed, teacher: Any) -> Batch:
+    """Return a batch that is not learned from; it has a target unless there is a teacher."""
     first = next(iter(judges), None)
     require(first is not None, "validation holds no batch; give at least one, in every process.", CalibrationError)
     assert first is not None
+    require(
+        first.target is not None or teacher is not None,
+        f"A batch is a {type(first.inputs[0]).__name__} without a target; fine-tuning needs (input, target) batches, "
+        "or a teacher: pass teacher=ann.",
+        CalibrationError,
+    )
     return first
 
 
-def _distillation(distillation: Any, teacher: Any) -> tuple[Distillation | RateDistillation, ...]:
-    """Return what a teacher adds, checked."""
+def _check_teacher(distillation: Any, teacher: Any) -> None:
     require(
         teacher is None or isinstance(teacher, nn.Module),
         f"teacher is a {type(teacher).__name__}; pass the ANN, a torch.nn.Module.",
@@ -185,9 +198,14 @@ def _distillation(distillation: Any, teacher: Any) -> tuple[Distillation | RateD
     require(
         distillation is None or teacher is not None, f"distillation={distillation!r} needs a teacher: pass teacher=ann."
     )
+
+
+def _distillation(distillation: Any, teacher: Any, labelled: bool) -> tuple[Distillation | RateDistillation, ...]:
+    """Return what a teacher adds, checked."""
     if teacher is None:
         return ()
-    said = (Distillation(),) if distillation is None else distillation
+    default = (Distillation(),) if labelled else (Distillation(), RateDistillation())
+    said = default if distillation is None else distillation
     said = tuple(said) if isinstance(said, Sequence) else (said,)
     require(
         all(isinstance(term, Distillation | RateDistillation) for term in said),
@@ -230,4 +248,5 @@ def _result(snn: Root, loop: Loop, how: str, example: Batch | None) -> FinetuneR
         found = folded(found, example.samples())
     reset(found)
     metric = "accuracy" if loop.metric is None else loop.metric.name
+    metric = metric if loop.labelled else f"agreement with the teacher ({metric})"
     return FinetuneResult(found, tuple(history), best, loop.samples, metric)

@@ -6,8 +6,9 @@ import copy
 import hashlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from conversion_ext.analysis.evaluation import evaluate
+from conversion_ext.analysis.evaluation import Evaluation, evaluate
 from conversion_ext.analysis.metrics import Metric
 from conversion_ext.data.distributed import added, all_or_none, gathered, processes, rank
 from conversion_ext.data.sequences import Layout
@@ -41,6 +42,8 @@ __all__ = ["Epoch", "Loop", "Run", "Terms"]
 
 WARM_UP = 0.05  # of all steps: the first gradients of Adam are as large as any, whatever they say
 CLIP = 1.0  # norm of the gradient
+PROBE, JUDGES = 24, 4  # steps of a probe, batches that judge it
+FACTORS = (1.0, 1 / 4, 1 / 16, 1 / 64)
 
 
 @dataclass(frozen=True)
@@ -72,12 +75,12 @@ class Terms:
         self.teacher = teacher
 
     def of(self, batch: Batch) -> Objective:
-        """Return the objective for a batch."""
-        target = batch.labelled("fine-tuning")
+        """Return the objective for a batch; without a target it is what the teacher says."""
+        target = batch.labelled("fine-tuning") if self.teacher is None else batch.target
         said = None if self.teacher is None else self.teacher.of(batch)
 
         def objective(outputs: Tensor, rates: dict[str, Tensor]) -> Tensor:
-            total = self.loss(outputs, target)
+            total = outputs.new_zeros(()) if target is None else self.loss(outputs, target)
             if said is not None:
                 for term in self.distillation:
                     if isinstance(term, RateDistillation):
@@ -124,9 +127,11 @@ class Loop:
         self.steps = min(gathered(len(run.data)))
         self.judged = copy.deepcopy(run.snn).to(device)
         self.samples = 0
+        self.labelled = True  # whether targets judge, and not the teacher
         self.metric: Metric | None = None
         self.history: list[Epoch] = []
         self.chosen = dict[str, Tensor]()  # what the best epoch learned; at the start nothing
+        self.factor = 1.0  # of the rates: found by `probe`
         self.number, self.step, self.loss = 0, 0, 0.0  # where it is: after `step` steps of epoch `number` + 1
         self.path: Path | None = None
         self.every = 0
@@ -144,7 +149,7 @@ class Loop:
             if self.run.mechanics.scaler is not None:
                 self.run.mechanics.scaler.load_state_dict(state["scaler"])
             self.history = [Epoch(**row) for row in state["history"]]
-            self.chosen, self.samples = state["chosen"], state["samples"]
+            self.chosen, self.samples, self.factor = state["chosen"], state["samples"], state["factor"]
             self.random, self.order = state["random"], state["order"]
             self.number, self.step, self.loss = state["number"], state["step"], state["loss"]
 
@@ -176,6 +181,7 @@ class Loop:
             "run": self.facts, "student": self.run.student.state(), "optimizer": self.optimizer.state_dict(),
             "scaler": scaler, "history": [asdict(epoch) for epoch in self.history], "chosen": self.chosen,
             "random": torch.get_rng_state() if self.step else None, "order": self.order, "samples": self.samples,
+            "factor": self.factor,
             "number": self.number, "step": self.step, "loss": self.loss,
         })  # fmt: skip
 
@@ -206,10 +212,7 @@ class Loop:
         student.agree()
         learned = student.learned() if self.number else {}  # folding BatchNorm rounds
         give_back(self.judged, learned)
-        found = evaluate(
-            self.judged, self.judges, self.run.T, at=(self.run.T,), metric=self.run.metric,
-            sequence=self.run.sequence, progress=False,
-        )  # fmt: skip
+        found = self._evaluated(self.judges)
         self.samples, self.metric = found.samples, found.metric
         self.history.append(Epoch(self.number, loss, float(found.score[-1]), seconds))
         if self.winner() == self.number:
@@ -239,23 +242,85 @@ class Loop:
                 self.save()
 
     def advance(self, batch: Batch, index: int) -> None:
-        """Make one step of the optimizer."""
-        run, place = self.run, self.number * self.steps + index
+        """Make one step of the training."""
+        place = self.number * self.steps + index
+        self.loss += self.descend(batch, place, _schedule(place / (self.run.epochs * self.steps)))
+
+    def descend(self, batch: Batch, place: int, part: float) -> float:
+        """Make one step of the optimizer with a ``part`` of the rates; return the loss, that of all processes."""
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = peak * _schedule(place / (run.epochs * self.steps))
+            group["lr"] = peak * self.factor * part
+        total = torch.zeros((), device=self.run.mechanics.device)
+        self.optimizer.zero_grad()
+        for loss in self.losses(batch, place):
+            self.run.mechanics.backward(loss)
+            total += loss.detach()
+        self.run.mechanics.clip_grad_norm_(self.network.parameters(), CLIP)
+        self.optimizer.step()
+        self.run.student.constrain()
+        return float(added(total)) / processes()  # so that they stop together
+
+    def losses(self, batch: Batch, place: int) -> Iterator[Tensor]:
+        """Run a batch and yield its losses; the noise of a random encoder belongs to the ``place``."""
+        run = self.run
         noise = torch.Generator().manual_seed(_seed(run.seed, place * processes() + rank()))
         shown = Presentation(run.student.snn, batch.inputs, run.T, self.block, noise, batch.sequence)
         objective = run.terms.of(batch)
         reset(run.student.snn)
-        self.optimizer.zero_grad()
-        total = torch.zeros((), device=run.mechanics.device)
-        for loss in run.rule.losses(self.network, run.student, shown, objective):
-            run.mechanics.backward(loss)
-            total += loss.detach()
-        run.mechanics.clip_grad_norm_(self.network.parameters(), CLIP)
-        self.optimizer.step()
-        run.student.constrain()
-        self.loss += float(added(total)) / processes()  # of all, so that they stop together
+        return run.rule.losses(self.network, run.student, shown, objective)
+
+    def probe(self) -> None:
+        """Find the largest part of the rates with which a short training makes nothing worse on held-out data.
+
+        Neither the loss may rise nor the metric fall. The parts are 1, 1/4, 1/16 and 1/64; each is tried from the
+        start, over a few steps in which the rate falls to 0. Nothing else is changed. A training that goes on keeps
+        what it found.
+        """
+        if self.history or self.run.mechanics.scaler is not None:  # a scaler of half precision searches for itself
+            return
+        student, optimizer = self.run.student.state(), copy.deepcopy(self.optimizer.state_dict())
+        judged = copy.deepcopy(self.judged)
+        generator = self.data.generator
+        order = None if generator is None else generator.get_state()
+        count = min(PROBE, self.run.epochs * self.steps)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_seed(self.run.seed, 0))
+            tried = list(islice(cycle(islice(iter(self.data), count)), count))
+        for batch in tried if self.run.terms.teacher is None else ():
+            batch.labelled("fine-tuning")
+        judges = list(islice(iter(self.judges), JUDGES))
+        loss, score = self._measured(judges)
+        for self.factor in FACTORS:
+            for index, batch in enumerate(tried):
+                self.descend(batch, index, 1 - index / count)
+            new_loss, new_score = self._measured(judges)
+            give_back(self.run.student.snn, student)
+            self.optimizer.load_state_dict(copy.deepcopy(optimizer))
+            if new_loss <= loss and new_score >= score:
+                break
+        self.judged = judged
+        if generator is not None and order is not None:
+            generator.set_state(order)
+
+    @torch.no_grad()
+    def _measured(self, batches: Sequence[Batch]) -> tuple[float, float]:
+        """Return the mean loss of batches and the metric, larger being better, of all processes."""
+        losses = [sum(float(loss) for loss in self.losses(batch, 0)) for batch in batches]
+        loss, count = added(torch.tensor([sum(losses), len(losses)], dtype=torch.float64)).tolist()
+        self.run.student.agree()
+        give_back(self.judged, self.run.student.learned())
+        found = self._evaluated(batches)
+        return loss / count, float(found.score[-1]) * (1 if found.metric.maximize else -1)
+
+    def _evaluated(self, judges: Any) -> Evaluation:
+        """Return the metric of ``judged`` on data with targets or, where there are none, against the teacher."""
+        first = next(iter(judges), None)
+        self.labelled = first is None or first.target is not None
+        teacher = None if self.labelled or self.run.terms.teacher is None else self.run.terms.teacher.ann
+        return evaluate(
+            self.judged, judges, self.run.T, at=(self.run.T,), metric=self.run.metric, sequence=self.run.sequence,
+            ann=teacher, progress=False,
+        )  # fmt: skip
 
 
 def _schedule(progress: float) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from conversion_ext.registry import import_siblings
 from conversion_ext.tuners.base import Tuner, register_tuner, tuners
 from conversion_ext.tuners.bias_correction import BiasCorrection
+from conversion_ext.tuners.block_reconstruction import BlockReconstruction
 from conversion_ext.tuners.compensation import Compensation
 from conversion_ext.tuners.decision_table import DecisionTable
 from conversion_ext.tuners.initial_potential import InitialPotential, PerNeuron
@@ -17,6 +18,7 @@ from conversion_ext.tuners.weight_compensation import WeightCompensation
 
 __all__ = [
     "BiasCorrection",
+    "BlockReconstruction",
     "Compensation",
     "DecisionTable",
     "InitialPotential",

@@ -14,7 +14,7 @@ from conversion_ext.network.site import SpikingSite
 from conversion_ext.network.stepping import Stepping
 from conversion_ext.neurons import IF, Neuron, SignedEncoder
 from conversion_ext.registry import Registry
-from conversion_ext.tuners.walk import SiteStop, SynapseStop
+from conversion_ext.tuners.walk import SiteStop, SynapseStop, Task
 from conversion_ext.types import Reset
 
 __all__ = ["ResidualTuner", "SteppingTuner", "Tuner", "register_tuner", "tuners"]
@@ -59,6 +59,9 @@ class Tuner:
 
     def tune_site(self, stop: SiteStop) -> None:
         """Change the site at which the walk has stopped, in place; by default nothing."""
+
+    def tune_network(self, task: Task) -> None:
+        """Change the whole network, in place, when the walk is over; by default nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)

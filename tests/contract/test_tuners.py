@@ -18,7 +18,8 @@ from tests.live import live_inputs, make_live
 
 DECLARED = {
     "bias_correction": {"bias"}, "compensation": {"gain"}, "initial_potential": {"v_init"},
-    "decision_table": {"decisions"},
+    "block_reconstruction": {"weight", "bias", "v_init"}, "decision_table": {"decisions"},
+    "weight_calibration": {"weight"}, "weight_compensation": {"weight", "bias"},
     "weight_calibration": {"weight"}, "weight_compensation": {"weight", "bias"},
     "offset_spike": set(), "residual_potential": set(), "voltage_clamp": set(),
 }  # fmt: skip

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import conversion_ext as cx
 from conversion_ext.simulation.inputs import Presentation
-from conversion_ext.training import Online, Rate, ThroughTime, Training
+from conversion_ext.training import Distillation, Online, Rate, RateDistillation, ThroughTime, Training
 from conversion_ext.training.batch_norm import Normalized, normalizable
 from conversion_ext.training.data import divide
 from conversion_ext.training.student import Student
@@ -425,3 +425,61 @@ def test_a_tuner_that_acts_while_simulating_is_refused():
     for rule in ("ThroughTime(0)", "Online(0)"):
         with pytest.raises(ValueError, match=">= 1"):
             eval(rule)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_teacher_takes_the_place_of_labels(backend):
+    ann, snn, x, _ = residual(backend)
+    found = finetune(snn, x, teacher=ann, epochs=3, validation=x[:64], training=Training(rate=3e-4))
+    assert found.metric == "agreement with the teacher (accuracy)"
+    assert found.samples == 64
+    with torch.no_grad():
+        decided = ann(x[:64]).argmax(1)
+    for network, number in ((snn, 0), (found.snn, found.best)):
+        agreement = (cx.simulate(network, x[:64], T).output.argmax(1) == decided).double().mean()
+        assert found.history[number].score == pytest.approx(float(agreement))
+    assert found.history[-1].loss < 0.95 * found.history[1].loss
+
+
+def test_labels_do_not_matter_where_there_are_none():
+    """Batches of inputs alone, in every form, give one training: that of outputs and activations."""
+    ann, snn, x, _ = residual()
+    forms = [list(x.split(16)), [(part,) for part in x.split(16)], [{"input": part} for part in x.split(16)]]
+    losses = [
+        [epoch.loss for epoch in finetune(snn, data, teacher=ann, training=Training(rate=1e-3)).history[1:]]
+        for data in forms
+    ]
+    assert losses[0] == losses[1] == losses[2]
+    terms = (Distillation(), RateDistillation())
+    explicit = finetune(snn, forms[0], teacher=ann, distillation=terms, training=Training(rate=1e-3))
+    assert [epoch.loss for epoch in explicit.history[1:]] == losses[0]
+    with pytest.raises(cx.CalibrationError, match="teacher=ann"):
+        finetune(snn, forms[0])
+
+
+def test_the_default_rate_does_not_wreck_a_wide_network():
+    """Weights of wide layers are small, and a step of 0.001 is 4 % of them."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(32, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU()]
+    ann = nn.Sequential(*layers, nn.Linear(1024, 8))
+    for layer in ann[::2]:
+        nn.init.kaiming_normal_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    x = torch.randn(640, 32)
+    with torch.no_grad():
+        y = ann(x).argmax(1)
+    snn = convert(ann, x[:256])
+    given, probed = finetune(snn, (x, y), training=Training(rate=1e-3)), finetune(snn, (x, y))
+    assert given.history[0].score == probed.history[0].score
+    assert given.history[1].score < given.history[0].score - 0.15  # what the probe is there for
+    assert probed.history[1].score >= given.history[1].score + 0.05
+    assert probed.best in (0, 1)
+
+
+def test_a_rate_that_does_no_harm_is_taken_and_leaves_no_trace():
+    """The training is the same to the bit as with that rate given."""
+    _, snn, x, y = residual()
+    data = DataLoader(TensorDataset(x, y), 16, shuffle=True, generator=torch.Generator().manual_seed(3))
+    again = DataLoader(TensorDataset(x, y), 16, shuffle=True, generator=torch.Generator().manual_seed(3))
+    probed, given = finetune(snn, data), finetune(snn, again, training=Training(rate=1e-3))
+    assert [e.loss for e in probed.history[1:]] == [e.loss for e in given.history[1:]]
