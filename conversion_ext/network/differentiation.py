@@ -33,7 +33,8 @@ class SurrogateStepping(Stepping):
         spec = neurons.spec
         if self.held is None:
             start = neurons.start(z_seq[0]).to(state_dtype(z_seq.dtype)).expand(z_seq.shape[1:])
-            self.held = (start, *(torch.zeros_like(start) for _ in spec.state[1:]))
+            self.held = spec.start(start)
+        assert self.held is not None
         if type(spec) is IF and spec.reset is Reset.SUBTRACT:
             spikes, v = _SoftReset.apply(z_seq, self.held[0])
             self.held = (v,)

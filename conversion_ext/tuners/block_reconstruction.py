@@ -259,7 +259,7 @@ def _is_alone(model: GraphModule, module: nn.Module) -> bool:
 
 def _in_bytes(site: SpikingSite, steps: Steps) -> bool:
     """Return whether what a site sends in a block of steps is a small whole number of spikes."""
-    return site.spec.levels * steps.block < 128
+    return site.largest * steps.block < 128
 
 
 def _channels_last(value: Any) -> Any:

@@ -20,7 +20,6 @@ DECLARED = {
     "bias_correction": {"bias"}, "compensation": {"gain"}, "initial_potential": {"v_init"},
     "block_reconstruction": {"weight", "bias", "v_init"}, "decision_table": {"decisions"},
     "weight_calibration": {"weight"}, "weight_compensation": {"weight", "bias"},
-    "weight_calibration": {"weight"}, "weight_compensation": {"weight", "bias"},
     "offset_spike": set(), "residual_potential": set(), "voltage_clamp": set(),
 }  # fmt: skip
 

@@ -63,7 +63,13 @@ def test_neurons_in_one_function_have_the_spikes_and_the_gradient_of_a_loop() ->
     torch.testing.assert_close((z.grad, start.grad), expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("neuron", [cx.IF(), cx.SignedIF(), cx.neurons.BurstIF(max_spikes=3)], ids=str)
+@pytest.mark.parametrize("neuron",
+    [
+        cx.IF(), cx.SignedIF(), cx.neurons.BurstIF(max_spikes=3), cx.IF(lookahead=1),
+        cx.neurons.WeightedIF(weights=(4, 2, 1)),
+    ],
+    ids=str,
+)  # fmt: skip
 def test_neurons_of_every_kind_send_what_they_send_in_a_simulation(neuron: Any) -> None:
     ann, x = case()
     snn = converted(ann, x, neuron=neuron)
