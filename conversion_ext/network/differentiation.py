@@ -48,7 +48,7 @@ class SurrogateStepping(Stepping):
 
 def heaviside(z: Tensor) -> Tensor:
     """Return [z >= 0] in the dtype of z, with the gradient of ``arctan(pi z) / pi``."""
-    return _Step.apply(z)  # type: ignore[return-value]
+    return _Step.apply(z)
 
 
 class _Step(torch.autograd.Function):
