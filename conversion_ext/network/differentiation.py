@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conversion_ext.exact import state_dtype
+from conversion_ext.backends.base import initial_potential
 from conversion_ext.network.stepping import Neurons, Stepping
-from conversion_ext.neurons import IF
+from conversion_ext.neurons import IF, Neuron
 from conversion_ext.neurons.base import State
 from conversion_ext.types import Reset
 
@@ -30,11 +30,11 @@ class SurrogateStepping(Stepping):
 
     def steps(self, neurons: Neurons, z_seq: Tensor) -> Tensor:
         """Return the spikes for z_seq [T, N, ...]."""
-        spec = neurons.spec
+        return neurons.run(z_seq, by=lambda currents, start: self._run(neurons.spec, currents, start))
+
+    def _run(self, spec: Neuron, z_seq: Tensor, start: Tensor) -> Tensor:
         if self.held is None:
-            start = neurons.start(z_seq[0]).to(state_dtype(z_seq.dtype)).expand(z_seq.shape[1:])
-            self.held = spec.start(start)
-        assert self.held is not None
+            self.held = spec.start(initial_potential(start, z_seq[0]))
         if type(spec) is IF and spec.reset is Reset.SUBTRACT:
             spikes, v = _SoftReset.apply(z_seq, self.held[0])
             self.held = (v,)

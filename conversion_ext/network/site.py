@@ -13,7 +13,7 @@ from conversion_ext.backends.base import Backend, advance_in_place, get_backend,
 from conversion_ext.errors import StateError
 from conversion_ext.exact import accumulate, state_dtype
 from conversion_ext.network.lookahead import LookAhead
-from conversion_ext.network.stepping import Stepping
+from conversion_ext.network.stepping import Runner, Stepping
 from conversion_ext.neurons import Neuron
 from conversion_ext.types import Granularity, PerChannel, Steps
 
@@ -193,15 +193,19 @@ class SpikingSite(nn.Module):
         """Return the potential [N, ...] from which the neurons start under currents z [N, ...]."""
         return initial_potential(self.v_init, z)
 
-    def run(self, z_seq: Tensor, v_init: Tensor | None = None) -> Tensor:
-        """Return spikes [T, N, ...] for currents z_seq; without state, neurons start from ``v_init`` or the site's."""
+    def run(self, z_seq: Tensor, v_init: Tensor | None = None, by: Runner | None = None) -> Tensor:
+        """Return spikes [T, N, ...] for currents z_seq; without state, neurons start from ``v_init`` or the site's.
+
+        ``by(z_seq, start)`` runs them in the place of the framework.
+        """
         start = self.v_init if v_init is None else v_init
+        run = by or self._run
         if self.copies == 1:
-            return self._run(z_seq, start)
+            return run(z_seq, start)
         m = self.copies
         spread = (torch.arange(m, dtype=start.dtype, device=start.device) + 0.5) / m - 0.5
         start = start + spread.view(m, *[1] * (z_seq.dim() - 2))
-        return self._run(z_seq.unsqueeze(2).expand(*z_seq.shape[:2], m, *z_seq.shape[2:]), start).sum(2)
+        return run(z_seq.unsqueeze(2).expand(*z_seq.shape[:2], m, *z_seq.shape[2:]), start).sum(2)
 
     def _run(self, z_seq: Tensor, start: Tensor) -> Tensor:
         # CUDA has the framework's fused kernels, and only its own forward runs the hooks of a user.

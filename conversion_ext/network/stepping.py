@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
@@ -9,7 +10,11 @@ from torch import Tensor
 from conversion_ext.neurons import Neuron
 from conversion_ext.nn.stateful import Memory
 
-__all__ = ["Neurons", "Stepping"]
+__all__ = ["Neurons", "Runner", "Stepping"]
+
+
+Runner = Callable[[Tensor, Tensor], Tensor]
+"""Currents [T, N, ...] and where potentials start, which broadcasts to [N, ...], to spikes [T, N, ...]."""
 
 
 class Neurons(Protocol):
@@ -26,8 +31,11 @@ class Neurons(Protocol):
         """Return the potential [N, ...] from which the neurons start under currents z [N, ...]."""
         ...
 
-    def run(self, z_seq: Tensor, v_init: Tensor | None = None) -> Tensor:
-        """Return spikes [T, N, ...] for currents z_seq; without state, neurons start from ``v_init`` or the site's."""
+    def run(self, z_seq: Tensor, v_init: Tensor | None = None, by: Runner | None = None) -> Tensor:
+        """Return spikes [T, N, ...] for currents z_seq; without state, neurons start from ``v_init`` or the site's.
+
+        ``by`` runs them in the place of the framework.
+        """
         ...
 
     def restart(self) -> None:

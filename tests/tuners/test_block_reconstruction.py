@@ -72,7 +72,8 @@ def test_neurons_in_one_function_have_the_spikes_and_the_gradient_of_a_loop() ->
 )  # fmt: skip
 def test_neurons_of_every_kind_send_what_they_send_in_a_simulation(neuron: Any) -> None:
     ann, x = case()
-    snn = converted(ann, x, neuron=neuron)
+    recipe = cx.Recipe(cx.Percentile(99.0), neuron, family=neuron.family, copies=2 if neuron == cx.IF() else 1)
+    snn = cx.convert(ann, x, recipe=recipe, T=T, backend="reference", progress=False)
     expected = cx.simulate(snn, x, T).outputs
     for site in snn.sites().values():
         site.stepping = SurrogateStepping()
