@@ -82,7 +82,7 @@ def synops(
     levels = max((site.levels for site in snn.sites().values()), default=1)
     return OperationCount(
         layers,
-        {key: rate[0].numel() * snn.sites()[key].copies for key, rate in found.firing_rate.items()},
+        {key: rate[0].numel() * snn.sites()[key].neurons for key, rate in found.firing_rate.items()},
         {key: sent / samples for key, sent in spikes.items()},
         found.total_steps,
         math.ceil(math.log2(found.at[-1] * levels + 1)),

@@ -166,8 +166,8 @@ def _site(operator: Spiking, context: NodeContext, grids: Sequence[Any], widths:
     site = copy.deepcopy(context.module)
     if type(site.spec) not in NEURONS:
         raise refused(context, f"holds {site.spec!r}, which does more than add.", "Use IF, SignedIF or BurstIF.")
-    if site.copies > 1:
-        raise refused(context, "has copies of neurons.", "Use a recipe without copies, or BurstIF.")
+    if site.neurons > 1:
+        raise refused(context, "has several neurons for an activation.", "Use a recipe without copies and pairs.")
     if site.clock is not None:
         raise refused(context, "looks ahead, which takes fractions.", "Use a recipe without look-ahead.")
     if not site.stepping.plain:

@@ -187,7 +187,7 @@ class SpikingSite(nn.Module):
         Of copies it is their mean.
         """
         v = self.backend.membrane_potential(self.neuron)
-        return v if v is None or self.copies == 1 else v.mean(1)
+        return v if v is None or self.neurons == 1 else v.mean(1)
 
     def start(self, z: Tensor) -> Tensor:
         """Return the potential [N, ...] from which the neurons start under currents z [N, ...]."""
@@ -200,6 +200,9 @@ class SpikingSite(nn.Module):
         """
         start = self.v_init if v_init is None else v_init
         run = by or self._run
+        if self.spec.members == 2:
+            on, off = run(z_seq.unsqueeze(2).expand(*z_seq.shape[:2], 2, *z_seq.shape[2:]), start).unbind(2)
+            return on - off
         if self.copies == 1:
             return run(z_seq, start)
         m = self.copies
@@ -215,6 +218,11 @@ class SpikingSite(nn.Module):
         return self.backend.run(self.neuron, z_seq, start)
 
     @property
+    def neurons(self) -> int:
+        """How many neurons stand for one activation."""
+        return self.copies * self.spec.members
+
+    @property
     def levels(self) -> float:
         """The most that leaves in a step on average, in spikes."""
         return self.spec.levels * self.copies
@@ -227,7 +235,7 @@ class SpikingSite(nn.Module):
     @property
     def counts_spikes(self) -> bool:
         """Whether it can count what leaves it: the spikes of its neurons, advanced in place."""
-        plain = self.stepping.plain and self.copies == 1
+        plain = self.stepping.plain and self.neurons == 1
         return plain and not self.threshold.is_cuda and not is_hooked(self.neuron)
 
     def _count(self, z: Tensor) -> Tensor | None:

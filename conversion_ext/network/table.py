@@ -159,8 +159,8 @@ class Conversion:
         if isinstance(module, SpikingSite):
             neurons = graph.info(node).shape[1:].numel() if graph.info(node).is_tensor else 0
             lag = 0 if module.clock is None else module.clock.lag + module.clock.d
-            kind = type(module.spec).__name__ + (f" x {module.copies}" if module.copies > 1 else "")
-            return Row(key, kind, sees, emits, _range(module.threshold), neurons * module.copies, lag)
+            kind = type(module.spec).__name__ + (f" x {module.neurons}" if module.neurons > 1 else "")
+            return Row(key, kind, sees, emits, _range(module.threshold), neurons * module.neurons, lag)
         if isinstance(module, ChannelScale):
             kind = "shortcut" if any(isinstance(operator_of(self._body, u), Sum) for u in node.users) else "scale"
             return Row(key, kind, sees, emits, _range(module.scale))

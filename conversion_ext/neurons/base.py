@@ -57,6 +57,11 @@ class Neuron:
         return 0
 
     @property
+    def members(self) -> int:
+        """How many neurons it is: of two, [N, 2, ...], the second takes away what the first sends."""
+        return 1
+
+    @property
     def weights(self) -> tuple[int, ...] | None:
         """What a spike is worth at each step of a run; None: 1 at all."""
         return None

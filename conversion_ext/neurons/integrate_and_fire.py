@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from numbers import Real
 
+import torch
 from torch import Tensor
 
 from conversion_ext.errors import require
@@ -67,10 +68,27 @@ class SignedIF(Neuron):
 
     ``m = v + x; s = [m >= 1] - [m < 0 and N > 0]; v = m - s; N = N + s`` with N the net spikes so far.
     Spikes are {-1, 0, 1}, the running count never falls below 0, so the neuron still computes a ReLU.
+
+    ``pairs=True`` makes two binary neurons of each: the on neuron sends where ``m >= 1``, the off one where ``m < 0``
+    and N > 0, through the same weights with the opposite sign. Both get the same current and, through a synapse between
+    the two, what the other sends; x, spikes and state are [N, 2, ...]. A converted site passes on minus off, so
+    networks compute what they do with signed spikes. Use it where a chip has binary spikes only and can spare neurons.
     """
+
+    pairs: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         self._require_fraction()
+        require(isinstance(self.pairs, bool), f"SignedIF(pairs={self.pairs!r}): use True or False.")
+
+    def __repr__(self) -> str:
+        """Name the pairs where there are some."""
+        return f"SignedIF(v_init={self.v_init!r}{', pairs=True' if self.pairs else ''})"
+
+    @property
+    def members(self) -> int:
+        """How many neurons it is."""
+        return 2 if self.pairs else 1
 
     @property
     def state(self) -> tuple[str, ...]:
@@ -80,12 +98,16 @@ class SignedIF(Neuron):
     @property
     def family(self) -> Family:
         """The values its spikes take."""
-        return Family.SIGNED
+        return Family.BINARY if self.pairs else Family.SIGNED
 
     def step(self, x: Tensor, state: State, heaviside: Heaviside) -> tuple[Tensor, State]:
         """Charge, fire or take a spike back, count."""
         v, count = state
         m = v + x
+        if self.pairs:
+            on, off = heaviside(m[:, 0] - 1), (1 - heaviside(m[:, 1])) * (count[:, 1] > 0)
+            net = (on - off).unsqueeze(1)
+            return torch.stack((on, off), 1), (m - net, count + net.detach())
         s = heaviside(m - 1) - (1 - heaviside(m)) * (count > 0)
         # The count only decides whether a spike may be taken back: no gradient belongs to it.
         return s, (m - s, count + s.detach())

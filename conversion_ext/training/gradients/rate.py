@@ -43,7 +43,7 @@ class WholeTrains(Gradient):
                 f"{self} has no gradient for initial potentials and what neurons learn; leave them out of learn=.",
             )
             require(
-                site.copies == 1 and site.spec.weights is None,
+                site.neurons == 1 and site.spec.weights is None,
                 f"{self} takes a site for one train of equal spikes, and {site.key} sends copies or weights; use "
                 "ThroughTime().",
             )
