@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import nn
@@ -33,7 +34,24 @@ from conversion_ext.tuners.walk import Task, walk
 
 __all__ = ["convert"]
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
+
+def _outside_inference_mode(action: Callable[P, R]) -> Callable[P, R]:
+    """Return ``action`` run outside of ``torch.inference_mode``, whose tensors can neither be trained nor loaded."""
+
+    @functools.wraps(action)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not torch.is_inference_mode_enabled():
+            return action(*args, **kwargs)
+        with torch.inference_mode(False), torch.no_grad():
+            return action(*args, **kwargs)
+
+    return run
+
+
+@_outside_inference_mode
 def convert(
     ann: nn.Module,
     calibration: Any = None,

@@ -78,6 +78,16 @@ class SpikingSite(nn.Module):
         self.register_buffer("decisions", torch.zeros((), dtype=threshold.dtype, device=threshold.device))
         self.register_buffer("v_init", torch.tensor(spec.v_init, dtype=threshold.dtype, device=threshold.device))
 
+    def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, state_dict: Any, prefix: str, *args: Any
+    ) -> None:
+        """Take values of another shape, one for the site or one for each channel."""
+        for name, own in list(self.named_buffers(recurse=False)):
+            value = state_dict.get(prefix + name)
+            if isinstance(value, Tensor) and value.shape != own.shape:
+                setattr(self, name, own.new_empty(value.shape))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     @property
     def backend(self) -> Backend:
         """The framework whose neuron this site holds."""

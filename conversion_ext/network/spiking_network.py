@@ -105,15 +105,52 @@ class Root(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return the conversion's record as plain data, so that a state dict keeps it."""
-        return self.record.plain()
+        neurons = [f"{site.spec} x {site.copies}" for site in self.sites().values()]
+        return self.record.plain() | {"neurons": neurons}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Check that a loaded state dict belongs to a network converted in the same way."""
+        own = self.get_extra_state()
         require(
-            state["sites"] == self.record.plain()["sites"],
+            state["sites"] == own["sites"],
             f"The state dict belongs to a network with other sites ({len(state['sites'])} against "
-            f"{len(self.record.plain()['sites'])}); load it into a conversion of the same model.",
+            f"{len(own['sites'])}); load it into a conversion of the same model.",
         )
+        for name, what in (("folded", "fold"), ("neurons", "neurons"), ("widths", "widths")):
+            theirs, ours = (each.get(name, own[name]) for each in (state, own))
+            if theirs != ours:
+                several = isinstance(ours, list)
+                pair = next(p for p in zip(theirs, ours, strict=True) if p[0] != p[1]) if several else (theirs, ours)
+                raise ValueError(
+                    f"The state dict belongs to a network converted with {what}={pair[0]}, and this one has "
+                    f"{what}={pair[1]}; convert the model with the same recipe and options, or use "
+                    "conversion_ext.save and load."
+                )
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load the state dict of a network that was converted in the same way; nothing is changed where it was not.
+
+        Raises:
+            ValueError: where it belongs to another conversion.
+        """
+        extra = state_dict.get("_extra_state")
+        if isinstance(extra, Mapping):
+            self.set_extra_state(extra)
+        own = self.state_dict()
+        wrong = [name for name in own if name not in state_dict] + [name for name in state_dict if name not in own]
+        # Thresholds and what tuners set may be one for a site or one for each channel.
+        fixed = [name for name, value in own.items() if isinstance(value, Tensor) and not self._is_of_a_site(name)]
+        wrong += [name for name in fixed if name in state_dict and state_dict[name].shape != own[name].shape]
+        require(
+            not (wrong and strict),
+            f"The state dict does not fit this conversion: {', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''} "
+            f"{'differs' if len(wrong) == 1 else 'differ'}; load one of the same model, recipe and options (other "
+            "calibration data may leave other scales), or use conversion_ext.save and load.",
+        )
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def _is_of_a_site(self, name: str) -> bool:
+        return isinstance(self.get_submodule(name.rpartition(".")[0]), SpikingSite)
 
     def __getstate__(self) -> dict[str, Any]:
         # Unpickling traces the body anew and forgets what its nodes are called and which of them are tensors.

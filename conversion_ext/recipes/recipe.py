@@ -11,11 +11,11 @@ from conversion_ext.errors import require
 from conversion_ext.neurons import IF, Neuron, SignedEncoder, WeightedIF
 from conversion_ext.nn.max_pool import METHODS as POOL_METHODS
 from conversion_ext.nn.softmax import METHODS as SOFTMAX_METHODS
-from conversion_ext.normalizers import Normalizer, Percentile
+from conversion_ext.normalizers import Normalizer, Percentile, normalizers
 from conversion_ext.operators.sites import Site, SiteKind
 from conversion_ext.readouts.base import Readout
 from conversion_ext.readouts.mean_output import MeanOutput
-from conversion_ext.tuners.base import SteppingTuner, Tuner
+from conversion_ext.tuners.base import SteppingTuner, Tuner, tuners
 from conversion_ext.types import Family, Reset
 
 __all__ = ["Recipe"]
@@ -31,7 +31,8 @@ class Recipe:
     ``simulate``), None for all T; tuners tune for that. A ``readout`` that is ``spiking`` gets neurons behind the last
     layer; ``copies`` m makes every ReLU site of m neurons for each activation, {site: m} those named: the same current,
     initial potentials spread by 1/m, so that together they count to m T (see ``SpikingSite``). ``demands`` are what
-    the method asks of a network, which is refused where it does not meet them.
+    the method asks of a network, which is refused where it does not meet them. Normalizers and tuners may be given by
+    the names they are registered under: ``Recipe(normalizer="maximum", tuners=("bias_correction",))``.
 
     >>> Recipe(normalizer=Percentile(99.9), neuron=IF(v_init=0.0)).max_pool
     'count'
@@ -52,6 +53,11 @@ class Recipe:
     copies: int | Mapping[str, int] = 1
 
     def __post_init__(self) -> None:
+        if isinstance(self.normalizer, str):
+            object.__setattr__(self, "normalizer", normalizers.get(self.normalizer)())
+        if isinstance(self.tuners, tuple | list):
+            found = (tuners.get(tuner)() if isinstance(tuner, str) else tuner for tuner in self.tuners)
+            object.__setattr__(self, "tuners", tuple(found))
         for name, kind in (("normalizer", Normalizer), ("neuron", Neuron), ("encoder", Encoder), ("readout", Readout)):
             value = getattr(self, name)
             require(
