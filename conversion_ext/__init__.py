@@ -15,6 +15,8 @@ from conversion_ext import (
     training,
     tuners,
 )
+from conversion_ext.analysis.diagnosis import Diagnosis as Diagnosis
+from conversion_ext.analysis.diagnosis import diagnose
 from conversion_ext.analysis.evaluation import Evaluation, evaluate
 from conversion_ext.analysis.operations import OperationCount as OperationCount
 from conversion_ext.analysis.synaptic_operations import synops
@@ -66,6 +68,7 @@ __all__ = [
     "backends",
     "check",
     "convert",
+    "diagnose",
     "encoders",
     "errors",
     "evaluate",

@@ -1,8 +1,12 @@
-"""The command line: ``python -m conversion_ext demo | methods | check | info | bench``."""
+"""The commands of ``conversion-ext`` (or ``python -m conversion_ext``): demo, methods, check, convert, diagnose, bench.
+
+The arguments are declared in ``conversion_ext_command``; a function here runs the command of its name.
+"""
 
 from __future__ import annotations
 
 import argparse
+import ast
 import dataclasses
 import importlib
 import inspect
@@ -14,53 +18,29 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 import conversion_ext as cx
 from conversion_ext import recipes
 from conversion_ext.backends.base import backends
-from conversion_ext.errors import ConversionError, require
-from conversion_ext.exchange.summary import summary
+from conversion_ext.demo import datasets
+from conversion_ext.errors import optional_import, require
 from conversion_ext.normalizers import normalizers
 from conversion_ext.operators import operators
 from conversion_ext.recipes.recipe import Recipe
-from conversion_ext.training.gradients.base import gradients
+from conversion_ext.training.gradients import gradients
 from conversion_ext.training.losses import losses
 from conversion_ext.tuners import tuners
+from conversion_ext_command import main
 
-__all__ = ["main"]
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 ``check`` found problems, 2 wrong request."""
-    parser = argparse.ArgumentParser(prog="python -m conversion_ext", description="ANN to SNN conversion.")
-    commands = parser.add_subparsers(required=True, metavar="command")
-    adders = {
-        "demo": _add_demo, "methods": _add_methods, "check": _add_check, "info": _add_info, "bench": _add_bench,
-    }  # fmt: skip
-    for name, add in adders.items():
-        doc = inspect.getdoc(add) or ""
-        add(commands.add_parser(name, help=doc, description=doc))
-    options = parser.parse_args(arguments)
-    try:
-        return options.run(options)
-    except (ConversionError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+__all__ = ["bench", "check", "convert", "demo", "diagnose", "docs", "main", "methods"]
 
 
-def _add_demo(parser: argparse.ArgumentParser) -> None:
-    """Train a small network on real data, convert it for each framework, show accuracy over time."""
-    parser.add_argument("--backend", help="spikingjelly, snntorch or reference; default: every installed framework")
-    parser.add_argument("--T", type=int, default=64, help="time steps (default: 64)")
-    parser.add_argument("--data", default="digits", help="digits (default) or fashion-mnist")
-    parser.add_argument("--plot", type=Path, default=Path("conversion_ext_demo.png"), help="where to save the plot")
-    parser.add_argument("--seed", type=int, default=0, help="of training (default: 0)")
-    parser.set_defaults(run=_demo)
-
-
-def _demo(options: argparse.Namespace) -> int:
+def demo(options: argparse.Namespace) -> int:
+    """Run the demonstration, print its table and save its picture."""
     from conversion_ext.demo import demo
 
     folder = options.plot.absolute().parent
@@ -76,6 +56,59 @@ def _demo(options: argparse.Namespace) -> int:
     return 0
 
 
+def check(options: argparse.Namespace) -> int:
+    """Print every obstacle of a model; equal ones are one line with all their places."""
+    problems = cx.check(_model(options), torch.rand(options.input), recipe=options.recipe)
+    places: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for problem in problems:
+        places[problem.reason, problem.remedy].append(
+            f"{problem.path} ({problem.line})" if problem.line else problem.path
+        )
+    for (reason, remedy), found in places.items():
+        print(f"{', '.join(found)}: {reason} {remedy}")
+    print(f"{options.model}: {len(problems) or 'no'} problem{'s' if len(problems) != 1 else ''} found.")
+    return 1 if problems else 0
+
+
+def convert(options: argparse.Namespace) -> int:
+    """Convert a model and save the network."""
+    require(options.out.absolute().parent.is_dir(), f"--out {options.out}: there is no such folder; make it first.")
+    images, _ = _data(options.data, options.samples)
+    snn = cx.convert(_model(options), images, recipe=options.recipe, T=options.T, backend=options.backend)
+    cx.save(snn, options.out)
+    print(snn.conversion.table())
+    print(f"{snn.conversion!r} is saved in {options.out}.")
+    return 0
+
+
+def diagnose(options: argparse.Namespace) -> int:
+    """Print why a saved network decides unlike its ANN, and write the report."""
+    images, labels = _data(options.data, options.samples)
+    data = images if labels is None else (images, labels)
+    found = cx.diagnose(cx.load(options.network), _model(options), data, options.T)
+    print(found)
+    if options.html:
+        print(f"The report is {found.html(options.html).absolute()}.")
+    return 0
+
+
+def bench(options: argparse.Namespace) -> int:
+    """Print the speed of simulation on this machine."""
+    from conversion_ext.demo import bench
+
+    print(bench.report(options.backend, options.T, tuple(options.batch), options.repeats))
+    return 0
+
+
+def docs(options: argparse.Namespace) -> int:
+    """Show or write the reference of all modules."""
+    pdoc = importlib.import_module("pdoc.__main__") if optional_import("pdoc", "pdoc", "test") else None
+    assert pdoc is not None
+    folder = ["--output-directory", str(options.out)] if options.out else []
+    pdoc.cli(["conversion_ext", "--docformat", "google", *folder])
+    return 0
+
+
 class Method(NamedTuple):
     """One row of the table of methods: what kind it is, what it is called, what it does."""
 
@@ -84,19 +117,14 @@ class Method(NamedTuple):
     effect: str
 
 
-def _add_methods(parser: argparse.ArgumentParser) -> None:
-    """List everything that is registered: recipes, normalizers, tuners, losses, gradients, backends, operators."""
-    parser.add_argument("--markdown", action="store_true", help="as the table of the README")
-    parser.set_defaults(run=_methods)
-
-
-def _methods(options: argparse.Namespace) -> int:
-    methods = list(registered())
+def methods(options: argparse.Namespace) -> int:
+    """Print everything that is registered."""
+    found = list(registered())
     if options.markdown:
-        print(markdown(methods))
+        print(markdown(found))
         return 0
-    width = max(len(method.name) for method in methods if method.kind != "operator")
-    for kind, name, effect in methods:
+    width = max(len(method.name) for method in found if method.kind != "operator")
+    for kind, name, effect in found:
         if kind == "operator":  # it stands for many calls, so their names follow what it does
             print(f"{kind:12}{effect}")
             print(textwrap.fill(name, 100, initial_indent=" " * 14, subsequent_indent=" " * 14))
@@ -148,48 +176,12 @@ def _effect(value: Any) -> str:
     return (inspect.getdoc(value) or "").partition("\n")[0].replace("``", "`")
 
 
-def _add_check(parser: argparse.ArgumentParser) -> None:
-    """List everything that stands between a model and its conversion; exit code 1 if there is anything."""
-    parser.add_argument("model", help="module:factory, for example torchvision.models:resnet18")
-    parser.add_argument("--input", required=True, type=_shape, help="shape of one batch, for example 1,1,28,28")
-    parser.add_argument("--recipe", default="default", help="name of a recipe (default: default)")
-    parser.set_defaults(run=_check)
-
-
-def _check(options: argparse.Namespace) -> int:
-    problems = cx.check(_model(options.model), torch.rand(options.input), recipe=options.recipe)
-    for problem in problems:
-        print(problem)
-    print(f"{options.model}: {len(problems) or 'no'} problem{'s' if len(problems) != 1 else ''} found.")
-    return 1 if problems else 0
-
-
-def _add_info(parser: argparse.ArgumentParser) -> None:
-    """Say what a file holds that cx.save wrote: recipe, versions, sites and thresholds; exit code 2 if it is none."""
-    parser.add_argument("file", type=Path, help="what conversion_ext.save wrote")
-    parser.set_defaults(run=_info)
-
-
-def _info(options: argparse.Namespace) -> int:
-    print(summary(options.file))
-    return 0
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    """Parse "1,1,28,28"."""
-    try:
-        shape = tuple(int(size) for size in text.split(","))
-    except ValueError:
-        shape = ()
-    if not shape or min(shape) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a shape; write sizes with commas, for example 1,1,28,28")
-    return shape
-
-
-def _model(path: str) -> nn.Module:
-    """Import ``module:factory`` and build the model; the factory may be the model itself."""
-    module, _, factory = path.partition(":")
-    require(bool(module and factory), f"{path!r} names no model; write module:factory, as in mymodels:make_net.")
+def _model(options: argparse.Namespace) -> nn.Module:
+    """Import ``module:factory``, call it with its arguments unless it is a model, and load the weights."""
+    module, _, factory = options.model.partition(":")
+    require(
+        bool(module and factory), f"{options.model!r} names no model; write module:factory, as in mymodels:make_net."
+    )
     try:
         found: Any = importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -198,35 +190,66 @@ def _model(path: str) -> nn.Module:
     for name in factory.split("."):
         require(hasattr(found, name), f"{module!r} has no {factory!r}; name a function that returns the model.")
         found = getattr(found, name)
-    model = found if isinstance(found, nn.Module) else found()
+    model = found if isinstance(found, nn.Module) else _called(found, options)
     require(
         isinstance(model, nn.Module),
-        f"{path!r} gave a {type(model).__name__}; it must be, or return, a torch.nn.Module.",
+        f"{options.model!r} gave a {type(model).__name__}; it must be, or return, a torch.nn.Module.",
     )
-    return model
+    if options.weights:
+        _load_weights(model, options.weights)
+    return model.eval()
 
 
-def _add_bench(parser: argparse.ArgumentParser) -> None:
-    """Measure simulation on this machine beside T forward passes of the ANN and the framework's own loop."""
-    parser.add_argument("--backend", help="spikingjelly, snntorch or reference; default: the first installed")
-    parser.add_argument("--T", type=_positive, default=32, help="time steps (default: 32)")
-    parser.add_argument("--batch", type=_positive, nargs="+", default=[1, 64], help="batch sizes (default: 1 64)")
-    parser.add_argument("--repeats", type=_positive, default=5, help="runs of which the median counts (default: 5)")
-    parser.set_defaults(run=_bench)
+def _called(factory: Any, options: argparse.Namespace) -> Any:
+    """Return what the factory makes of the arguments given with --arg."""
+    pairs = [argument.partition("=") for argument in options.arg]
+    by_name = {name: _literal(value) for name, equals, value in pairs if equals}
+    in_order = [_literal(name) for name, equals, _ in pairs if not equals]
+    try:
+        return factory(*in_order, **by_name)
+    except Exception as error:
+        raise ValueError(f"{options.model}({', '.join(options.arg)}) raised {type(error).__name__}: {error}") from error
 
 
-def _bench(options: argparse.Namespace) -> int:
-    from conversion_ext.demo import bench
+def _literal(text: str) -> Any:
+    """Return the Python value that a text is, or the text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
-    print(bench.report(options.backend, options.T, tuple(options.batch), options.repeats))
-    return 0
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    """Load a state dict, or one under the key that training scripts use."""
+    require(path.exists(), f"--weights {path}: there is no such file.")
+    state: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    state = next((state[key] for key in ("state_dict", "model") if key in state), state)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"--weights {path} does not fit the model: {error}") from error
 
 
-def _positive(text: str) -> int:
-    """Parse a number of steps, samples or runs."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number >= 1")
-    return int(text)
+def _data(name: str, samples: int) -> tuple[Tensor, Tensor | None]:
+    """Return images and labels (if any) of a data set of the demonstration, or of a file."""
+    if name in datasets.DATASETS:
+        images, labels = datasets.load(name).calibration.tensors
+        return images[:samples], labels[:samples]
+    path = Path(name)
+    known = f"give one of {', '.join(datasets.DATASETS)}, or a .npz or .pt file"
+    require(path.suffix in (".npz", ".pt") and path.exists(), f"--data {name}: there is no such data; {known}.")
+    held: Any = dict(np.load(path)) if path.suffix == ".npz" else torch.load(path, "cpu", weights_only=True)
+    parts = list(held.values()) if isinstance(held, dict) else [held] if isinstance(held, Tensor) else list(held)
+    tensors = [torch.as_tensor(part)[:samples] for part in parts]
+    images = next((tensor for tensor in tensors if tensor.dim() > 1), None)
+    require(images is not None, f"--data {name} holds no array [N, ...]; {known} with images and, if any, labels.")
+    assert images is not None
+    require(
+        images.is_floating_point(),
+        f"--data {name} holds {images.dtype}; store images as float32, scaled as in training.",
+    )
+    labels = next((t for t in tensors if t.dim() == 1 and not t.is_floating_point() and len(t) == len(images)), None)
+    return images.float(), None if labels is None else labels.long()
 
 
 if __name__ == "__main__":

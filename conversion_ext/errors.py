@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
+from typing import Any
 
 __all__ = [
     "BackendError",
     "CalibrationError",
     "ConversionError",
     "FileError",
+    "MissingError",
     "Problem",
     "StateError",
     "UnknownNameError",
     "UnsupportedError",
+    "optional_import",
     "require",
 ]
 
@@ -59,6 +63,10 @@ class StateError(ConversionError, RuntimeError):
     """A neuron met an input that does not fit the state of its running simulation."""
 
 
+class MissingError(ConversionError):
+    """A package or file that only some functions need is not there; the message holds the command to get it."""
+
+
 class UnknownNameError(ConversionError, LookupError):
     """A name that no registry entry answers to."""
 
@@ -67,3 +75,12 @@ def require(condition: bool, message: str, error: type[Exception] = ValueError) 
     """Raise ``error(message)`` unless ``condition`` holds: a check of user input in one line."""
     if not condition:
         raise error(message)
+
+
+def optional_import(module: str, package: str, extra: str = "demo") -> Any:
+    """Import a module of an extra of this package, or say what to install."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        message = f"{package} is not installed; install it with: pip install 'conversion-ext[{extra}]'"
+        raise MissingError(message) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from conversion_ext.analysis.decomposition import Decomposition, decompose
+from conversion_ext.analysis.diagnosis import Diagnosis, diagnose
 from conversion_ext.analysis.evaluation import Evaluation, evaluate
 from conversion_ext.analysis.operations import Energy, EnergyModel, FortyFiveNanometres, OperationCount
 from conversion_ext.analysis.saturation import Limits, clipped_share, limits
@@ -14,6 +15,7 @@ from conversion_ext.analysis.twins import Forecast, forecast, twin
 
 __all__ = [
     "Decomposition",
+    "Diagnosis",
     "Energy",
     "EnergyModel",
     "Evaluation",
@@ -25,6 +27,7 @@ __all__ = [
     "TuneResult",
     "clipped_share",
     "decompose",
+    "diagnose",
     "estimate_start",
     "evaluate",
     "forecast",

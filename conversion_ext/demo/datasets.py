@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import gzip
-import importlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from conversion_ext.errors import ConversionError, UnknownNameError, require
+from conversion_ext.errors import MissingError, UnknownNameError, optional_import, require
 
-__all__ = ["DATASETS", "Dataset", "MissingError", "load", "optional_import"]
+__all__ = ["DATASETS", "Dataset", "load"]
 
 DATASETS = ("digits", "fashion-mnist")
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 CACHE = Path.home() / ".cache" / "conversion_ext"
 CALIBRATION_IMAGES = 512
-
-
-class MissingError(ConversionError):
-    """A package or file that the demonstration needs is not there; the message holds the command to get it."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +51,6 @@ def load(name: str) -> Dataset:
     images, labels = train
     calibration = TensorDataset(images[:CALIBRATION_IMAGES], labels[:CALIBRATION_IMAGES])
     return Dataset(name, TensorDataset(*train), calibration, TensorDataset(*test))
-
-
-def optional_import(module: str, package: str) -> Any:
-    """Import a module of the extra ``demo``, or say which package to install."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        message = f"{package} is not installed; install it with: pip install 'conversion-ext[demo]'"
-        raise MissingError(message) from error
 
 
 Part = tuple[Tensor, Tensor]

@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 import conversion_ext as cx
 from conversion_ext.backends.base import available, get_backend
-from conversion_ext.demo.datasets import Dataset, load, optional_import
-from conversion_ext.errors import require
+from conversion_ext.demo.datasets import Dataset, load
+from conversion_ext.errors import optional_import, require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -24,6 +24,7 @@ FLOORS = (
     ("normalizers", "tuners"),
     ("recipes",),
     ("simulation", "conversion"),
+    ("plots",),
     ("analysis",),
     ("training",),
     ("integer", "demo"),

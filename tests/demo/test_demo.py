@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+import subprocess
 import sys
 from pathlib import Path
 
@@ -206,6 +207,11 @@ def test_demo_command(capsys, tmp_path, monkeypatch, tiny):
         (["check", "no_such_module:net", "--input", "1,64"], "no_such_module"),
         (["check", "torch.nn:NoSuchThing", "--input", "1,64"], "NoSuchThing"),
         (["check", "builtins:dict", "--input", "1,64"], "dict"),
+        (["check", "torch.nn:Linear", "--arg", "3", "--input", "1,64"], "Linear(3) raised TypeError"),
+        (["convert", "torch.nn:ReLU", "--data", "nothing.npz", "--out", "a"], "no such data"),
+        (["convert", "torch.nn:ReLU", "--data", "digits", "--out", "/no/such/a"], "/no/such/a"),
+        (["convert", "torch.nn:ReLU", "--weights", "none.pt", "--data", "digits", "--out", "a"], "none.pt"),
+        (["diagnose", "no.net", "torch.nn:ReLU", "--data", "digits"], "no.net"),
         (["check", "tests.demo.test_demo:Convertible", "--input", "1,1,8,8", "--recipe", "none such"], "none such"),
     ],
 )
@@ -247,3 +253,52 @@ def test_methods_command_lists_everything_registered(capsys):
             # What lives here is what converted networks hold, which nobody brings along.
             assert (name in printed) != name.startswith("conversion_ext.")
     assert all(method.effect for method in registered()), "something registered has no docstring"
+
+
+def test_equal_problems_are_one_line(capsys):
+    assert main(["check", "tests.demo.test_demo:TwiceRefused", "--input", "2,4"]) == 1
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 3, printed  # the two layers, no activation, the number
+    assert printed[0].startswith("one (test_demo.py:")
+    assert "), two (test_demo.py:" in printed[0]
+    assert "3 problems found" in printed[2]
+
+
+class TwiceRefused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.GRU(4, 4), nn.GRU(4, 4)
+
+    def forward(self, x):
+        return self.two(self.one(x)[0])[0]
+
+
+def test_factories_take_arguments(capsys):
+    arguments = ["--arg", "64", "--arg", "out_features=3", "--arg", "bias=False"]
+    assert main(["check", "torch.nn:Linear", *arguments, "--input", "1,64"]) == 1
+    assert "torch.nn:Linear: 1 problem found" in capsys.readouterr().out  # no activation
+
+
+def test_a_network_is_converted_saved_and_diagnosed(tmp_path, capsys):
+    torch.manual_seed(0)
+    weights, net, report = (tmp_path / name for name in ("ann.pt", "net.safetensors", "report.html"))
+    ann = Convertible()
+    torch.save(ann.state_dict(), weights)
+    np.savez(tmp_path / "data.npz", x=np.random.rand(32, 1, 8, 8).astype("float32"), y=np.arange(32) % 3)
+    model = ["tests.demo.test_demo:Convertible", "--weights", str(weights), "--data", str(tmp_path / "data.npz")]
+    assert main(["convert", *model, "--T", "4", "--backend", "reference", "--out", str(net)]) == 0
+    assert "binary" in capsys.readouterr().out
+    assert main(["diagnose", str(net), *model, "--T", "4", "--html", str(report)]) == 0
+    assert "agreement" in capsys.readouterr().out
+    assert report.read_text("utf-8").startswith("<!doctype html>")
+
+
+def test_help_and_version_do_not_import_torch():
+    code = (
+        "import sys, conversion_ext_command as c\ntry: c.main([sys.argv[1]])\nexcept SystemExit as e: code = e.code\n"
+    )
+    code += "assert 'torch' not in sys.modules and code == 0"
+    for option, expected in (("--help", "diagnose"), ("--version", "conversion-ext 0.")):
+        command = [sys.executable, "-c", code, option]
+        done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
+        assert expected in done.stdout

@@ -1,0 +1,171 @@
+"""Why is my accuracy low? The likely causes in order, each with the changes that help and their measured effect."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from conversion_ext import plots
+from conversion_ext.analysis.causes import NOTABLE, Case, Cause, Run, causes_of
+from conversion_ext.analysis.decomposition import Decomposition, decompose
+from conversion_ext.analysis.page import page
+from conversion_ext.analysis.reference import evaluating
+from conversion_ext.errors import require
+from conversion_ext.network.spiking_network import Root
+from conversion_ext.simulation.samples import require_network
+from conversion_ext.tables import Report, Sheet
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Diagnosis", "SiteFacts", "diagnose"]
+
+SATURATED = 0.99  # of the largest rate
+SHOWN = 3  # causes on a screen
+
+
+@dataclass(frozen=True)
+class SiteFacts:
+    """One site at T steps: mean firing rate in spikes per step, and shares in [0, 1].
+
+    ``saturated``: neurons that fire at (almost) every step; ``silent``: channels without a spike on all samples;
+    ``dead``: channels whose activation is 0 in the ANN too.
+    """
+
+    key: str
+    firing_rate: float
+    saturated: float
+    silent: float
+    dead: float
+
+
+@dataclass(frozen=True, repr=False)
+class Diagnosis(Report):
+    """What ``diagnose`` measured; ``print`` shows one screen, ``html`` writes a report, ``plot`` returns a figure.
+
+    ``agreement``: the share of samples on which SNN and ANN decide alike after each step (for outputs that are not
+    [N, classes]: 1 minus the relative error); ``twin_agreement``: that of the static limit; ``accuracy`` and
+    ``ann_accuracy``: None without labels; ``errors``: None where ``decompose`` does not apply, for a reason in
+    ``notes``.
+    """
+
+    T: int
+    samples: int
+    agreement: tuple[float, ...]
+    twin_agreement: float
+    accuracy: float | None
+    ann_accuracy: float | None
+    latency_steps: int
+    spikes_per_sample: float
+    neurons: int
+    causes: tuple[Cause, ...]
+    sites: tuple[SiteFacts, ...]
+    errors: Decomposition | None
+    notes: tuple[str, ...]
+
+    def sheet(self) -> Sheet:
+        """Return the table of sites below the causes."""
+        return Sheet(_HEADER, [_row(fact, self.errors) for fact in self.sites], "\n".join(_screen(self)))
+
+    def _repr_html_(self) -> str:
+        return page(self, whole=False)
+
+    def html(self, path: str | Path) -> Path:
+        """Write the report to ``path``, one file without outside resources, and return the path."""
+        path = Path(path)
+        path.write_text(page(self), encoding="utf-8")
+        return path
+
+    def plot(self) -> Figure:
+        """Return the errors of every site as a figure (see ``conversion_ext.plots`` for others)."""
+        require(self.errors is not None, f"There are no errors by site: {'; '.join(self.notes)}")
+        assert self.errors is not None
+        return plots.errors(self.errors)
+
+
+def diagnose(snn: Root, ann: nn.Module, data: Any, T: int) -> Diagnosis:
+    """Return why ``snn`` decides unlike ``ann`` at T steps: causes in order, with remedies and their measured effect.
+
+    Use it first when an accuracy is low. Every second sample calibrates the repairs, the others judge them. A cause
+    ranks by how much agreement its best remedy brings back; what no conversion can mend comes first. It costs about
+    five conversions and ten simulations of the data: some hundred samples are enough.
+
+    Args:
+        snn: the converted network.
+        ann: the network it was made from.
+        data: what ``convert`` reads as calibration data, at least 8 samples; labels add accuracies.
+        T: number of time steps.
+
+    Raises:
+        TypeError: ``snn`` was not made by ``convert``.
+        ValueError: ``T`` is not an integer >= 1.
+        CalibrationError: ``data`` holds fewer than 8 samples, or sequences.
+    """
+    require_network(snn)
+    require(isinstance(T, int) and T >= 1, f"T={T!r}: the number of time steps is an integer >= 1.")
+    with warnings.catch_warnings(), evaluating(ann):
+        warnings.simplefilter("ignore")  # what repairs would warn of is part of the report
+        case = Case(snn, ann, data, T)
+        run = case.run(snn, T)
+        causes = sorted(causes_of(case, run.agreement[-1]), key=lambda cause: -cause.gain)
+        errors, notes = _errors(case)
+        static = case.static(snn)
+    return Diagnosis(
+        T, case.samples, run.agreement, static, run.accuracy, case.accuracy(case.expected), run.latency_steps,
+        run.spikes, run.neurons, tuple(causes), tuple(_facts(case, run)), errors, (*snn.conversion.notes, *notes),
+    )  # fmt: skip
+
+
+def _facts(case: Case, run: Run) -> Iterator[SiteFacts]:
+    """Yield what each site did."""
+    sites = case.snn.sites()
+    for key, rate in run.rates.items():
+        channels = rate.transpose(0, 1).flatten(1) if rate.dim() > 1 else rate[None]
+        saturated = (rate >= SATURATED * sites[key].spec.levels).double().mean()
+        silent = (channels.amax(1) == 0).double().mean()
+        yield SiteFacts(key, float(rate.double().mean()), float(saturated), float(silent), case.dead.get(key, 0.0))
+
+
+def _errors(case: Case) -> tuple[Decomposition | None, list[str]]:
+    """Return the errors of every site, or why there are none."""
+    data: list[Any] = [batch.inputs[0] if len(batch.inputs) == 1 else batch for batch in case.judge]
+    try:
+        return decompose(case.snn, data=data, T=case.T, ann=case.ann), []
+    except ValueError as error:
+        return None, [f"No errors by site: {error}"]
+
+
+def _screen(found: Diagnosis) -> Iterator[str]:
+    """Yield the lines above the table of ``print(diagnosis)``."""
+    parts = [("ANN", found.ann_accuracy), ("SNN", found.accuracy), ("agreement", found.agreement[-1])]
+    measured = ", ".join(f"{name} {100 * value:.2f} %" for name, value in parts if value is not None)
+    yield f"{measured} at T={found.T} on {found.samples} samples"
+    yield (
+        f"static limit of T steps {100 * found.twin_agreement:.2f} %; latency {found.latency_steps} steps, "
+        f"{found.spikes_per_sample:,.0f} spikes per sample, {found.neurons:,} neurons"
+    )
+    yield ""
+    for number, cause in enumerate(found.causes[:SHOWN], 1):
+        yield f"{number}. {cause.name}: {cause.sentence}"
+        yield from (f"   - {remedy}" for remedy in cause.remedies)
+    if not found.causes:
+        alike = found.agreement[-1] > 1 - NOTABLE
+        yield "The SNN decides as its ANN does." if alike else "No single change that was tried closes the gap."
+    yield ""
+
+
+_PARTS = ("clipping", "quantization", "inherited", "unevenness")
+_HEADER = ("site", "firing rate", "saturated", "silent", *_PARTS)
+
+
+def _row(fact: SiteFacts, errors: Decomposition | None) -> tuple[str, ...]:
+    """Return the cells of one site."""
+    site = next((each for each in errors.sites if each.key == fact.key), None) if errors is not None else None
+    parts = ("-" if site is None else f"{getattr(site, f'{name}_error'):.3f}" for name in _PARTS)
+    shares = (f"{100 * share:.0f} %" for share in (fact.saturated, fact.silent))
+    return (fact.key, f"{fact.firing_rate:.4f}", *shares, *parts)
