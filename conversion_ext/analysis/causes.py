@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from conversion_ext import recipes
-from conversion_ext.analysis.metrics import main_output
 from conversion_ext.analysis.reference import answers
+from conversion_ext.analysis.scores import main_output
 from conversion_ext.analysis.twins import twin
 from conversion_ext.conversion.observation import calibrate
 from conversion_ext.conversion.pipeline import convert
