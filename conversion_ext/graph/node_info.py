@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from conversion_ext.graph.memory import Memory
+
 __all__ = ["NodeInfo", "carry", "describe", "info", "key_of", "note"]
 
 KEY = "conversion_ext"
@@ -24,6 +26,7 @@ class NodeInfo:
         known: Whether the graph was run on an example, so that ``shape`` holds.
         shape: The shape for a batch of one where the value is data: a tensor (or a tuple of them) with the batch in
             dimension 0. None for numbers, sizes and parameters.
+        memory: Where the tensors in the value lie, as the graph was captured: who shares memory with whom.
         batch: Whether it is the batch size, or a tensor with the batch in dimension 0, for batches of any size.
         skip: Whether the user keeps it out of the conversion.
         refused: Whether a pass refused it.
@@ -34,6 +37,7 @@ class NodeInfo:
     line: str = ""
     known: bool = False
     shape: Any = None
+    memory: tuple[Memory, ...] | None = None
     batch: bool | None = None
     skip: bool = False
     refused: bool = False
@@ -68,8 +72,8 @@ def note(node: Node, **facts: Any) -> None:
 def carry(old: Node, new: Node, **facts: Any) -> None:
     """Let ``new``, which stands in the place of ``old``, have its key, line and shape, but for the ``facts`` given."""
     known = info(old)
-    node = NodeInfo(known.key, known.line, known.known, known.shape, known.batch)
-    new.meta[KEY] = replace(node, **facts)
+    kept = NodeInfo(key=known.key, line=known.line, known=known.known, shape=known.shape, batch=known.batch)
+    new.meta[KEY] = replace(kept, **facts)
 
 
 def key_of(node: Node) -> str:

@@ -13,6 +13,7 @@ from torch.fx import GraphModule, Node
 from conversion_ext.errors import Problem, UnsupportedError
 from conversion_ext.graph import meta_device
 from conversion_ext.graph.evaluation import Environment, call
+from conversion_ext.graph.memory import Storages
 from conversion_ext.graph.node_info import key_of, note
 from conversion_ext.graph.values import map_tensors, tensors_in
 
@@ -28,6 +29,7 @@ class Shapes:
     def __init__(self) -> None:
         self.shapes: dict[Node, Any] = {}
         self.constants: dict[Node, Any] = {}
+        self._storages = Storages()
 
     def add(self, node: Node, value: Any) -> None:
         """Note what came of a node."""
@@ -36,7 +38,7 @@ class Shapes:
             self.shapes[node] = _shapes(value)
         else:
             self.constants[node] = value
-        note(node, known=True, shape=self.shapes.get(node))
+        note(node, known=True, shape=self.shapes.get(node), memory=self._storages.memory(value))
 
 
 def _shapes(value: Any) -> Any:
@@ -57,7 +59,8 @@ def propagate(model: GraphModule, inputs: Sequence[Any], values: bool = True) ->
         device = next((value.device for value in inputs if isinstance(value, Tensor)), torch.device("cpu"))
         inputs = [meta_device.shell(value) if isinstance(value, Tensor) else value for value in inputs]
         evaluate = partial(meta_device.compute, device=device)
-    run = Environment(model, [value[:1] if isinstance(value, Tensor) else value for value in inputs])
+    # Copies, for the network may change its input in place.
+    run = Environment(model, [value[:1].clone() if isinstance(value, Tensor) else value for value in inputs])
     for node in model.graph.nodes:
         try:
             with torch.no_grad():

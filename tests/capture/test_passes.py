@@ -208,3 +208,71 @@ def test_a_pass_that_breaks_its_promise_is_reported(monkeypatch: pytest.MonkeyPa
     relu = nn.ReLU()
     with pytest.raises(ConversionError, match="unshare"):
         run_passes(capture(nn.Sequential(relu, nn.Linear(2, 2), relu)))
+
+
+def swapped(net: Any, x: Tensor) -> Tensor:
+    y = net.conv(x)
+    z = y.swapaxes(2, 3)
+    y.relu_()
+    return z + 1  # a view made before, which sees the change
+
+
+def behind_a_view(net: Any, x: Tensor) -> Tensor:
+    y = net.conv(x)
+    y.movedim(1, -1).relu_()
+    return y + 0
+
+
+def overlapping(net: Any, x: Tensor) -> Tensor:
+    y = net.conv(x)
+    first, last = y[:, :3], y[:, 1:]
+    first.relu_()
+    return last + 0
+
+
+def disjoint(net: Any, x: Tensor) -> Tensor:
+    y = net.conv(x)
+    y[:, :2].relu_()
+    return y[:, 2:] + 0
+
+
+def part_again(net: Any, x: Tensor) -> Tensor:
+    y = net.conv(x)
+    parts = y.tensor_split(2, 1)
+    parts[0].relu_()
+    return parts[1] + y.tensor_split(2, 1)[1]
+
+
+def a_diagonal(net: Any, x: Tensor) -> Tensor:
+    y = net.conv(x)
+    y.diagonal(0, 2, 3).relu_()
+    return y + 0
+
+
+ALIASES = {swapped: True, behind_a_view: False, overlapping: False, disjoint: True, part_again: True, a_diagonal: False}
+
+
+@pytest.mark.parametrize("function", ALIASES, ids=lambda f: f.__name__)
+def test_who_shares_memory_is_a_fact_of_storage(function: Any) -> None:
+    """What can be followed is, and what cannot is refused: nothing is converted wrong, with an example or without."""
+    ann = Net(function, conv=nn.Conv2d(3, 4, 3)).double()
+    x = torch.randn(4, 3, 6, 6, dtype=torch.float64)
+    expected = ann(x.clone())
+    for example in (x, None):
+        model = capture(ann)
+        try:
+            run_passes(model, example)
+        except UnsupportedError as error:
+            assert "while" in str(error)
+            assert not ALIASES[function] or example is None
+        else:
+            torch.testing.assert_close(model(x.clone()), expected, rtol=1e-12, atol=1e-12)
+            assert ALIASES[function]
+
+
+def test_an_input_that_is_changed_in_place_stays_the_users() -> None:
+    ann = Net(lambda n, x: n.conv(x.sub_(0.4).div_(0.2)).relu(), conv=nn.Conv2d(3, 4, 3))
+    x = torch.rand(4, 3, 6, 6)
+    kept = x.clone()
+    run_passes(capture(ann), x)
+    assert torch.equal(x, kept)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,15 +11,25 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from conversion_ext.capture.passes.base import refuse
-from conversion_ext.graph import info, module_of, refresh
+from conversion_ext.graph import info, is_stock, module_of, refresh
+from conversion_ext.graph.memory import Memory, overlap
 
 __all__ = ["OutOfPlace"]
 
 _OPERATORS = {getattr(operator, f"i{name}"): getattr(operator, name) for name in
               ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")}  # fmt: skip
-_SAME = {"dropout", "identity", "contiguous", "detach", "stochastic_depth", "data"}
-_VIEWS = {"view", "reshape", "flatten", "unflatten", "transpose", "permute", "squeeze", "unsqueeze", "chunk", "split",
-          "getitem", "expand", "narrow", "unbind", "select", "t"}  # fmt: skip
+_SAME, _PART = "the same elements", "some of its elements, or in another order"
+# Without an example, by name: what returns its input, and torch's documented views.
+_RETURNED = {
+    "dropout", "dropout1d", "dropout2d", "dropout3d", "alphadropout", "featurealphadropout", "identity", "contiguous",
+    "detach", "stochastic_depth", "data", "to", "float", "double", "type_as", "cpu",
+}  # fmt: skip
+_VIEWS = {
+    "as_strided", "broadcast_to", "chunk", "diagonal", "expand", "expand_as", "flatten", "getitem", "h", "hsplit", "mh",
+    "movedim", "moveaxis", "mt", "narrow", "permute", "ravel", "real", "imag", "reshape", "reshape_as", "select",
+    "split", "split_with_sizes", "squeeze", "swapaxes", "swapdims", "t", "tensor_split", "transpose", "unbind",
+    "unflatten", "unfold", "unsqueeze", "view", "view_as", "vsplit", "dsplit",
+}  # fmt: skip
 
 
 class OutOfPlace:
@@ -43,22 +52,19 @@ class OutOfPlace:
         refresh(model)
 
     def _redirect(self, model: GraphModule, changed: Node, node: Node) -> None:
-        """Let what used ``changed`` after ``node`` use ``node``."""
+        """Let what reads the memory of ``changed`` after ``node`` read the result of ``node``."""
         order = {other: index for index, other in enumerate(model.graph.nodes)}
-        for name, is_view in _names_of(model, changed):
-            later = [user for user in name.users if order[user] > order[node]]
-            if order[name] > order[node]:
-                continue  # made from the changed tensor, so reached through its redirected users
-            if later and is_view:
-                refuse(
-                    model,
-                    node,
-                    f"changes a tensor in place while {later[0].name!r} still uses a view of it.",
-                    "Write it as an operation that returns its result.",
-                )
-                continue
-            for user in later:
-                user.replace_input_with(name, node)
+        for name, relation in _names_of(model, changed, order):
+            for user in [user for user in name.users if order.get(user, -1) > order[node]]:
+                if relation is _SAME:
+                    user.replace_input_with(name, node)
+                elif not _elsewhere(user, changed) and not _again(model, name, changed, node, user):
+                    refuse(
+                        model,
+                        node,
+                        f"changes a tensor in place while {user.name!r} still uses a view of it.",
+                        "Write it as an operation that returns its result.",
+                    )
 
     def ensures(self, model: GraphModule) -> list[str]:
         """No node changes its input, but those refused."""
@@ -109,45 +115,97 @@ def _make_pure(model: GraphModule, node: Node) -> bool:
     return True
 
 
-def _names_of(model: GraphModule, node: Node) -> Iterator[tuple[Node, bool]]:
-    """Iterate over (node, is_view) of all nodes whose value shares memory with that of ``node``, itself included."""
-    base, is_view = node, False
+def _names_of(model: GraphModule, changed: Node, order: dict[Node, int]) -> list[tuple[Node, str]]:
+    """Return (node, relation) of all nodes made before now whose value shares memory with that of ``changed``."""
+    if not _located(changed):
+        return _named(model, changed)
+    found = []
+    (place,) = _memory(changed)
+    for other in order:
+        memory = _memory(other)
+        if other is changed or memory == (place,):
+            found.append((other, _SAME))
+        elif overlap(memory, (place,)):
+            found.append((other, _PART))
+    return found
+
+
+def _located(node: Node) -> bool:
+    """Return whether it is known where the one tensor that ``node`` returns lies."""
+    memory = info(node).memory
+    return memory is not None and len(memory) == 1
+
+
+def _memory(node: Node) -> tuple[Memory, ...]:
+    return info(node).memory or ()
+
+
+def _elsewhere(user: Node, changed: Node) -> bool:
+    """Return whether ``user`` only takes views of what ``changed`` does not touch."""
+    memory, place = _memory(user), _memory(changed)
+    if len(memory) > 1 and all(part.target is operator.getitem for part in user.users):
+        return all(_elsewhere(part, changed) for part in user.users)
+    return bool(memory and place) and all(m.storage == place[0].storage for m in memory) and not overlap(memory, place)
+
+
+def _again(model: GraphModule, view: Node, changed: Node, node: Node, user: Node) -> bool:
+    """Let ``user`` read the same view of the result of ``node``; return whether ``view`` is one of ``changed``."""
+    source = _first(view)
+    if source is None or not _located(changed) or not overlap(_memory(view), _memory(source)):
+        return False
+    if source is not changed and _memory(source) != _memory(changed):
+        return False
+    with model.graph.inserting_before(user):
+        again = model.graph.node_copy(view, lambda n: node if n is source else n)
+    user.replace_input_with(view, again)
+    return True
+
+
+def _named(model: GraphModule, node: Node) -> list[tuple[Node, str]]:
+    """Return what ``_names_of`` does where the graph was not run: aliases by the names of torch's functions."""
+    base, relation = node, _SAME
     parts: dict[Node, object] = {}
     while (step := _alias(model, base)) is not None:
         if base.target is operator.getitem:
             parts[step[0]] = base.args[1]
-        base, is_view = step[0], is_view or step[1]
-    found = {base: is_view}
+        base, relation = step[0], _PART if _PART in (relation, step[1]) else _SAME
+    found = {base: relation}
     stack = [base]
     while stack:
         name = stack.pop()
         for user in name.users:
             step = _alias(model, user)
-            if name in parts and user.args[1] != parts[name]:
+            if name in parts and _other_number(user.args[1], parts[name]):
                 continue  # another chunk of the same tensor
             if step is not None and step[0] is name and user not in found:
-                found[user] = found[name] or step[1]
+                found[user] = _PART if _PART in (found[name], step[1]) else _SAME
                 stack.append(user)
-    found[node] = False
-    yield from found.items()
+    found[node] = _SAME
+    return list(found.items())
 
 
-def _alias(model: GraphModule, node: Node) -> tuple[Node, bool] | None:
-    """Return (input, is_view) when the value of ``node`` shares the memory of its first input."""
+def _other_number(index: object, other: object) -> bool:
+    """Return whether two indices name different entries; slices may overlap."""
+    return isinstance(index, int) and isinstance(other, int) and index != other
+
+
+def _alias(model: GraphModule, node: Node) -> tuple[Node, str] | None:
+    """Return (input, relation) when the value of ``node`` may share the memory of its first input."""
     first = _first(node)
     if first is None or node.op in ("placeholder", "output"):
         return None
     name = _name(model, node)
-    if any(word in name for word in _SAME):
-        return first, False
-    return (first, True) if name in _VIEWS else None
+    if name in _RETURNED:
+        return first, _SAME
+    own = node.op == "call_module" and not is_stock(model.get_submodule(str(node.target)))
+    return (first, _PART) if name in _VIEWS or own else None
 
 
 def _name(model: GraphModule, node: Node) -> str:
     """Return the lower-case name of what ``node`` calls."""
     if node.op == "call_module":
         return type(module_of(model, node)).__name__.lower()
-    return str(node.args[1]) if node.target is getattr else getattr(node.target, "__name__", str(node.target))
+    return str(node.args[1]).lower() if node.target is getattr else getattr(node.target, "__name__", str(node.target))
 
 
 def _first(node: Node) -> Node | None:
