@@ -17,6 +17,7 @@ from conversion_ext.graph.surgery import (
     rename_free,
     replace_call,
 )
+from conversion_ext.graph.values import map_sizes
 
 __all__ = [
     "NodeInfo",
@@ -32,6 +33,7 @@ __all__ = [
     "is_number",
     "is_stock",
     "key_of",
+    "map_sizes",
     "may_hold_data",
     "module_of",
     "modules_called",

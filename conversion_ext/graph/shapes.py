@@ -21,24 +21,51 @@ __all__ = ["Shapes", "propagate"]
 
 
 class Shapes:
-    """Per node the shape of a tensor (or nested shapes) that depends on the input; every other value in ``constants``.
+    """Per node the shape of a tensor (or nested shapes) that has the batch; every other value in ``constants``.
 
-    Constants are numbers, sizes, parameters and what is computed from them.
+    A tensor has the batch if it depends on an input, or if its dimension 0 is the size of the batch, as that of a
+    parameter expanded to it. Constants are numbers, sizes, parameters and what is computed from them.
     """
 
     def __init__(self) -> None:
         self.shapes: dict[Node, Any] = {}
         self.constants: dict[Node, Any] = {}
+        self._two: dict[Node, Any] = {}  # what numbers that depend on the size of the batch are for two samples
         self._storages = Storages()
 
-    def add(self, node: Node, value: Any) -> None:
+    def add(self, node: Node, run: Environment, value: Any) -> None:
         """Note what came of a node."""
-        depends = node.op == "placeholder" or any(source in self.shapes for source in node.all_input_nodes)
-        if depends and tensors_in(value):
+        sources = node.all_input_nodes
+        has_batch = node.op == "placeholder" or any(source in self.shapes for source in sources)
+        if not (has_batch and tensors_in(value)) and any(n in self.shapes or n in self._two for n in sources):
+            two = self._for_two(node, run, value)
+            has_batch = _is_batch(value, two)
+            if not has_batch and not tensors_in(value) and two != value:
+                self._two[node] = two
+        if has_batch and tensors_in(value):
             self.shapes[node] = _shapes(value)
         else:
             self.constants[node] = value
         note(node, known=True, shape=self.shapes.get(node), memory=self._storages.memory(value))
+
+    def _for_two(self, node: Node, run: Environment, value: Any) -> Any:
+        """Return what a node that depends on sizes alone is for two samples; ``value`` where that cannot be told."""
+
+        def source(n: Node) -> Any:
+            if n in self.shapes:
+                return map_tensors(run.values[n], lambda v: v.new_empty((2 * len(v), *v.shape[1:]), device="meta"))
+            return self._two.get(n, run.values[n])
+
+        try:
+            return call(run.model, node, source)
+        except Exception:  # noqa: BLE001 (whatever the user's function raises for other sizes)
+            return value
+
+
+def _is_batch(one: Any, two: Any) -> bool:
+    """Return whether the tensors in a value have the batch in dimension 0, given the value for two samples."""
+    pairs = list(zip(tensors_in(one), tensors_in(two), strict=False))
+    return bool(pairs) and all(a.dim() > 0 and len(b) == 2 * len(a) for a, b in pairs)
 
 
 def _shapes(value: Any) -> Any:
@@ -70,6 +97,6 @@ def propagate(model: GraphModule, inputs: Sequence[Any], values: bool = True) ->
             reason = f"it fails on a single sample: {why}."
             problem = Problem(key_of(node), reason, "Check the example input and its shape.")
             raise UnsupportedError(str(problem), (problem,)) from error
-        shapes.add(node, value)
+        shapes.add(node, run, value)
         run.keep(node, value)
     return shapes

@@ -21,7 +21,7 @@ from conversion_ext.network.record import Widths
 from conversion_ext.neurons import IF, BurstIF, SignedEncoder, SignedIF
 from conversion_ext.nn.channel_scale import ChannelScale
 from conversion_ext.operators.arithmetic import Multiple, Sum
-from conversion_ext.operators.base import Elementwise, NodeContext, Operator, ones
+from conversion_ext.operators.base import Constant, Elementwise, NodeContext, Operator, ones
 from conversion_ext.operators.linear_map import LinearMap
 from conversion_ext.operators.movement import Element, Movement
 from conversion_ext.operators.synapse import Synapse
@@ -138,6 +138,14 @@ def _elementwise(operator: Elementwise, context: NodeContext, grids: Sequence[An
     if operator.stateful:
         _require_spikes(context, grids[0])
     return grids[0], None
+
+
+@integer_form.register
+def _constant(operator: Constant, context: NodeContext, grids: Sequence[Any], widths: Widths) -> Quantized:
+    if bool(context.rerun([]).any()):
+        raise refused(context, "holds constants, which no weight absorbs.", "Add them in front of the network.")
+    zero = 0 * ones(context.out_shape)
+    return Grid(zero, zero), None
 
 
 @integer_form.register

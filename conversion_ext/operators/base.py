@@ -25,8 +25,8 @@ from conversion_ext.registry import Registry
 from conversion_ext.types import Family
 
 __all__ = [
-    "Activation", "Choices", "Elementwise", "NodeContext", "Operator", "Rule", "argument", "compress", "context_of",
-    "covers", "first", "ones", "operator_of", "operators", "register_operator",
+    "Activation", "Choices", "Constant", "Elementwise", "NodeContext", "Operator", "Rule", "argument", "compress",
+    "context_of", "covers", "first", "ones", "operator_of", "operators", "register_operator",
 ]  # fmt: skip
 
 Units = Tensor | None
@@ -153,6 +153,20 @@ class Elementwise(Operator):
         return families[0]
 
 
+@dataclass(frozen=True)
+class Constant(Operator):
+    """A tensor that is the same for every sample, in the size of the batch: a class token, coordinates. Unit 1."""
+
+    def output_unit(self, context: NodeContext, units: Sequence[Units], requested: Units) -> Any:
+        return graph.map_sizes(context.out_shape, ones)
+
+    def input_units(self, context: NodeContext, units: Sequence[Units], output: Any) -> list[Units]:
+        return [None] * len(units)
+
+    def never_negative(self, inputs: Sequence[bool]) -> bool:
+        return bool(inputs) and all(inputs)
+
+
 @dataclass
 class NodeContext:
     """One node with what its operator needs to know of it: tensor inputs, their shapes and the output's (batch 1)."""
@@ -243,7 +257,24 @@ def operator_of(model: GraphModule, node: Node) -> Operator | Problem:
             "Register one with conversion_ext.register_operator, or keep it analog with skip=.",
             graph.describe(node),
         )
-    return rule(node, module)
+    return _fitting(node, rule(node, module))
+
+
+def _fitting(node: Node, operator: Operator | Problem) -> Operator | Problem:
+    """Return the operator, or what becomes of it where it gets other values than it is for."""
+    known = graph.info(node)
+    if not known.is_data or isinstance(operator, Problem):
+        return operator
+    if not any(graph.may_hold_data(source) for source in node.all_input_nodes):
+        return Constant()
+    if type(operator) is Operator:
+        return Problem(
+            graph.key_of(node),
+            f"{_name(node.target)} is for sizes and numbers, and here it works on values of the network.",
+            "Write it with other functions, or keep the module around it whole with skip=.",
+            graph.describe(node),
+        )
+    return operator
 
 
 def compress(unit: Tensor) -> Tensor:

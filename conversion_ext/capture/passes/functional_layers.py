@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
+from conversion_ext.capture.passes.base import layers
 from conversion_ext.capture.passes.calls import CallsToModules, RefusedError, Rule, parameter
-from conversion_ext.graph import info
+from conversion_ext.graph import info, refresh
 
 __all__ = ["RULES", "FunctionalLayers"]
 
@@ -44,6 +46,12 @@ def _avg_pool(kind: type[nn.Module]) -> Rule:
         return kind(kernel_size, stride or None, padding, ceil_mode, count_include_pad, **extra)
 
     return rule
+
+
+def _power_pool(kind: type[nn.Module]) -> Rule:
+    return lambda input, norm_type, kernel_size, stride=None, ceil_mode=False: kind(
+        norm_type, kernel_size, stride, ceil_mode
+    )
 
 
 def _with(module: Any, weight: Tensor, bias: Tensor | None) -> nn.Module:
@@ -79,6 +87,15 @@ def _linear(input: Node, weight: Tensor, bias: Tensor | None = None) -> nn.Modul
     if weight.dim() == 1:
         return None
     return _with(nn.Linear(weight.shape[1], weight.shape[0], device="meta"), weight, bias)
+
+
+def _times_matrix(input: Node, other: Tensor) -> nn.Module | None:
+    """A product with a constant matrix on the right is a linear layer."""
+    return _linear(input, other.t()) if isinstance(other, Tensor) and other.dim() == 2 else None
+
+
+def _mm(input: Node, mat2: Tensor) -> nn.Module | None:
+    return _times_matrix(input, mat2)
 
 
 _BATCH_NORMS: dict[int, Any] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
@@ -135,6 +152,13 @@ def _interpolate(
     return None if antialias else nn.Upsample(size, scale_factor, mode, align_corners, recompute_scale_factor)
 
 
+def power_average_as_sum(pool: Any) -> nn.Module | None:
+    """Return what stands for ``nn.LPPool2d(1, k)``, which adds up its windows: an average without a divisor."""
+    if type(pool) is not nn.LPPool2d or pool.norm_type != 1 or pool.ceil_mode:
+        return None
+    return nn.AvgPool2d(pool.kernel_size, pool.stride, divisor_override=1)
+
+
 _DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)
 RULES: Mapping[Any, Rule] = MappingProxyType({
     **dict.fromkeys(_DROPOUTS, _dropout),
@@ -149,18 +173,39 @@ RULES: Mapping[Any, Rule] = MappingProxyType({
     F.adaptive_max_pool1d: _adaptive_max_pool(nn.AdaptiveMaxPool1d),
     F.adaptive_max_pool2d: _adaptive_max_pool(nn.AdaptiveMaxPool2d),
     F.adaptive_max_pool3d: _adaptive_max_pool(nn.AdaptiveMaxPool3d),
+    F.lp_pool1d: _power_pool(nn.LPPool1d), F.lp_pool2d: _power_pool(nn.LPPool2d),
+    F.lp_pool3d: _power_pool(nn.LPPool3d),
     F.conv1d: _conv(nn.Conv1d), F.conv2d: _conv(nn.Conv2d), F.conv3d: _conv(nn.Conv3d),
     F.conv_transpose1d: _conv_transpose(nn.ConvTranspose1d),
     F.conv_transpose2d: _conv_transpose(nn.ConvTranspose2d),
     F.conv_transpose3d: _conv_transpose(nn.ConvTranspose3d),
     F.linear: _linear,
+    torch.matmul: _times_matrix, operator.matmul: _times_matrix, "matmul": _times_matrix, torch.mm: _mm, "mm": _mm,
     F.batch_norm: _batch_norm, F.layer_norm: _layer_norm, F.group_norm: _group_norm,
     F.interpolate: _interpolate,
 })  # fmt: skip
 
 
 class FunctionalLayers(CallsToModules):
-    """Functional layers become modules that hold the same Parameter objects; random ones are refused."""
+    """Functional layers become modules that hold the same Parameter objects; random ones are refused.
+
+    ``nn.LPPool2d(1, k)`` becomes the average pool that adds up its windows.
+    """
 
     def __init__(self) -> None:
         super().__init__(RULES)
+
+    def run(self, model: GraphModule) -> None:
+        """Replace calls, then sums of windows."""
+        super().run(model)
+        for node, pool in layers(model, nn.LPPool2d):
+            total = power_average_as_sum(pool)
+            if total is not None:
+                parent, _, name = str(node.target).rpartition(".")
+                setattr(model.get_submodule(parent), name, total.eval())
+        refresh(model)
+
+    def ensures(self, model: GraphModule) -> list[str]:
+        """No covered call is left, and no sum of windows in another form."""
+        left = [node.name for node, pool in layers(model, nn.LPPool2d) if power_average_as_sum(pool) is not None]
+        return super().ensures(model) + [f"{name} adds up windows." for name in left]
