@@ -48,7 +48,7 @@ class Storages:
     def _memory(self, tensor: Tensor) -> Memory:
         storage = tensor.untyped_storage()  # one Python object for all tensors that share it, on any device
         number, _ = self._numbers.setdefault(id(storage), (len(self._numbers), storage))
-        return Memory(number, tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
+        return Memory(number, int(tensor.storage_offset()), tuple(tensor.shape), tensor.stride())
 
 
 def overlap(one: Iterable[Memory], other: Iterable[Memory]) -> bool:
