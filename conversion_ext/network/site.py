@@ -15,7 +15,7 @@ from conversion_ext.exact import accumulate, state_dtype
 from conversion_ext.network.lookahead import LookAhead
 from conversion_ext.network.stepping import Runner, Stepping
 from conversion_ext.neurons import Neuron
-from conversion_ext.types import Granularity, PerChannel, Steps
+from conversion_ext.types import Family, Granularity, PerChannel, Steps
 
 __all__ = ["SpikingSite"]
 PIECE = 1 << 17  # elements of a piece of a block: what fits a cache
@@ -231,6 +231,11 @@ class SpikingSite(nn.Module):
     def neurons(self) -> int:
         """How many neurons stand for one activation."""
         return self.copies * self.spec.members
+
+    @property
+    def binary(self) -> bool:
+        """Whether what leaves in a step is 0 or 1: binary spikes, and of one neuron."""
+        return self.spec.family is Family.BINARY and self.neurons == 1
 
     @property
     def levels(self) -> float:

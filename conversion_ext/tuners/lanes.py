@@ -14,7 +14,7 @@ from conversion_ext.network.site import SpikingSite
 from conversion_ext.network.state import reset
 from conversion_ext.nn.stateful import Memory
 from conversion_ext.tuners.tensor_store import Shelf, pack, unpack
-from conversion_ext.types import Family, Steps
+from conversion_ext.types import Steps
 
 __all__ = ["Lane", "SpikingLane"]
 
@@ -144,7 +144,7 @@ class SpikingLane(Lane):
         self.live.add(node)
         self.shelf[id(self), "mean", node, part] = steps.mean(0)
         most = site.largest * self.steps.block
-        if site.spec.family is Family.BINARY and most == 1:
+        if site.binary and self.steps.block == 1:
             kept = pack(steps)
         else:
             kept = (spikes * self.steps.block).round().to(torch.int8 if most < 128 else torch.int32)

@@ -15,12 +15,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration da
 PAIRS = cx.SignedIF(pairs=True)
 
 
-def converted(neuron, backend="reference", **options):
+def converted(neuron, backend="reference", tuners=(), **options):
     build, shape = zoo.SMALL["residual"]
     torch.manual_seed(0)
     ann = make_live(build(), *shape).double()
     x = live_inputs(ann, *shape, samples=8)
-    recipe = cx.Recipe(cx.MeanSquaredError(), neuron, family=neuron.family)
+    recipe = cx.Recipe(cx.MeanSquaredError(), neuron, family=neuron.family, tuners=tuners)
     return x, cx.convert(ann, x, recipe=recipe, T=6, backend=backend, progress=False, **options)
 
 
@@ -50,6 +50,12 @@ def test_networks_of_pairs_are_those_of_signed_neurons_bit_for_bit(backend, fold
     cx.reset(pairs)
     with torch.no_grad():
         torch.testing.assert_close(torch.stack([pairs(x) for _ in range(6)]).mean(0), a.output)
+
+
+def test_tuners_find_the_same():
+    tuners = (cx.WeightCompensation(), cx.tuners.InitialPotential())
+    (x, pairs), (_, signed) = (converted(neuron, tuners=tuners) for neuron in (PAIRS, cx.SignedIF()))
+    assert torch.equal(cx.simulate(pairs, x, 6).outputs, cx.simulate(signed, x, 6).outputs)
 
 
 def test_reports_say_binary_and_twice_the_neurons():
