@@ -177,15 +177,19 @@ class SignedEncoder(Neuron):
     Spikes are {-1, 0, 1} and their running sum follows the running sum of x; the backlog |v| stays at or
     below 1/2 while |x| <= 1. What a differential operator emits exceeds max |f| now and then, so the threshold is
     ``headroom`` times max |f| over the calibration data: room to catch up, without which the error does not fall.
+    With ``headroom=None`` the normalizer of the recipe chooses it from the distribution of |f|, for each channel where
+    its granularity says so: smaller errors at few steps, but values beyond the threshold saturate for ever. Use that
+    for transformers at few steps.
     """
 
     v_init: float = 0.0
-    headroom: float = 1.25
+    headroom: float | None = 1.25
 
     def __post_init__(self) -> None:
         require(
-            isinstance(self.headroom, Real) and self.headroom >= 1,
-            f"SignedEncoder(headroom={self.headroom!r}): the threshold is at least max |f|, so headroom is 1 or more.",
+            self.headroom is None or (isinstance(self.headroom, Real) and self.headroom >= 1),
+            f"SignedEncoder(headroom={self.headroom!r}): the threshold is at least max |f|, so headroom is 1 or more; "
+            "None leaves the threshold to the recipe's normalizer.",
         )
         require(
             isinstance(self.v_init, Real) and -0.5 <= self.v_init <= 0.5,
