@@ -82,7 +82,9 @@ class Watched(Tuner):
         before = self.tuner.objective(stop)
         self.tuner.tune(stop)
         if before is not None:
-            self.seen.append((before.double(), self.tuner.objective(stop).double()))
+            after = self.tuner.objective(stop)
+            assert after is not None
+            self.seen.append((before.double(), after.double()))
 
 
 # Decisions are chosen one after the other, each the best for those before it: no sum of them is promised. Blocks are
