@@ -3,5 +3,7 @@
 from __future__ import annotations
 
 from conversion_ext.exchange.files import load, save
+from conversion_ext.exchange.nir_export import to_nir
+from conversion_ext.exchange.nir_import import from_nir
 
-__all__ = ["load", "save"]
+__all__ = ["from_nir", "load", "save", "to_nir"]
