@@ -29,7 +29,7 @@ from conversion_ext.capture.passes.base import register_pass
 from conversion_ext.conversion.checks import check
 from conversion_ext.conversion.pipeline import convert
 from conversion_ext.errors import CalibrationError, ConversionError, Problem, UnsupportedError
-from conversion_ext.exchange import load, save
+from conversion_ext.exchange import from_nir, load, save, to_nir
 from conversion_ext.network.state import reset
 from conversion_ext.network.table import Conversion
 from conversion_ext.neurons import IF, SignedIF
@@ -74,6 +74,7 @@ __all__ = [
     "evaluate",
     "finetune",
     "forecast",
+    "from_nir",
     "load",
     "neurons",
     "nn",
@@ -90,6 +91,7 @@ __all__ = [
     "save",
     "simulate",
     "synops",
+    "to_nir",
     "training",
     "tune",
     "tuners",

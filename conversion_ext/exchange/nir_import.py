@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import keyword
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def from_nir(source: Any, *, backend: str | None = None, dt: float = 1e-4) -> Ro
         BackendError: The package nir, or the backend's, is not installed.
     """
     nir = package("nir")
-    made = nir.read(str(source)) if isinstance(source, (str, Path)) else source
+    made = nir.read(str(source), type_check=False) if isinstance(source, (str, Path)) else source
     what = type(made).__name__
     require(isinstance(made, nir.NIRGraph), f"A nir.NIRGraph or its file is read, not a {what}.", TypeError)
     require(dt > 0, f"dt={dt!r}: a step takes a positive number of seconds.")
@@ -342,4 +343,5 @@ def _plain(value: Any) -> Any:
 
 def _identifier(name: str) -> str:
     plain = "".join(c if c.isalnum() else "_" for c in name)
-    return plain if plain.isidentifier() and plain != "steps" else f"n{plain}"
+    fits = plain.isidentifier() and not keyword.iskeyword(plain) and plain != "steps"
+    return plain if fits else f"n{plain}"

@@ -21,8 +21,8 @@ class Reader:
         groups: Whether it reads grouped convolutions; otherwise dense ones with zeros are written.
         scales: Whether it reads ``nir.Scale``; otherwise a convolution or a matrix with a diagonal is written.
         flattens_batch: Whether its flatten counts dimensions with the batch, so that it starts at 1.
+        depth_first: Whether it runs nodes in the order of a walk into the depth, which few sums of branches survive.
         metadata: Whether it takes reset and initial potential from the metadata.
-        resets: The resets of which it does one as read, in its own way of counting spikes.
     """
 
     r: float = 1.0
@@ -32,17 +32,17 @@ class Reader:
     groups: bool = True
     scales: bool = False
     flattens_batch: bool = False
+    depth_first: bool = False
     metadata: bool = False
-    resets: str = "zero"
 
 
-OWN = Reader(scales=True, metadata=True, resets="as in the metadata")
+OWN = Reader(scales=True, metadata=True)
 READERS = {
     "spikingjelly": Reader(r=1e4, groups=False),
     "snntorch": Reader(r=1e9, leaky=True, strict=True, flattens_batch=True),
-    "sinabs": Reader(averages=False, resets="subtract"),
-    "norse": Reader(averages=False, strict=True, flattens_batch=True),
-    "spinnaker2": Reader(averages=False, strict=True, resets="subtract"),
+    "sinabs": Reader(averages=False, depth_first=True),
+    "norse": Reader(averages=False, strict=True, flattens_batch=True, depth_first=True),
+    "spinnaker2": Reader(averages=False, strict=True),
 }
 """Measured with SpikingJelly 2.0.0 (``dt=1e-4``), snnTorch 1.0.0, sinabs 3.1.3 and norse 1.1.0; SpiNNaker 2 by the
 rules that its ``s2_nir`` publishes."""
