@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from torch import nn
@@ -15,6 +16,7 @@ from conversion_ext.exchange.values import Values
 from conversion_ext.network.site import SpikingSite
 from conversion_ext.network.time import Function
 from conversion_ext.nn.max_pool import SpikingMaxPool
+from conversion_ext.types import PerLayer
 
 __all__ = ["Modules"]
 
@@ -91,26 +93,48 @@ class Modules:
 
     def _read(self, written: dict[str, Any]) -> nn.Module:
         cls = catalogue.listed(self._classes, written["class"], "module")
-        module = cls.__new__(cls)
-        nn.Module.__init__(module)
-        for key, name in written.get("parameters", {}).items():
-            module.register_parameter(key, name if name is None else self.tensors.named(name))
-        for key, name in written.get("buffers", {}).items():
-            value = name if name is None else self.tensors.named(name)
-            module.register_buffer(key, value, persistent=key not in written.get("passing", ()))
-        for key, number in written.get("children", {}).items():
-            module.add_module(key, self.at(number))
         attributes = {key: self.values.read(value) for key, value in written["attributes"].items()}
         for key in attributes:
             taken = key in RESERVED or callable(getattr(cls, key, None)) or not key.isidentifier()
             require(not taken, f"it sets {key!r}, which is no attribute that a {cls.__name__} keeps.", FileError)
-        if isinstance(module, SpikingSite):
+        held = {
+            **{key: self._tensor(name) for key, name in written.get("parameters", {}).items()},
+            **{key: self._tensor(name) for key, name in written.get("buffers", {}).items()},
+            **{key: self.at(number) for key, number in written.get("children", {}).items()},
+        }
+        if issubclass(cls, SpikingSite):
             assert self.backend is not None
             attributes["backend_name"] = self.backend.name
-            module.neuron = neurons.read(written["neuron"], attributes["spec"], self.backend, self.tensors)
+            held["neuron"] = neurons.read(written["neuron"], attributes["spec"], self.backend, self.tensors)
+        module = self._new(cls, attributes | held)
+        for key in held:
+            vars(module).pop(key, None)  # None until there is one
+        for key in written.get("parameters", {}):
+            module.register_parameter(key, held[key])
+        for key in written.get("buffers", {}):
+            module.register_buffer(key, held[key], persistent=key not in written.get("passing", ()))
+        for key, child in held.items():
+            if isinstance(child, nn.Module):
+                module.add_module(key, child)
         module.__setstate__({**vars(module), **attributes})  # layers of torch complete what older versions wrote
         self._check_names(module)
         return module.eval()
+
+    def _tensor(self, name: str | None) -> Any:
+        return None if name is None else self.tensors.named(name)
+
+    def _new(self, cls: type[nn.Module], given: dict[str, Any]) -> nn.Module:
+        """Return an object of ``cls`` with the defaults of this release, which a file of an older one may lack."""
+        if issubclass(cls, SpikingSite):
+            assert self.backend is not None
+            return cls(given["key"], given["spec"], self.backend, given["threshold"], PerLayer())
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        needed = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD][1:]
+        if cls.__module__.startswith("conversion_ext.") and all(name in given for name in needed):
+            return cls(**{name: given[name] for name in needed})
+        module = cls.__new__(cls)
+        nn.Module.__init__(module)
+        return module
 
     @staticmethod
     def _check_names(module: nn.Module) -> None:

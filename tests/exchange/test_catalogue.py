@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from enum import Enum
 from typing import Any
 
@@ -82,11 +83,18 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 
 
+def plain_arguments(cls: type) -> list[Any]:
+    """Return a value for every argument that has no default and takes a number or a string."""
+    plain = {"int": 3, "float": 0.5, "str": "a", "bool": True}
+    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+    return [plain[p.annotation] for p in parameters if p.default is p.empty and p.annotation in plain]
+
+
 @pytest.mark.parametrize("cls", MODULES, ids=lambda cls: cls.__name__)
 def test_modules_with_state(cls: type[nn.Module]) -> None:
     """Every stepping and stateful module: made from the arguments above, written, read, the same attributes."""
     try:
-        module = cls(*ARGUMENTS.get(cls.__name__, ()))
+        module = cls(*ARGUMENTS.get(cls.__name__, plain_arguments(cls)))
     except TypeError:
         if cls.__name__.startswith("_") or cls.__module__.startswith("conversion_ext.training"):
             pytest.skip("a base, or of a training that is under way")
