@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"conversion-ext {version('conversion-ext')}")
     commands = top.add_subparsers(required=True, metavar="command")
-    for add in (_demo, _methods, _check, _convert, _diagnose, _bench, _docs):
+    for add in (_demo, _methods, _check, _convert, _info, _diagnose, _bench, _docs):
         name, doc = add.__name__[1:], " ".join((add.__doc__ or "").split())
         command = commands.add_parser(name, help=doc, description=doc)
         command.set_defaults(run=name)
@@ -72,6 +72,11 @@ def _convert(command: argparse.ArgumentParser) -> None:
     command.add_argument("--T", type=_positive, help="time steps to optimise for (default: none in particular)")
     command.add_argument("--out", type=Path, required=True, help="file to write, for example net.safetensors")
     _backend(command, "the first installed")
+
+
+def _info(command: argparse.ArgumentParser) -> None:
+    """Say what a saved network is: recipe, versions, sites and thresholds."""
+    command.add_argument("network", type=Path, help="file that `convert` or cx.save wrote")
 
 
 def _diagnose(command: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""The commands of ``conversion-ext`` (or ``python -m conversion_ext``): demo, methods, check, convert, diagnose, bench.
+"""The commands of ``conversion-ext`` (or ``python -m conversion_ext``): demo, methods, check, convert, info, ...
 
 The arguments are declared in ``conversion_ext_command``; a function here runs the command of its name.
 """
@@ -28,6 +28,7 @@ from conversion_ext import recipes
 from conversion_ext.backends.base import backends
 from conversion_ext.demo import datasets
 from conversion_ext.errors import optional_import, require
+from conversion_ext.exchange.summary import summary
 from conversion_ext.normalizers import normalizers
 from conversion_ext.operators import operators
 from conversion_ext.recipes.recipe import Recipe
@@ -36,7 +37,7 @@ from conversion_ext.training.losses import losses
 from conversion_ext.tuners import tuners
 from conversion_ext_command import main
 
-__all__ = ["bench", "check", "convert", "demo", "diagnose", "docs", "main", "methods"]
+__all__ = ["bench", "check", "convert", "demo", "diagnose", "docs", "info", "main", "methods"]
 
 
 def demo(options: argparse.Namespace) -> int:
@@ -78,6 +79,12 @@ def convert(options: argparse.Namespace) -> int:
     cx.save(snn, options.out)
     print(snn.conversion.table())
     print(f"{snn.conversion!r} is saved in {options.out}.")
+    return 0
+
+
+def info(options: argparse.Namespace) -> int:
+    """Print what a saved network is, without building it."""
+    print(summary(options.network))
     return 0
 
 

@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from conversion_ext import graph
-from conversion_ext.errors import Problem
-from conversion_ext.exchange.packages import package
+from conversion_ext.errors import Problem, optional_import
 from conversion_ext.exchange.readers import Reader
 
 __all__ = ["Canvas", "Value", "numbers"]
@@ -31,7 +30,7 @@ class Canvas:
 
     def __init__(self, body: GraphModule, reader: Reader, T: int | None) -> None:
         self.body, self.reader, self.T = body, reader, T
-        self.nir = package("nir")
+        self.nir = optional_import("nir", "nir", "nir")
         self.nodes: dict[str, Any] = {}
         self.edges: list[tuple[str, str]] = []
         self.values: dict[Node, Value] = {}

@@ -35,7 +35,7 @@ def to_nir(snn: Root, *, reader: str | None = None, T: int | None = None) -> Any
 
     Raises:
         UnsupportedError: With every place that NIR has no node for: max-pools, graded functions, concatenations, ...
-        BackendError: The package nir is not installed.
+        MissingError: The package nir is not installed.
 
     Reference: Pedersen et al., Nat. Commun. 2024 (NIR).
     """

@@ -16,9 +16,8 @@ from torch.fx import Graph, GraphModule, Node
 from conversion_ext import graph
 from conversion_ext.backends import Backend, get_backend
 from conversion_ext.conversion.memory_format import channels_last
-from conversion_ext.errors import Problem, UnsupportedError, require
+from conversion_ext.errors import Problem, UnsupportedError, optional_import, require
 from conversion_ext.exchange.modules import Modules
-from conversion_ext.exchange.packages import package
 from conversion_ext.exchange.tensors import Tensors
 from conversion_ext.graph.shapes import propagate
 from conversion_ext.network.record import Record, installed_versions
@@ -49,9 +48,9 @@ def from_nir(source: Any, *, backend: str | None = None, dt: float = 1e-4) -> Ro
 
     Raises:
         UnsupportedError: With every node that has no form here.
-        BackendError: The package nir, or the backend's, is not installed.
+        MissingError: The package nir is not installed.
     """
-    nir = package("nir")
+    nir = optional_import("nir", "nir", "nir")
     made = nir.read(str(source), type_check=False) if isinstance(source, (str, Path)) else source
     what = type(made).__name__
     require(isinstance(made, nir.NIRGraph), f"A nir.NIRGraph or its file is read, not a {what}.", TypeError)
