@@ -27,6 +27,7 @@ __all__ = [
     "Custom",
     "Metric",
     "TopK",
+    "class_numbers",
     "metric_of",
     "metrics",
     "told_of",
@@ -81,7 +82,7 @@ class Accuracy(Metric):
 
     def sums(self, output: Any, target: Any) -> Tensor:
         """Count what is right, and what counts."""
-        classes, counted = _classes(self, output, target)
+        classes, counted = class_numbers(output, target, f"metric='{self.name}'")
         right = (output.argmax(1) == classes) & counted
         return torch.stack([right.sum(), counted.sum()]).double()
 
@@ -98,7 +99,7 @@ class TopK(Accuracy):
 
     def sums(self, output: Any, target: Any) -> Tensor:
         """Count what is among the k, and what counts."""
-        classes, counted = _classes(self, output, target)
+        classes, counted = class_numbers(output, target, f"metric='{self.name}'")
         require(
             output.shape[1] > self.k,
             f"metric: one of the {self.k} largest of {output.shape[1]} outputs is always right; use metric='accuracy'.",
@@ -136,7 +137,7 @@ class MIOU(Metric):
 
     def sums(self, output: Any, target: Any) -> Tensor:
         """Count intersections and unions of each class, [2 C]."""
-        classes, counted = _classes(self, output, target)
+        classes, counted = class_numbers(output, target, f"metric='{self.name}'")
         C, decided, truth = output.shape[1], output.argmax(1)[counted], classes[counted]
         both = torch.bincount(decided[decided == truth], minlength=C)
         union = torch.bincount(decided, minlength=C) + torch.bincount(truth, minlength=C) - both
@@ -278,21 +279,25 @@ def told_of(target: Any) -> str:
     return f"a target of type {type(target).__name__}"
 
 
-def _classes(metric: Metric, output: Any, target: Any) -> tuple[Tensor, Tensor]:
-    """Return class numbers [N, ...] for outputs [N, C, ...], and which of them count."""
+def class_numbers(output: Tensor, target: Any, what: str) -> tuple[Tensor, Tensor]:
+    """Return class numbers [N, ...] for outputs [N, C, ...], and which of them count; ``what`` asks for them.
+
+    Targets are class numbers, also as [N, 1] or whole floats, or one-hot [N, C, ...]; negative ones and 255 do not
+    count.
+    """
     require(
         isinstance(target, Tensor) and output.dim() >= 2 and output.shape[1] > 1 and len(target) == len(output),
-        f"metric='{metric.name}' needs outputs [N, C, ...] of C > 1 classes and a target for each sample, got "
-        f"{list(output.shape)} and {told_of(target)}.",
+        f"{what} needs outputs [N, C, ...] of C > 1 classes and a target for each sample, got {list(output.shape)} and "
+        f"{told_of(target)}.",
     )
     C, spatial = output.shape[1], output.shape[2:]
-    if target.shape == output.shape and not (target.dim() == 2 and C == 1):
+    if target.shape == output.shape:
         return target.argmax(1), torch.ones_like(target[:, 0], dtype=torch.bool)
     fits = target.numel() == len(target) * math.prod(spatial)
     require(
         fits and (not target.is_floating_point() or bool((target == target.round()).all())),
-        f"metric='{metric.name}': {told_of(target)} are no class numbers for outputs {list(output.shape)}; pass class "
-        "numbers [N, ...] or one-hot rows.",
+        f"{what}: {told_of(target)} are no class numbers for outputs {list(output.shape)}; pass class numbers [N, ...] "
+        "or one-hot rows.",
     )
     classes = target.reshape(len(target), *spatial).long()
     counted = (classes >= 0) & ((classes < C) | (classes != 255))

@@ -115,7 +115,7 @@ def tune(
     require(family in known, f"family={family!r}: choose one of {', '.join(known)}.")
     require(budget is None or budget > 0, f"budget={budget!r}: give seconds > 0, or None for no limit.")
     layout = sequence_layout(sequence) or False
-    parts = [_split(batch, forward, layout) for batch in batches(calibration)]
+    parts = [_split(batch, ann, forward, layout) for batch in batches(calibration)]
     fitted, judges = [fit.inputs for fit, _ in parts if len(fit)], [judge for _, judge in parts if len(judge)]
     samples = sum(gathered(sum(map(len, judges))))
     require(
@@ -152,7 +152,7 @@ def tune(
     found = measured.values()[0]
     sign = 1 if found.maximize else -1
     ranked = tuple(sorted(candidates, key=lambda candidate: -sign * candidate.score))  # the first of equals stays first
-    everything = [_read(batch, forward, layout).inputs for batch in batches(calibration)]
+    everything = [_read(batch, ann, forward, layout).inputs for batch in batches(calibration)]
     snn = convert(ann, everything, recipe=ranked[0].recipe, **options)
     read = replace(snn.record.options, forward=forward, sequence=layout or None)  # how the user's data is read
     snn.record = replace(snn.record, options=read)
@@ -168,18 +168,19 @@ def _recipes(neuron: Neuron) -> Iterator[Recipe]:
                 yield Recipe(normalizer, neuron, tuners=(*weights, *more), family=neuron.family)
 
 
-def _read(batch: Any, forward: Forward | None, layout: Layout) -> Batch:
+def _read(batch: Any, ann: nn.Module, forward: Forward | None, layout: Layout) -> Batch:
     """Return a batch as the network is given it; time comes first."""
     inputs = call_inputs(batch, forward)
     target = target_of(batch, inputs)
     if layout:
-        inputs = time_first(inputs, 1 if layout == "batch_first" else 0, None)
+        dtype = next((p.dtype for p in ann.parameters() if p.is_floating_point()), None)
+        inputs = time_first(inputs, 1 if layout == "batch_first" else 0, dtype)
     return Batch(inputs, target if isinstance(target, Tensor) else None, bool(layout))
 
 
-def _split(batch: Any, forward: Forward | None, layout: Layout) -> tuple[Batch, Batch]:
+def _split(batch: Any, ann: nn.Module, forward: Forward | None, layout: Layout) -> tuple[Batch, Batch]:
     """Return the samples that calibrate, and those that judge."""
-    whole = _read(batch, forward, layout)
+    whole = _read(batch, ann, forward, layout)
     judge = torch.arange(len(whole)) % HELD_OUT == HELD_OUT - 1
 
     def part(mask: Tensor) -> Batch:

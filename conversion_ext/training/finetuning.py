@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from conversion_ext.analysis.metrics import metric_of
+from conversion_ext.analysis.metrics import R2, RMSE, BinaryAccuracy, Correlation, metric_of
+from conversion_ext.analysis.reference import ends_in_sigmoid
+from conversion_ext.analysis.scores import Score, main_output
 from conversion_ext.conversion.folding import folded
 from conversion_ext.data.distributed import all_or_none
 from conversion_ext.data.sequences import Layout
@@ -19,19 +21,24 @@ from conversion_ext.errors import CalibrationError, require
 from conversion_ext.network.spiking_network import Root
 from conversion_ext.network.state import reset
 from conversion_ext.simulation.inputs import Presentation
+from conversion_ext.simulation.run import Runner
 from conversion_ext.simulation.samples import Batch, require_network
 from conversion_ext.tables import Report, Sheet
 from conversion_ext.training.checkpoints import mechanics_of
 from conversion_ext.training.data import Placed, divide
 from conversion_ext.training.gradients.base import Gradient, gradient_of
 from conversion_ext.training.loop import Epoch, Loop, Run, Terms
-from conversion_ext.training.losses import loss_of
+from conversion_ext.training.losses import Loss, RateCrossEntropy, loss_of
 from conversion_ext.training.optimization import Training
 from conversion_ext.training.student import Student, check_trainable, give_back, in_spikes
+from conversion_ext.training.task_losses import BinaryCrossEntropy, OutputSquaredError
 from conversion_ext.training.teacher import Teacher
-from conversion_ext.training.terms import Distillation, RateDistillation
+from conversion_ext.training.terms import Distillation, OutputDistillation, RateDistillation
 
-__all__ = ["FinetuneResult", "finetune"]
+__all__ = ["FinetuneResult", "Term", "finetune"]
+
+Term = Distillation | OutputDistillation | RateDistillation
+"""What a teacher may add."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -65,6 +72,27 @@ class FinetuneResult(Report):
         return Sheet(("epoch", "loss", self.metric, "seconds"), rows, title, (note,), left=0)
 
 
+@dataclass(frozen=True)
+class Task:
+    """What a network is trained for, as far as its metric tells: the loss and what a teacher adds by default."""
+
+    loss: Loss
+    distillation: Distillation | OutputDistillation
+
+    @classmethod
+    def of(cls, snn: Root, example: Batch, T: int, metric: Any) -> Task:
+        """Return the task of a network, told from one batch; raise where its targets fit no metric."""
+        sigmoid = ends_in_sigmoid(snn)
+        output = Runner(snn, T, (T,))(example.inputs, example.sequence).output
+        measured = Score(metric, sigmoid).settle(output, example.target)
+        if isinstance(measured, BinaryAccuracy):
+            return cls(BinaryCrossEntropy(logits=not sigmoid), OutputDistillation())
+        if isinstance(measured, RMSE | R2 | Correlation):
+            return cls(OutputSquaredError(), OutputDistillation())
+        main = main_output(output)[0]
+        return cls(RateCrossEntropy(), Distillation() if main[0].numel() > 1 else OutputDistillation())
+
+
 @torch.inference_mode(False)
 @torch.enable_grad()
 def finetune(
@@ -77,8 +105,8 @@ def finetune(
     metric: Any = None,
     sequence: Layout = None,
     teacher: nn.Module | None = None,
-    distillation: Distillation | RateDistillation | Sequence[Distillation | RateDistillation] | None = None,
-    loss: Any = "rate",
+    distillation: Term | Sequence[Term] | None = None,
+    loss: Any = None,
     regularizers: Sequence[Callable[[dict[str, Tensor]], Tensor]] = (),
     gradient: str | Gradient = "bptt",
     learn: Sequence[str] = ("weights",),
@@ -108,7 +136,9 @@ def finetune(
         teacher: mostly the ANN; adds ``distillation``, one term or several, by default of its output, and without
             labels of its activations too.
         distillation: what a teacher adds to the loss, or puts in its place where there are no labels.
-        loss: ``loss(outputs [T, N, C], target [N])``, a name of ``cx.training.losses``, a value or a function.
+        loss: ``loss(outputs [T, N, C], target [N])``, a name of ``cx.training.losses``, a value or a function. By
+            default what the metric asks for: cross-entropy of the mean output ("rate"), "binary" or "squared_error".
+            Of several outputs of a network the main one learns.
         regularizers: functions of {site: rates [N, ...]} that are added.
         gradient: a name of ``cx.training.gradients``, as "bptt", "rate" or "online", or a value such as
             ``ThroughTime(surrogate="atan")``.
@@ -138,7 +168,8 @@ def finetune(
     data, judges = all_or_none(lambda: divide(loader, validation, settings.seed))
     device = next(snn.parameters()).device
     example = all_or_none(lambda: _example(Placed(snn, judges, device, sequence), teacher))
-    said = _distillation(distillation, teacher, example.target is not None)
+    task = Task.of(snn, example, T, metric)
+    said = _distillation(distillation, teacher, example.target is not None, task)
     watch = bool(regularizers) or any(isinstance(term, RateDistillation) for term in said)
     student = Student(snn, learn, rule.surrogate, rule.detach_reset, watch)
     learned = [p for p in student.parameters() if p.requires_grad]
@@ -152,7 +183,7 @@ def finetune(
     rule.prepare(student.snn)
     # BatchNorm has brought parameters and frozen others.
     optimizer = settings.optimizer_of([p for p in student.parameters() if p.requires_grad], normalize)
-    terms = _terms(loss, regularizers, said, teacher, student, mechanics.device)
+    terms = _terms(task.loss if loss is None else loss, regularizers, said, teacher, student, mechanics.device)
     silent = not progress or not mechanics.is_main_process
     loop = Loop(
         Run(snn, student, rule, terms, optimizer, mechanics, data, judges, T, epochs, settings.seed, metric, sequence,
@@ -200,16 +231,17 @@ def _check_teacher(distillation: Any, teacher: Any) -> None:
     )
 
 
-def _distillation(distillation: Any, teacher: Any, labelled: bool) -> tuple[Distillation | RateDistillation, ...]:
+def _distillation(distillation: Any, teacher: Any, labelled: bool, task: Task) -> tuple[Term, ...]:
     """Return what a teacher adds, checked."""
     if teacher is None:
         return ()
-    default = (Distillation(),) if labelled else (Distillation(), RateDistillation())
+    default = (task.distillation,) if labelled else (task.distillation, RateDistillation())
     said = default if distillation is None else distillation
     said = tuple(said) if isinstance(said, Sequence) else (said,)
     require(
-        all(isinstance(term, Distillation | RateDistillation) for term in said),
-        f"distillation={distillation!r}: give Distillation(), RateDistillation(), or several of them.",
+        all(isinstance(term, Term) for term in said),
+        f"distillation={distillation!r}: give Distillation(), RateDistillation(), OutputDistillation(), or several of "
+        "them.",
         TypeError,
     )
     return said

@@ -36,7 +36,7 @@ from conversion_ext.training.data import Placed
 from conversion_ext.training.gradients.base import Gradient, Objective
 from conversion_ext.training.student import Student, give_back
 from conversion_ext.training.teacher import Teacher
-from conversion_ext.training.terms import Distillation, RateDistillation
+from conversion_ext.training.terms import Distillation, OutputDistillation, RateDistillation
 
 __all__ = ["Epoch", "Loop", "Run", "Terms"]
 
@@ -68,7 +68,7 @@ class Terms:
         self,
         loss: Callable[[Tensor, Tensor], Tensor],
         regularizers: Sequence[Callable[[dict[str, Tensor]], Tensor]],
-        distillation: Sequence[Distillation | RateDistillation],
+        distillation: Sequence[Distillation | OutputDistillation | RateDistillation],
         teacher: Teacher | None,
     ) -> None:
         self.loss, self.regularizers, self.distillation = loss, regularizers, distillation

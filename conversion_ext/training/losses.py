@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from conversion_ext.analysis.metrics import class_numbers
 from conversion_ext.errors import require
 from conversion_ext.exact import state_dtype
 from conversion_ext.registry import Registry
@@ -34,7 +35,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Loss:
-    """Base of all losses: ``loss(outputs, target)`` is a scalar for outputs [T, N, C] and classes target [N], int64.
+    """Base of all losses: ``loss(outputs, target)`` is a scalar for outputs [T, N, C] and classes target [N].
+
+    Targets may also be [N, 1], whole floats or one-hot [N, C]; ``spatial`` losses take outputs [T, N, C, ...] and
+    classes [N, ...] too, of which negative ones and 255 do not count.
 
     Outputs are the readout currents of the steps in ANN units or, where the loss is ``spiking``, the spikes {0, 1} of
     the output neurons that a recipe with a spiking readout has. They are taken in float32 or wider. A subclass
@@ -45,15 +49,28 @@ class Loss:
 
     spiking: ClassVar[bool] = False
     population: ClassVar[str | None] = "mean"
+    spatial: ClassVar[bool] = False
 
     def __call__(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Return the loss, []."""
+        return self.of(outputs.to(state_dtype(outputs.dtype)), self.prepared(outputs, target))
+
+    def prepared(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Return the target as ``of`` takes it: class numbers, -100 for what does not count."""
+        shape = outputs.shape[1:]
+        fits = (outputs.dim() == 3 or (self.spatial and outputs.dim() > 3)) and len(outputs) > 0
+        numbers = (
+            fits and target.shape[:1] == shape[:1] and target.numel() in (shape.numel() // shape[1], shape.numel())
+        )
         require(
-            outputs.dim() == 3 and len(outputs) > 0 and target.shape == outputs.shape[1:2],
+            numbers,
             f"{self} was given outputs {list(outputs.shape)} and a target {list(target.shape)}; it takes [T, N, C] of "
             "T >= 1 and [N].",
         )
-        return self.of(outputs.to(state_dtype(outputs.dtype)), target)
+        if outputs.shape[2] == 1:
+            return target.reshape(len(target)).long()
+        classes, counted = class_numbers(outputs[0], target, repr(self))
+        return torch.where(counted, classes, -100)
 
     def of(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Return the loss, [], of outputs [T, N, C] for classes [N]."""
@@ -79,6 +96,8 @@ class RateCrossEntropy(Loss):
 
     snnTorch's ``ce_rate_loss`` is another one: that is ``TET(weight=0)``.
     """
+
+    spatial = True
 
     def of(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Return the loss."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from conversion_ext import graph
+from conversion_ext.analysis.scores import main_output
 from conversion_ext.data.distributed import added, processes
 from conversion_ext.errors import require
 from conversion_ext.network.site import SpikingSite
@@ -108,8 +109,8 @@ class Student(nn.Module):
 
     def forward(
         self, inputs: tuple[Any, ...], steps: Steps, recompute: int | None = None
-    ) -> tuple[Any, dict[str, Tensor]]:
-        """Return outputs [T, N, C] and, where ``watch``, {site: spikes per step [N, ...]}."""
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the main outputs [T, N, C] and, where ``watch``, {site: spikes per step [N, ...]}."""
         if recompute is None or recompute >= steps.T:
             return self._run(inputs, steps)
         clocked = any(site.clock is not None for site in self.snn.sites().values())
@@ -131,7 +132,7 @@ class Student(nn.Module):
 
     def _run(self, inputs: tuple[Any, ...], steps: Steps) -> tuple[Any, dict[str, Tensor]]:
         self.seen = {}
-        outputs = unfold_time(self.snn.run(inputs, steps), steps.T)
+        outputs, _ = main_output(unfold_time(self.snn.run(inputs, steps), steps.T))
         rates = {key: emitted.unflatten(0, (steps.T, -1)).mean(0) for key, emitted in self.seen.items()}
         self.seen = {}
         return outputs, rates

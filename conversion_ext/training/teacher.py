@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from conversion_ext.analysis.scores import main_output
 from conversion_ext.conversion.observation import traced_for
 from conversion_ext.graph.values import map_tensors
 from conversion_ext.network.spiking_network import Root
@@ -49,7 +50,7 @@ class Teacher:
             site, wanted = sites[key], mean(activation)
             rate = wanted / site.amplitude(wanted.dim())
             rates[key] = rate.clamp(site.spec.lowest, site.levels)
-        return Said(output, rates)
+        return Said(main_output(output)[0], rates)
 
     def _with_sites(self, inputs: tuple[Any, ...]) -> nn.Module:
         recipe, options = self.snn.conversion.recipe, self.snn.record.options

@@ -13,7 +13,7 @@ from torch import Tensor
 from conversion_ext.errors import require
 from conversion_ext.exact import state_dtype
 
-__all__ = ["ActivityBand", "Distillation", "RateDistillation", "require_range"]
+__all__ = ["ActivityBand", "Distillation", "OutputDistillation", "RateDistillation", "require_range"]
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,34 @@ class Distillation:
 
     def __call__(self, outputs: Tensor, teacher: Tensor) -> Tensor:
         """Return the divergence, []."""
+        require(
+            teacher.dim() > 1 and teacher.shape[1] > 1,
+            f"{self} compares the probabilities of classes, and there is one output per sample; use "
+            "OutputDistillation().",
+        )
         ours, theirs = (
             F.log_softmax(logits.to(state_dtype(logits.dtype)) / self.temperature, 1)
             for logits in (outputs.mean(0, dtype=state_dtype(outputs.dtype)), teacher)
         )
         divergence = F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
         return self.weight * self.temperature**2 * divergence
+
+
+@dataclass(frozen=True)
+class OutputDistillation:
+    """Distance from a teacher's output: ``weight mean (o - z)^2`` with o the mean output; for what is no class score.
+
+    ``distillation(outputs, teacher)`` takes outputs [T, N, ...] and the teacher's z [N, ...].
+    """
+
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_range(self, "weight", 0, float("inf"))
+
+    def __call__(self, outputs: Tensor, teacher: Tensor) -> Tensor:
+        """Return the distance, []."""
+        return self.weight * F.mse_loss(outputs.mean(0, dtype=state_dtype(outputs.dtype)), teacher.to(outputs.dtype))
 
 
 @dataclass(frozen=True)
