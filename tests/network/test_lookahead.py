@@ -253,3 +253,21 @@ def test_graded_functions_need_whole_runs():
     cx.reset(snn)
     with pytest.raises(StateError, match="cannot wait"):
         snn(x)
+
+
+@pytest.mark.parametrize("weights", [(2, 1), (4, 2, 1), (8, 4, 2, 1), (4, 2, 2, 1), (2, 2, 1, 1)], ids=str)
+def test_one_step_ahead_an_exact_train_is_passed_on_exactly(weights):
+    """What one site sent, read through a weight of one, is sent again: within half the last weight, so the same."""
+    T, W = len(weights), sum(weights)
+    trains = []
+    for number in range(W + 1):
+        rest, train = number, []
+        for k, w in enumerate(weights):
+            train.append(w * int(2 * rest >= w + sum(weights[k + 1 :])))
+            rest -= train[-1]
+        trains.append(train)
+    site = site_of(None, spec=WeightedIF(weights=weights))
+    site.clock = LookAhead(1, weights, total=True)
+    found = sent(site, torch.tensor(trains, dtype=torch.float64).T)
+    assert found.sum(0).tolist() == [sum(train) for train in trains] == list(range(W + 1))
+    assert len(found) == T
