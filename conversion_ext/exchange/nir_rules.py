@@ -126,6 +126,10 @@ def _site(canvas: Canvas, node: Node, site: SpikingSite) -> Value | None:
         what = site.spec if site.stepping.plain else type(site.stepping).__name__
         canvas.problem(node, f"NIR has no neuron like {what!r}.", "Use a recipe of IF or LIF neurons, stepped plainly.")
         return None
+    if site.clock is not None or (site.copies > 1 and not canvas.reader.metadata):
+        what = "looks ahead" if site.clock is not None else "is of copies that start from potentials of their own"
+        canvas.problem(node, f"it {what}, which this graph cannot say.", "Use a recipe without, such as default.")
+        return None
     source = node.args[0]
     assert isinstance(source, Node)
     value = canvas.settled(source)
@@ -135,10 +139,16 @@ def _site(canvas: Canvas, node: Node, site: SpikingSite) -> Value | None:
         current = current + _per_channel(start) / canvas.T
     if bool(current.any()) and not _biased(canvas, node, current):
         return None
-    written = _neuron(canvas, spec, shape)
-    if canvas.reader.metadata:
-        written.metadata = {"reset": str(spec.reset.value), "v_init": numbers(start.contiguous()), "spike": ">="}
-    return canvas.add(node, written, value.sources)
+    copies: list[str] = []
+    for i in range(site.copies):
+        written = _neuron(canvas, spec, shape)
+        if canvas.reader.metadata:
+            own = (start + ((i + 0.5) / site.copies - 0.5)).contiguous()
+            written.metadata = {"reset": str(spec.reset.value), "v_init": numbers(own), "spike": ">="}
+        copies += canvas.add(node, written, value.sources).sources
+        if i:
+            written.metadata["key"] += f", copy {i + 1}"
+    return Value(tuple(copies))
 
 
 def _neuron(canvas: Canvas, spec: IF | LIF | PLIF, shape: tuple[int, ...]) -> Any:

@@ -273,3 +273,24 @@ def test_recipes_of_the_paper_can_be_exact_elsewhere() -> None:
     recipe = replace(cx.recipes.get("rueckauer2017"), neuron=cx.IF(0.0, cx.Reset.ZERO))
     graph = to_nir(converted("MLP", recipe=recipe), reader="spikingjelly")
     assert all(np.all(node.v_reset == 0) for node in graph.nodes.values() if isinstance(node, nir.IF))
+
+
+def test_copies_become_nodes_of_their_own_that_send_the_same(tmp_path: Path) -> None:
+    snn = converted("MLP", recipe="default-copies", T=T)
+    written = to_nir(snn)
+    neurons = [node for node in written.nodes.values() if isinstance(node, nir.IF)]
+    assert len(neurons) == 2 * len(snn.sites())
+    assert sum(node.v_threshold.size for node in neurons) == sum(snn.conversion.neurons.values())
+    nir.write(str(tmp_path / "a.nir"), written)
+    again = from_nir(tmp_path / "a.nir", backend="reference")
+    ours, theirs = (cx.simulate(network, images(), T=T) for network in (snn, again))
+    torch.testing.assert_close(ours.outputs, theirs.outputs)
+    torch.testing.assert_close(ours.spikes_per_sample, theirs.spikes_per_sample)
+    with pytest.raises(UnsupportedError, match="potentials of their own"):
+        to_nir(snn, reader="spikingjelly")
+
+
+@pytest.mark.parametrize("recipe", ["default-lookahead", "default-weighted"])
+def test_look_ahead_is_refused(recipe: str) -> None:
+    with pytest.raises(UnsupportedError, match="ahead|WeightedIF"):
+        to_nir(converted("MLP", recipe=recipe, T=4))
