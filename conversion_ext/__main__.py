@@ -155,7 +155,7 @@ def markdown(methods: Sequence[Method], shown: int = 5) -> str:
 def registered() -> Iterator[Method]:
     """Iterate over everything registered; an operator is one row for all calls that it covers."""
     for name, recipe in recipes.items():
-        yield Method("recipe", name, _choices(recipe))
+        yield Method("recipe", name, f"{recipes.use_of(name)} {_choices(recipe)}".strip())
     for registry in (normalizers, tuners, losses, gradients, backends):
         for name, value in registry.items():
             yield Method(registry.kind, name, _effect(value))
@@ -179,8 +179,10 @@ def _choices(recipe: Recipe) -> str:
 
 
 def _effect(value: Any) -> str:
-    """Return the first line of the documentation of a registered value."""
-    return (inspect.getdoc(value) or "").partition("\n")[0].replace("``", "`")
+    """Return the first line of the documentation of a registered value, and when to use it."""
+    doc = (inspect.getdoc(value) or "").replace("``", "`")
+    use = re.search(r"Use it [^.]*\.", " ".join(doc.split()))
+    return f"{doc.partition(chr(10))[0]} {use[0] if use else ''}".strip()
 
 
 def _model(options: argparse.Namespace) -> nn.Module:

@@ -94,7 +94,15 @@ def limits(
 
     There, too, a little is clipped. ``limits(snn, calibration, T).outside(snn, x)`` tells which inputs lose more: they
     lie outside the calibrated range, though what is decided on them may be right. Of several processes each gives its
-    part of ``data``. Arguments are those of :func:`clipped_share`.
+    part of ``data``.
+
+    Args:
+        snn: the converted network.
+        data: inputs, read as for :func:`clipped_share`.
+        T: number of time steps.
+        ann: not read; every analysis takes it.
+        quantile: share of the samples within the limits, in (0, 1].
+        sequence: whether batches hold frames, as for :func:`convert`.
     """
     require(0 < quantile <= 1, f"quantile={quantile!r}: give a number in (0, 1].")
     found = clipped_share(snn, data, T, sequence=sequence)

@@ -104,9 +104,19 @@ def tune(
     neither) and the start of the readout (0, T/4, T/2) are compared on every fourth calibration sample, the others
     calibrate; then the best recipe is given all of them. With labels, (input, target) batches, ``metric`` decides (as
     for :func:`evaluate`; by default what the targets ask for), otherwise agreement with the ANN; of equals the simpler.
-    ``family``: "binary", "signed" or "multi-level"; ``sequence``: as for :func:`convert`.
-    ``budget``: seconds after which no new candidate is begun (at least one is tried). Several processes give a part of
-    the data each, and choose the same.
+    Several processes give a part of the data each, and choose the same.
+
+    Args:
+        ann: the trained network.
+        calibration: data as :func:`convert` reads it, at least 8 samples, with or without labels.
+        T: number of time steps.
+        family: "binary", "signed" or "multi-level".
+        budget: seconds after which no new candidate is begun (at least one is tried).
+        backend: as for :func:`convert`.
+        forward: as for :func:`convert`.
+        metric: as for :func:`evaluate`.
+        sequence: as for :func:`convert`.
+        progress: show progress bars.
 
     Raises ValueError for an unknown family or budget, CalibrationError where fewer than 8 samples are given.
     """

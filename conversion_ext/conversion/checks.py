@@ -27,8 +27,16 @@ def check(
 ) -> list[Problem]:
     """Return every obstacle to converting ``ann``, each with path, source line, reason and remedy; [] if there is none.
 
-    Nothing is calibrated and the model is not changed. With an ``example_input`` [N, ...] (or a tuple for several
-    inputs) shapes are known, and operations that mix samples of a batch are found as well.
+    Nothing is calibrated and the model is not changed.
+
+    Args:
+        ann: the network.
+        example_input: one batch [N, ...], or a tuple for several inputs; with it shapes are known, and operations that
+            mix the samples of a batch are found as well.
+        recipe: a name or a :class:`Recipe`; what it demands of a network is checked too.
+        graded: False refuses operations whose output is not spikes.
+        skip: paths of modules that stay analog.
+        leaf: types or paths of modules that are not traced into.
     """
     demands = resolve_recipe(recipe)[1].demands
     ann = unwrapped(ann)

@@ -72,18 +72,34 @@ def convert(
 ) -> Root:
     """Return a spiking network that computes what ``ann`` computes, as modules of ``backend``.
 
-    ``calibration``: a tensor [N, ...], a re-iterable of batches as a DataLoader yields them, or the ``Calibration``
-    made of them; under torch.distributed each process gives its own part, ``[]`` for none. ``recipe``: a name from
-    ``conversion_ext.recipes.names()`` or a :class:`Recipe`; ``T``: the steps to optimise for, None for none in
-    particular. ``fold`` puts thresholds into weights, so spikes are {0, 1}; ``graded=False`` refuses operations
-    whose output is not spikes; ``relay`` adds spiking neurons where a weight layer would see sums or averages.
-    ``forward(model, batch)`` calls a network of several inputs; modules under the paths ``skip`` stay analog, those in
-    ``leaf`` (types or paths) are not traced into. ``sequence``: batches hold frames, [T, N, ...] for True or
-    "time_first", [N, T, ...] for "batch_first"; thresholds then come from all frames, and later verbs read their data
-    in the same way. ``generator`` seeds what is random in the network (a spiking
-    softmax), by default with 0. The model is never modified.
+    The model is never modified.
 
-    Raises UnsupportedError with every obstacle found, CalibrationError for data that cannot be used.
+    Args:
+        ann: the trained network.
+        calibration: a tensor [N, ...], a re-iterable of batches as a DataLoader yields them, or the ``Calibration``
+            made of them; under torch.distributed each process gives its own part, ``[]`` for none.
+        recipe: a name from ``conversion_ext.recipes.names()`` or a :class:`Recipe`.
+        T: number of time steps to optimise for, None for none in particular.
+        backend: "spikingjelly", "snntorch" or "reference"; by default the first that is installed.
+        fold: put thresholds into weights, so that spikes are {0, 1}; False keeps explicit scales.
+        graded: False refuses operations whose output is not spikes.
+        relay: add spiking neurons where a weight layer would receive sums or averages of spikes.
+        example_input: inputs of one call, for recipes without calibration data.
+        forward: ``forward(model, batch)`` calls a network of several inputs.
+        skip: paths of modules that stay analog.
+        leaf: types or paths of modules that are not traced into.
+        sequence: batches hold frames, [T, N, ...] for True or "time_first", [N, T, ...] for "batch_first"; thresholds
+            then come from all frames, and later verbs read their data in the same way.
+        generator: seeds what is random in the network (a spiking softmax), by default with 0.
+        progress: show progress bars.
+
+    Returns:
+        A module of the framework; ``.body`` is its graph, ``.conversion`` tells what was done.
+
+    Raises:
+        UnsupportedError: with every obstacle found.
+        CalibrationError: for data that cannot be used.
+        ValueError: for arguments that do not fit each other, such as a recipe that needs T without one.
     """
     ann = unwrapped(ann)
     require(isinstance(ann, nn.Module), f"ann must be a torch.nn.Module, got {type(ann).__name__}.", TypeError)

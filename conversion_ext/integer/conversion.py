@@ -54,7 +54,17 @@ def integers(
       is the sign where x has any. An encoder's spikes, and whole numbers that fit, are taken as they are.
     - Averages become sums, and their divisor part of the next weights. Outputs are those of ``snn``, rounded.
 
-    Raises UnsupportedError with every module that has no integer form, ValueError for widths out of range.
+    Args:
+        snn: the converted network.
+        x: inputs [N, ...] that span the range of all inputs.
+        weight_bits: of weights, sign included.
+        state_bits: of membrane potentials, sign included.
+        input_bits: of inputs, sign included where there is one.
+        overflow: "refuse" raises where a potential leaves its width, "saturate" stops and counts it.
+
+    Raises:
+        UnsupportedError: with every module that has no integer form.
+        ValueError: for widths out of range.
     """
     require(
         isinstance(snn, Root), f"snn is a {type(snn).__name__}; pass what conversion_ext.convert returned.", TypeError

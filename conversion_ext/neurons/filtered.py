@@ -21,6 +21,8 @@ __all__ = ["Filtered"]
 class Filtered(Neuron):
     """A neuron whose input current is low-pass filtered: ``c = a c + (1 - a) x`` with ``a = exp(-1 / tau)``.
 
+    Use it around a neuron whose synapses are exponential or alpha functions.
+
     ``order=1`` is the exponential synapse ``h(t) = exp(-t / tau) / tau``; ``order=2``, two filters in a row, the alpha
     synapse ``h(t) = t exp(-t / tau) / tau^2``. Both pass a mean unchanged. Filtering the input of a neuron equals
     filtering every spike train that reaches it, since weights are linear and all synapses alike; spikes stay binary.

@@ -117,6 +117,8 @@ class SignedIF(Neuron):
 class BurstIF(Neuron):
     """IF that sends up to ``max_spikes`` spikes at once: ``m = v + x; s = clamp(floor(m), 0, max_spikes); v = m - s``.
 
+    Use it when the target takes several spikes per step: it comes nearest to the ANN at T of 1 to 4.
+
     A constant input z with ``0 <= v_init < 1`` gives ``clamp(floor(T z + v_init), 0, T max_spikes)`` spikes in T
     steps. ``signed`` takes spikes back, as many as are too many but never more than were sent (N):
     ``s = clamp(floor(m), -min(N, max_spikes), max_spikes)``; with one spike per step the two are IF and SignedIF.
@@ -173,6 +175,8 @@ class BurstIF(Neuron):
 @dataclass(frozen=True)
 class SignedEncoder(Neuron):
     """Encode a signed value: ``m = v + x; s = [m >= 1/2] - [m <= -1/2]; v = m - s``.
+
+    Use it for values of either sign; converted networks hold it behind LeakyReLU and in relays.
 
     Spikes are {-1, 0, 1} and their running sum follows the running sum of x; the backlog |v| stays at or
     below 1/2 while |x| <= 1. What a differential operator emits exceeds max |f| now and then, so the threshold is

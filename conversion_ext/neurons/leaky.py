@@ -19,6 +19,8 @@ __all__ = ["LIF", "PLIF", "RefractoryLIF"]
 class LIF(Neuron):
     """Leak, charge, fire: ``m = v + (x - v) / tau`` or, without ``decay_input``, ``m = v - v / tau + x``; then as IF.
 
+    Use it when the hardware or a further training asks for a leak; converted networks lose charge by it.
+
     SpikingJelly's ``LIFNode``; without ``decay_input``, ``beta = 1 - 1 / tau`` and hard reset snnTorch's ``Leaky``
     (whose soft reset subtracts after the next leak, ``beta v - s``, not before it). There is no refractory period, as
     in both; :class:`RefractoryLIF` has one. Its rate is no linear function of the input (with ``decay_input`` 0 up to a
@@ -52,6 +54,8 @@ class LIF(Neuron):
 @dataclass(frozen=True)
 class PLIF(Neuron):
     """LIF whose leak is learned, one per site: ``m = beta v + x``, beta in [0, 1]; then as IF.
+
+    Use it when a leak is to be learned in a training after the conversion.
 
     ``beta`` is what training starts from. The default 1 is IF, spike for spike, so PLIF takes the place of IF in any
     recipe, and ``finetune(..., learn=("weights", "neurons"))`` goes on from the converted network;
@@ -89,6 +93,8 @@ class PLIF(Neuron):
 @dataclass(frozen=True)
 class RefractoryLIF(Neuron):
     """LIF integrated exactly, with a refractory period: ``tau dv/dt = j - v``, ``j = gain x + bias``, fires at v = 1.
+
+    Use it when the network was trained with SoftLIF.
 
     Times are in steps. A spike at a time within a step (found from v at its end) sets v to 0 and holds it there for
     ``refractory`` steps, whatever part of a step that ends in. So a constant j > 1 gives the LIF rate

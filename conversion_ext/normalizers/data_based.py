@@ -29,6 +29,8 @@ COMPATIBLE = ("", "diehl_code")
 class DataBased(Normalizer):
     """``lambda_l = max(max W_l, max a_l)``: the largest weight into the layer, or activation of it, if that is larger.
 
+    Use it to compare with Diehl et al., whose network has no biases.
+
     Weights become ``W_l lambda_(l-1) / lambda_l``: a layer is rescaled relative to the one before it. The weight term
     is to keep one spike from charging a neuron by more than its threshold; a is that of the calibration data.
     Where several weight layers reach a site (a residual sum) the largest of their weights counts.

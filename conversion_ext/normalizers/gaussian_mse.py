@@ -32,6 +32,8 @@ BISECTIONS = 30  # from two neighbours of a candidate down to 1e-9 of the thresh
 class GaussianMSE(Normalizer):
     """``lambda`` minimizes ``E[(max(x, 0) - q(x))^2]`` for normally distributed currents, ``x ~ N(mu, sigma^2)``.
 
+    Use it when there is no data, but BatchNorm before every site, whose statistics take its place.
+
     ``q(x) = lambda/n clamp(floor(n x / lambda + 1/2), 0, n)``, n = T times the spikes of a step. At the minimum
     ``E[q max(x, 0)] = E[q^2]``; of several minima the least is found among candidates 19 % apart and then bisected.
     ``mu`` and ``sigma`` are those of the current that enters the activation, over the calibration data. With

@@ -19,6 +19,8 @@ __all__ = ["Maximum"]
 class Maximum(Normalizer):
     """``lambda = max a`` over all calibration data, exactly: nothing seen is clipped.
 
+    Use it when nothing may be clipped and steps are plenty: with few steps it rounds coarsely.
+
     The price is resolution: one outlier makes all other firing rates small, so many steps are needed.
 
     Reference: Diehl et al., IJCNN 2015 (data-based normalization, its activation term).

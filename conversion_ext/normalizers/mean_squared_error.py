@@ -26,6 +26,8 @@ CANDIDATES = 2.0 ** torch.arange(-6, 1, 0.01, dtype=torch.float64)
 class MeanSquaredError(Normalizer):
     """``lambda`` minimizes ``E[(a - q(a))^2]``, ``q(a) = lambda/n clamp(floor(n a / lambda + offset), 0, n)``.
 
+    Use it when T is known and small.
+
     ``offset = 1/2`` rounds, as neurons with ``v_init = 1/2`` do for constant current; 0 floors (``v_init = 0``, and
     Li et al.). The expectation is over the recorded distribution, the search over candidates 0.7 % apart; n is
     T of :func:`conversion_ext.convert` times the spikes of a step. Thresholds grow with n, towards the maximum.

@@ -30,6 +30,8 @@ REMEDY = "Use a normalizer that needs data, such as Percentile(); ModelBased nee
 class ModelBased(Normalizer):
     """``lambda`` = the largest activation that the weights allow for inputs within ``input_range``; no data.
 
+    Use it when there is no data at all: thresholds are far too high, so it takes many steps.
+
     On a chain, per layer: ``lambda_l = max_j (sum_i max(W_ji, 0) lambda_(l-1) + b_j)``, so no current can exceed the
     threshold. Diehl et al. have no biases; adding ``b_j`` as it is keeps the bound exact. Elsewhere (negative
     inputs, residual additions, cat, per channel) the same by interval arithmetic, which is an upper bound. The worst

@@ -22,6 +22,8 @@ __all__ = ["Percentile"]
 class Percentile(Normalizer):
     """``lambda`` = the ``p``-th percentile of all activations seen: clips the top 100 - p per cent.
 
+    Use it when T is not known: it suits any number of steps from about 32.
+
     >>> Percentile(99.9)
     Percentile(granularity=PerChannel(dim=1), p=99.9, positive_only=False)
 

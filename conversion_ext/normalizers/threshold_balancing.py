@@ -23,6 +23,8 @@ __all__ = ["ThresholdBalancing"]
 class ThresholdBalancing(Normalizer):
     """``lambda <- lambda + 2 mean(max(a - lambda, 0))`` for every batch, from 0: descent on the clipping error.
 
+    Use it to compare with local threshold balancing; it takes many batches.
+
     Each batch goes on clipped at the new lambda, so that a layer sees what the thresholds before it let through. A
     threshold only grows, and stops where nothing exceeds it: the number of batches is the regularizer (the authors
     run 1,000 to 5,000 of 100 images), and ``passes`` runs the calibration data several times. The outcome depends on

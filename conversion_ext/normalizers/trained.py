@@ -24,6 +24,8 @@ __all__ = ["Trained"]
 class Trained(Normalizer):
     """``lambda`` = what the network was trained with: that of QCFS and SoftLIF, the cap of clipped ReLUs; no data.
 
+    Use it when the network was trained with QCFS, SoftLIF or clipped ReLUs.
+
     Raises UnsupportedError naming every ReLU, which has neither.
 
     Reference: Bu et al., ICLR 2022; for clipped ReLUs Deng, Gu, ICLR 2021.

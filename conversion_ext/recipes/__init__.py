@@ -16,24 +16,33 @@ __all__ = [
     "register_recipe",
     "replace_relu",
     "resolve_recipe",
+    "use_of",
 ]
 
 
 _recipes: Registry[Recipe] = Registry("recipe")
 _untimed: dict[str, Recipe] = {}
+_uses: dict[str, str] = {}
 get = _recipes.get
 items = _recipes.items
 names = _recipes.names
 
 
-def register_recipe(name: str, recipe: Recipe, *, without_T: Recipe | None = None) -> Recipe:
+def register_recipe(name: str, recipe: Recipe, *, without_T: Recipe | None = None, use: str = "") -> Recipe:
     """Add a recipe under ``name``, after which ``convert(..., recipe=name)`` finds it.
 
-    ``without_T`` takes its place where ``convert`` is given no number of steps.
+    ``without_T`` takes its place where ``convert`` is given no number of steps; ``use`` is a sentence on when to use
+    it, which ``conversion-ext methods`` shows.
     """
     if without_T is not None:
         _untimed[name] = without_T
+    _uses[name] = use
     return _recipes.register(name, recipe)
+
+
+def use_of(name: str) -> str:
+    """Return the sentence on when to use the recipe called ``name``."""
+    return _uses.get(name, "")
 
 
 def for_steps(name: str, T: int | None) -> Recipe:

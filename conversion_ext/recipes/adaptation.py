@@ -48,7 +48,16 @@ def replace_relu(
     >>> [module for module in replace_relu(ann, partial(QCFS, levels=8)).modules() if isinstance(module, QCFS)]
     [QCFS(levels=8, threshold=8, order='clamp-floor')]
 
-    Raises UnsupportedError for a network that cannot be traced or has no ReLU.
+    Args:
+        ann: the network.
+        make: called once per ReLU; returns the module that takes its place.
+        calibration: data as :func:`convert` reads it; with it ``make`` is given ``threshold=``.
+        p: the percentile of activations that becomes the threshold.
+        leaf: types or paths of modules that are not traced into.
+        skip: paths of modules that stay as they are.
+
+    Raises:
+        UnsupportedError: for a network that cannot be traced or has no ReLU.
     """
     model = _modules_only(ann, leaf, skip)
     found = [

@@ -11,4 +11,8 @@ from conversion_ext.normalizers import Trained
 from conversion_ext.recipes import register_recipe
 from conversion_ext.recipes.recipe import Recipe
 
-register_recipe("bu2022", Recipe(Trained(), IF(v_init=0.5)))
+register_recipe(
+    "bu2022",
+    Recipe(Trained(), IF(v_init=0.5)),
+    use="Use it for networks trained with QCFS, T of 4 to 32 (Bu et al., ICLR 2022).",
+)

@@ -12,4 +12,8 @@ from conversion_ext.recipes import register_recipe
 from conversion_ext.recipes.recipe import Recipe
 from conversion_ext.types import PerLayer
 
-register_recipe("bu2022_opi", Recipe(Percentile(99.9, granularity=PerLayer()), IF(v_init=0.5)))
+register_recipe(
+    "bu2022_opi",
+    Recipe(Percentile(99.9, granularity=PerLayer()), IF(v_init=0.5)),
+    use="Use it to compare with thresholds alone, T from 16 (Bu et al., AAAI 2022).",
+)

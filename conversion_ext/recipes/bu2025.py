@@ -11,4 +11,8 @@ from conversion_ext.normalizers import ThresholdBalancing
 from conversion_ext.recipes import register_recipe
 from conversion_ext.recipes.recipe import Recipe
 
-register_recipe("bu2025", Recipe(ThresholdBalancing(), IF(v_init=0.5)))
+register_recipe(
+    "bu2025",
+    Recipe(ThresholdBalancing(), IF(v_init=0.5)),
+    use="Use it to compare with local threshold balancing, T from 16 (Bu et al., CVPR 2025).",
+)

@@ -28,8 +28,11 @@ TAILORED = Recipe(
     relay=True,
     demands=(NoBias(), OnlyReLU(), NoMaxPool()),
 )
-register_recipe("cao2015", TAILORED)
+register_recipe(
+    "cao2015", TAILORED, use="Use it for networks without biases and max-pools, T from 64 (Cao et al., IJCV 2015)."
+)
 register_recipe(
     "cao2015_adapted",
     replace(TAILORED, encoder=Poisson(signed=True), demands=(*TAILORED.demands, MagnitudeOfInput())),
+    use="Use it for networks that adapt_cao2015 rewrote, T from 64 (Cao et al., IJCV 2015).",
 )

@@ -20,17 +20,22 @@ from conversion_ext.tuners import DecisionTable, InitialPotential, WeightCompens
 from conversion_ext.types import Family
 
 
-def _register(name: str, neuron: Neuron, copies: int = 1) -> None:
+def _register(name: str, neuron: Neuron, copies: int = 1, *, use: str) -> None:
     tuners = (WeightCompensation(), InitialPotential())
     timed = Recipe(MeanSquaredError(), neuron, tuners=tuners, family=neuron.family, copies=copies)
-    register_recipe(name, timed, without_T=Recipe(Percentile(99.9), neuron, family=neuron.family, copies=copies))
+    plain = Recipe(Percentile(99.9), neuron, family=neuron.family, copies=copies)
+    register_recipe(name, timed, without_T=plain, use=use)
 
 
-_register("default", IF(v_init=0.5))
-_register("default-lookahead", IF(v_init=0.5, lookahead=1))
-_register("default-copies", IF(v_init=0.5), copies=2)
-_register("default-signed", SignedIF(v_init=0.5))
-_register("default-multilevel", BurstIF(v_init=0.5))
+_register("default", IF(v_init=0.5), use="Use it first: binary spikes at the T that convert is given.")
+_register(
+    "default-lookahead",
+    IF(v_init=0.5, lookahead=1),
+    use="Use it when latency may grow by a step per layer: spikes come evenly.",
+)
+_register("default-copies", IF(v_init=0.5), copies=2, use="Use it when the number of neurons may double.")
+_register("default-signed", SignedIF(v_init=0.5), use="Use it when the target takes spikes of -1.")
+_register("default-multilevel", BurstIF(v_init=0.5), use="Use it when the target takes several spikes per step.")
 register_recipe(
     "default-weighted",
     Recipe(
@@ -39,4 +44,5 @@ register_recipe(
         tuners=(WeightCompensation(), DecisionTable(), InitialPotential()),
         family=Family.WEIGHTED,
     ),
+    use="Use it when the target weighs spikes by their time: few steps express many levels.",
 )

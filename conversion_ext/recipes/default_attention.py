@@ -29,4 +29,5 @@ register_recipe(
         tuners=(WeightCompensation(),),
     ),
     without_T=Recipe(Percentile(99.9, granularity=FEATURES), relay=True, signed_encoder=SignedEncoder(headroom=None)),
+    use="Use it for transformers: attention and LayerNorm in steps.",
 )

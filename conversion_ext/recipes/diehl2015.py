@@ -26,5 +26,13 @@ MODEL = Recipe(
     relay=True,
     demands=(NoBias(),),
 )
-register_recipe("diehl2015_model", MODEL)
-register_recipe("diehl2015_data", replace(MODEL, normalizer=DataBased()))
+register_recipe(
+    "diehl2015_model",
+    MODEL,
+    use="Use it for networks without biases and without data, T from 128 (Diehl et al., IJCNN 2015).",
+)
+register_recipe(
+    "diehl2015_data",
+    replace(MODEL, normalizer=DataBased()),
+    use="Use it for networks without biases, T from 64 (Diehl et al., IJCNN 2015).",
+)

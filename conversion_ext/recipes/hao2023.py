@@ -12,4 +12,8 @@ from conversion_ext.recipes import register_recipe
 from conversion_ext.recipes.recipe import Recipe
 from conversion_ext.tuners import ResidualPotential
 
-register_recipe("hao2023", Recipe(Trained(), IF(v_init=0.5), tuners=(ResidualPotential(tau=4),)))
+register_recipe(
+    "hao2023",
+    Recipe(Trained(), IF(v_init=0.5), tuners=(ResidualPotential(tau=4),)),
+    use="Use it for networks trained with QCFS, T of 2 to 16 and 4 steps before (Hao et al., AAAI 2023).",
+)

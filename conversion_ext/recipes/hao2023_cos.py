@@ -13,4 +13,8 @@ from conversion_ext.recipes import register_recipe
 from conversion_ext.recipes.recipe import Recipe
 from conversion_ext.tuners import OffsetSpike
 
-register_recipe("hao2023_cos", Recipe(Trained(), IF(v_init=0.5), tuners=(OffsetSpike(rho=4),)))
+register_recipe(
+    "hao2023_cos",
+    Recipe(Trained(), IF(v_init=0.5), tuners=(OffsetSpike(rho=4),)),
+    use="Use it for networks trained with QCFS, T of 4 to 16, latency growing with depth (Hao et al., ICLR 2023).",
+)

@@ -20,5 +20,9 @@ from conversion_ext.tuners import Compensation
 from conversion_ext.types import PerLayer
 
 PLAIN = Recipe(Percentile(99.9, granularity=PerLayer()), IF(v_init=0.5), readout=SpikeCount(), relay=True)
-register_recipe("hu2018", PLAIN)
-register_recipe("hu2018_compensated", replace(PLAIN, neuron=IF(v_init=0.0), tuners=(Compensation(),)))
+register_recipe("hu2018", PLAIN, use="Use it to compare on residual networks, T from 32 (Hu et al., TNNLS 2021).")
+register_recipe(
+    "hu2018_compensated",
+    replace(PLAIN, neuron=IF(v_init=0.0), tuners=(Compensation(),)),
+    use="Use it to compare with Hu's compensation, T from 64 (Hu et al., TNNLS 2021).",
+)

@@ -15,5 +15,7 @@ from conversion_ext.recipes import register_recipe
 from conversion_ext.recipes.recipe import Recipe
 
 register_recipe(
-    "hunsberger2016", Recipe(Trained(), Filtered(RefractoryLIF(), tau=3.0, order=1), readout=MeanOutput(start=60))
+    "hunsberger2016",
+    Recipe(Trained(), Filtered(RefractoryLIF(), tau=3.0, order=1), readout=MeanOutput(start=60)),
+    use="Use it for networks trained with SoftLIF, T from 80 (Hunsberger and Eliasmith, 2016).",
 )

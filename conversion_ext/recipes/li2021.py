@@ -17,5 +17,9 @@ from conversion_ext.recipes.recipe import Recipe
 from conversion_ext.tuners import BiasCorrection, InitialPotential, WeightCalibration
 
 LIGHT = Recipe(MeanSquaredError(), IF(v_init=0.5), tuners=(BiasCorrection(),))
-register_recipe("li2021", LIGHT)
-register_recipe("li2021_advanced", replace(LIGHT, tuners=(WeightCalibration(), InitialPotential())))
+register_recipe("li2021", LIGHT, use="Use it to compare with calibrated biases, T of 4 to 32 (Li et al., ICML 2021).")
+register_recipe(
+    "li2021_advanced",
+    replace(LIGHT, tuners=(WeightCalibration(), InitialPotential())),
+    use="Use it to compare with calibrated weights, T of 2 to 32 (Li et al., ICML 2021).",
+)

@@ -17,4 +17,5 @@ from conversion_ext.types import PerLayer
 register_recipe(
     "rueckauer2017",
     Recipe(Percentile(99.9, granularity=PerLayer(), positive_only=True), IF(v_init=0.0), max_pool="fir"),
+    use="Use it to compare with the classic of constant currents, T from 64 (Rueckauer et al., 2017).",
 )

@@ -39,28 +39,35 @@ def simulate(
 ) -> Simulation:
     """Run ``snn`` for T steps and return its decoded output after the steps ``at`` (default: all).
 
-    ``x`` [N, ...] (a tuple for several inputs) goes through the recipe's encoder; ``x_seq`` [T, N, ...] is taken as
-    it is. Where sites look ahead, T steps are one call, and outputs exist ``latency_steps - T`` steps after their
-    step. ``readout`` overrides the recipe's. ``record`` names quantities kept per site and step: "spikes",
-    "potential" (after the reset, in units of the threshold). ``generator`` makes the noise of a random encoder, by
-    default that of seed 0. ``time_chunk`` steps run per call, chosen
-    automatically; memory grows with it and with ``at``, not with T. ``reset=False`` goes on from the present state.
+    Args:
+        snn: the converted network.
+        x: input [N, ...] (a tuple for several inputs), which the recipe's encoder turns into steps.
+        T: number of time steps.
+        x_seq: a sequence [T, N, ...] in place of ``x``, taken as it is.
+        readout: how outputs over time become one, by default as the recipe says.
+        at: steps after which the output is decoded. Where sites look ahead, T steps are one call, and outputs exist
+            ``latency_steps - T`` steps after their step.
+        record: quantities kept per site and step: "spikes", "potential" (after the reset, in units of the threshold).
+        time_chunk: steps run per call, chosen automatically; memory grows with it and with ``at``, not with T.
+        block: number of steps K that a site buffers, by default the recipe's (mostly 1). It averages its input over K
+            steps and uses the average as a constant current for its own next K steps. That removes the unevenness
+            error inside a block and runs weight layers T/K times, but every site adds K-1 steps of latency. T must be
+            a multiple of K, and outputs exist at multiples of K. K = T gives the :func:`twin`.
+        reset: False goes on from the present state.
+        exit: a rule such as ``readouts.Confidence(12.0)`` ends the run of every sample whose decision is safe; there
+            is one output then, that of the step at which each sample ended.
+        dtype: "bfloat16" rounds the weights, and the currents that they emit, of all layers between the first spikes
+            and the readout. Spikes are exact in any case; membranes, counters and running sums stay float32, and so do
+            the current of a constant input and the readout.
+        weights: "int8" rounds only those weights, to 8 bits with a scale per output channel (for accuracy: torch has
+            no public int8 convolution with real outputs). For all in integers see ``conversion_ext.integer``.
+        compile: make kernels of all that a neuron does in 16 steps by ``torch.compile``: the same spikes, worth the
+            seconds of the first run where many runs of one kind follow; a warning tells where it does not work.
+        generator: makes the noise of a random encoder, by default that of seed 0.
 
-    ``block`` K (by default the recipe's, mostly 1): every site waits for K steps of its input and takes their mean as
-    its current for K steps, so weight layers run T/K times and spike trains of other sites cannot be uneven within a
-    block; outputs exist at block ends. K = T gives the :func:`twin`. A site starts K-1 steps after the one before it.
-
-    ``exit``: a rule such as ``readouts.Confidence(12.0)`` lets go of every sample whose decision is safe; there is one
-    output then, that of the step at which each sample left.
-
-    ``dtype="bfloat16"`` rounds the weights, and the currents that they emit, of all layers between the first spikes
-    and the readout; ``weights="int8"`` only those weights, to 8 bits with a scale per output channel (for accuracy:
-    torch has no public int8 convolution with real outputs). Spikes are exact in any case; membranes, counters
-    and running sums stay float32, and so do the current of a constant input and the readout. For all in integers see
-    ``conversion_ext.integer``.
-
-    ``compile=True`` makes kernels of all that a neuron does in 16 steps by ``torch.compile``: the same spikes, worth
-    the seconds of the first run where many runs of one kind follow; where it does not work, that is said once.
+    Raises:
+        ValueError: for arguments that do not fit the network or each other.
+        CalibrationError: for an input that cannot be used: empty, another device or dtype, NaN.
 
     On a CPU the neurons of SpikingJelly and snnTorch are advanced on their own state without a call of their forward.
     Where a forward hook (or a monitor of the framework) is registered on a neuron, its forward is called and the hook

@@ -18,6 +18,8 @@ __all__ = ["BiasCorrection"]
 class BiasCorrection(Tuner):
     """Add to the current of each channel what its mean output lacks: ``bias_c += mean(a_c) - mean(lambda_c rate_c)``.
 
+    Use it when only biases may change, or there is little data: it is the cheapest correction.
+
     a is the ANN's activation, the means are over samples, positions and the T steps; the site's input is what the
     corrected sites before it really emit. The correction is repeated ``iterations`` times, and a channel keeps the
     bias that brought its means closest.

@@ -20,6 +20,8 @@ __all__ = ["Compensation"]
 class Compensation(Tuner):
     """Multiply by ``kappa`` >= 1 what every layer sends, for what its membranes keep (a reconstruction of Hu's).
 
+    Use it to compare with Hu et al., behind neurons that start from potential 0.
+
     With ``v_init = 0`` a neuron ends with a charge of about 1/2 on average, so that a layer emits the share
     ``1 - 1 / (2 T mean rate)`` of its activation, and layers one behind the other lose exponentially. ``kappa=None``
     fits a factor per layer, the rates e of a site to the ANN's activations a: ``kappa = max(1, <a, e> / <e, e>)``,

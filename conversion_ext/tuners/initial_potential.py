@@ -28,6 +28,8 @@ class PerNeuron:
 class InitialPotential(Tuner):
     """Start each neuron with the charge its output lacks in T steps: ``v_init += T mean(a - lambda rate) / lambda``.
 
+    Use it behind any other tuner: it costs nothing while simulating and fades with more steps.
+
     a is the ANN's activation; the site's input is what the tuned sites before it really emit. The mean is over samples,
     steps and, with ``PerChannel()``, positions; where a random part of the samples has positions enough, over these.
     ``PerNeuron()`` fixes the size of the input, and another one raises ValueError when it is run. A value that does not

@@ -18,6 +18,8 @@ __all__ = ["OffsetSpike"]
 class OffsetSpike(ResidualTuner):
     """Run ``rho`` steps at each site, shift initial potentials by what changes a wrong count by one spike, run anew.
 
+    Use it when the network was trained with QCFS and latency may grow with depth.
+
     A site's input is what the corrected sites before it send. After rho steps with N spikes and potential v, a
     neuron with ``v < 0`` and N >= 1 made too many spikes, one with ``v >= 1`` too few. With A the least potential at
     which it fired (before the reset), B the greatest at which it did not (1000 and -1000 where there is none):

@@ -19,6 +19,8 @@ CRITERIA = ("paper", "exact")
 class ResidualPotential(ResidualTuner):
     """Silence, in the T steps that count, every neuron whose potential after ``tau`` steps shows that it fired wrongly.
 
+    Use it when the network was trained with QCFS and a few steps may run before those that count.
+
     The network first runs ``tau`` steps as it is. A site then lets its neurons speak where, v being the potential
     left and N the spikes of these steps,
 

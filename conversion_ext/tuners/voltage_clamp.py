@@ -18,6 +18,8 @@ __all__ = ["VoltageClamp"]
 class VoltageClamp(SteppingTuner):
     """Hold the potential of the site at depth l for its first ``steps * l`` steps: no input, no spike.
 
+    Use it when a deep network takes long to settle at large T.
+
     Depth is counted in sites along the longest chain from an input, the first site having l = 1. In this simulator a
     spike reaches the next site within its step, so the clamp only keeps the transient of shallow sites out of the
     deep ones. The last of D sites speaks after steps * D steps; ``MeanOutput(start=steps * D)`` divides by the

@@ -28,6 +28,8 @@ ROWS, ROWS_PER_FEATURE = 20_000, 30
 class WeightCompensation(Tuner):
     """Refit each weight layer: ``W', b' = argmin E|W' x + b' + rest - z|^2 + anchor E|(W' - W) a + b' - b|^2``.
 
+    Use it when T is 16 or less and weights may change: it gains most of all tuners.
+
     x is the mean over the T steps of what the spiking network sends the layer, a what the ANN does, z what the ANN
     computes there and ``rest`` what else is added (a shortcut): errors of earlier layers and of the shortcut are
     absorbed, and the anchor keeps the layer right for true inputs, to which x tends with more steps. A term
