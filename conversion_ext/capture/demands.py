@@ -13,7 +13,7 @@ from conversion_ext.operators.base import Activation, operator_of
 from conversion_ext.operators.magnitude import Magnitude
 from conversion_ext.operators.sites import SiteKind
 
-__all__ = ["Demand", "MagnitudeOfInput", "NoBias", "NoMaxPool", "OnlyReLU"]
+__all__ = ["Demand", "MagnitudeOfInput", "NoBias", "NoMaxPool", "NoSignedSites", "OnlyReLU"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,19 @@ class OnlyReLU(Demand):
             if isinstance(meaning, Activation) and (meaning.kind is not SiteKind.RELU or meaning.cap is not None):
                 found.append(_problem(node, "it is an activation other than ReLU.", "Train with ReLU in its place."))
         return found
+
+
+@dataclass(frozen=True)
+class NoSignedSites(Demand):
+    """No activation needs spikes of either sign, as a LeakyReLU does: spikes weighted in time have one sign."""
+
+    def problems(self, model: GraphModule) -> list[Problem]:
+        """Return the activations that need both."""
+        reason = "its values have either sign, and encoders of those send rates, which cannot follow weighted spikes."
+        remedy = "Train with ReLU in its place, or take a recipe of another family, such as default-lookahead."
+        meanings = ((node, operator_of(model, node)) for node in model.graph.nodes)
+        signed = (node for node, m in meanings if isinstance(m, Activation) and m.kind is SiteKind.SIGNED)
+        return [_problem(node, reason, remedy) for node in signed]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from conversion_ext.capture.demands import Demand
+from conversion_ext.capture.demands import Demand, NoSignedSites
 from conversion_ext.encoders import ConstantCurrent, Encoder
 from conversion_ext.errors import require
 from conversion_ext.neurons import IF, Neuron, SignedEncoder, WeightedIF
@@ -103,6 +103,8 @@ class Recipe:
             f"Recipe(family={self.family.value!r}): {type(self.neuron).__name__} emits {self.neuron.family.value} "
             "spikes; make the two agree.",
         )
+        if self.family is Family.WEIGHTED and NoSignedSites() not in self.demands:
+            object.__setattr__(self, "demands", (*self.demands, NoSignedSites()))
         require(
             not (self.readout.spiking and self.family in (Family.MULTI_LEVEL, Family.WEIGHTED)),
             f"Recipe(readout={self.readout!r}) counts single spikes, and those of {self.neuron!r} are worth several; "

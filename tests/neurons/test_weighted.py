@@ -154,7 +154,8 @@ def test_what_it_cannot_be_is_refused():
     with pytest.raises(ValueError, match="convert with T"):
         cx.convert(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), torch.rand(4, 2), recipe="default-weighted")
     signed = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.LeakyReLU(), nn.Linear(4, 2))
-    with pytest.raises(UnsupportedError, match="weighted in time"):
+    assert [p.path for p in cx.check(signed, torch.rand(8, 4), recipe="default-weighted")] == ["3"]
+    with pytest.raises(UnsupportedError, match="cannot follow weighted spikes"):
         cx.convert(signed, torch.rand(8, 4), recipe="default-weighted", T=4, backend="reference", progress=False)
     with pytest.raises(ValueError, match="WeightedIF"):
         cx.Recipe(tuners=(cx.tuners.DecisionTable(),))
