@@ -100,7 +100,7 @@ def network(neuron, name="residual", backend="reference", T=4, **options):
 
 
 @pytest.mark.parametrize("neuron", NEURONS, ids=str)
-@pytest.mark.parametrize("name", ["residual", "inception"])
+@pytest.mark.parametrize("name", ["residual", "dense"])
 @pytest.mark.parametrize("backend", available())
 def test_ticks_give_the_whole_run_after_the_lag_bit_for_bit(backend, name, neuron):
     _, x, snn = network(neuron, name, backend)
