@@ -155,6 +155,12 @@ def _scale_edge(
     user.replace_input_with(source, scales[key])
 
 
+def _bytes(parameter: Tensor) -> bytes:
+    """Return the values of a parameter of any type."""
+    plain = parameter.detach().cpu().clone(memory_format=torch.contiguous_format)
+    return plain.view(-1).view(torch.uint8).numpy().tobytes()
+
+
 def _install(body: GraphModule, folded: Mapping[Node, nn.Module]) -> list[str]:
     """Put the folded modules in place; weights that were tied and still are equal stay tied."""
     tied: dict[tuple[int, bytes], nn.Parameter] = {}
@@ -165,7 +171,7 @@ def _install(body: GraphModule, folded: Mapping[Node, nn.Module]) -> list[str]:
             original = getattr(old, name, None)
             if original is None:
                 continue
-            key = (id(original), parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            key = (id(original), _bytes(parameter))
             shared = tied.setdefault(key, parameter)
             setattr(module, name, shared)
             uses.setdefault(id(original), []).append((f"{graph.key_of(node)}.{name}", shared))

@@ -14,7 +14,7 @@ from conversion_ext.errors import Problem
 from conversion_ext.graph.layers import MAX_POOLS, spatial_dims
 from conversion_ext.nn.max_pool import SpikingMaxPool
 from conversion_ext.operators.base import Choices, NodeContext, Operator, register_operator
-from conversion_ext.operators.linear_map import LinearMap, last_dims
+from conversion_ext.operators.linear_map import LinearMap, input_shape, last_dims
 from conversion_ext.types import Family
 
 __all__ = ["Pool"]
@@ -54,7 +54,15 @@ def max_pool(node: Node, module: nn.Module | None) -> Operator | Problem:
             "Use a network without max-unpooling.",
             graph.describe(node),
         )
-    return Pool(last_dims(node, spatial_dims(module)))
+    dims = spatial_dims(module)
+    if input_shape(node) and len(input_shape(node)) != dims + 2:
+        return Problem(
+            graph.key_of(node),
+            f"it pools {list(input_shape(node)[1:])} values of a sample as if they were rows without channels.",
+            "Give it [N, C, ...]: x.unsqueeze(1) before it, squeeze(1) behind it.",
+            graph.describe(node),
+        )
+    return Pool(last_dims(node, dims))
 
 
 @register_operator(F.max_pool1d, F.max_pool2d, F.max_pool3d)
