@@ -34,8 +34,13 @@ def outputs(value: Any) -> Tensor:
     return torch.cat([tensor.flatten(1) for tensor in tensors_in(value)], 1)
 
 
+def _given(inputs: tuple[Tensor, ...]) -> Any:
+    """Return inputs as ``simulate`` takes them."""
+    return inputs[0] if len(inputs) == 1 else inputs
+
+
 def at(snn: Any, inputs: tuple[Tensor, ...], steps: tuple[int, ...]) -> list[Tensor]:
-    found = cx.simulate(snn, inputs if len(inputs) > 1 else inputs[0], steps[-1], at=steps).outputs
+    found = cx.simulate(snn, _given(inputs), steps[-1], at=steps).outputs
     parts = tensors_in(found)
     return [torch.cat([part[i].flatten(1) for part in parts], 1) for i in range(len(steps))]
 
@@ -77,7 +82,7 @@ def _persistence(net: nn.Module, inputs: tuple[Tensor, ...], seed: int, snn: Any
 
 def _binary(snn: Any, inputs: tuple[Tensor, ...]) -> Iterator[str]:
     """Where the table promises binary spikes, they are 0 and 1."""
-    run = cx.simulate(snn, inputs if len(inputs) > 1 else inputs[0], 5, record=("spikes",))
+    run = cx.simulate(snn, _given(inputs), 5, record=("spikes",))
     emits = {row.key: row.emits for row in snn.conversion.table()}
     for key, spikes in run.recorded["spikes"].items():
         if emits.get(key) is Family.BINARY and not set(spikes.unique().tolist()) <= {0.0, 1.0}:
