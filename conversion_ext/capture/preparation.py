@@ -21,7 +21,7 @@ from conversion_ext.errors import Problem, UnsupportedError
 from conversion_ext.operators.base import Activation, operator_of
 from conversion_ext.operators.sites import Site, SiteKind
 
-__all__ = ["Traced", "examine", "find_sites", "prepare", "problems_of", "trace"]
+__all__ = ["Traced", "examine", "find_sites", "prepare", "problems_of", "silence_of", "trace"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,21 @@ def trace(
     outputs = insert_output_neurons(model) if output_neurons else []
     notes = [f"A relay was added: {key}." for key in insert_relays(model)] if relay else []
     return Traced(model, find_sites(model), tensors_of(inputs), outputs, notes)
+
+
+def silence_of(model: GraphModule) -> str:
+    """Return what to say of a prepared network whose sites all stay analog: "" where there is one that spikes."""
+    if find_sites(model):
+        return ""
+    found = [node for node in model.graph.nodes if isinstance(operator_of(model, node), Activation)]
+    kept = [node for node in found if not graph.info(node).skip]
+    if not kept:
+        return "This network has no spiking neuron: all its activations are kept out by skip= or leaf=."
+    names = ", ".join(graph.key_of(node) for node in kept[:3]) + (", ..." if len(kept) > 3 else "")
+    return (
+        f"This network has no spiking neuron: {names} {'is' if len(kept) == 1 else 'are'} no ReLU, and such functions "
+        "stay analog. relay=True puts spiking neurons before the weight layers; or train with ReLU in their place."
+    )
 
 
 def examine(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
-from conversion_ext.capture.preparation import examine
+from conversion_ext.capture.preparation import examine, silence_of
 from conversion_ext.capture.private_copy import unwrapped
 from conversion_ext.errors import Problem, UnsupportedError, require
 from conversion_ext.recipes import resolve_recipe
@@ -27,7 +28,7 @@ def check(
 ) -> list[Problem]:
     """Return every obstacle to converting ``ann``, each with path, source line, reason and remedy; [] if there is none.
 
-    Nothing is calibrated and the model is not changed.
+    Nothing is calibrated and the model is not changed. A network that would not spike at all is warned of.
 
     Args:
         ann: the network.
@@ -43,6 +44,9 @@ def check(
     require(isinstance(ann, nn.Module), f"ann must be a torch.nn.Module, got {type(ann).__name__}.", TypeError)
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
     try:
-        return examine(ann, None if example_input is None else inputs, skip, leaf, graded, demands)[1]
+        model, problems = examine(ann, None if example_input is None else inputs, skip, leaf, graded, demands)
     except UnsupportedError as error:  # not even captured
         return list(error.problems) or [Problem(type(ann).__name__, str(error), "")]
+    if not problems and (silence := silence_of(model)):
+        warnings.warn(silence, stacklevel=2)
+    return problems

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from conversion_ext.backends import get_backend
 from conversion_ext.calibration.calibration import Calibration
+from conversion_ext.capture.preparation import silence_of
 from conversion_ext.capture.private_copy import unwrapped
 from conversion_ext.conversion.assembly import assemble
 from conversion_ext.conversion.folding import fold as fold_units
@@ -121,6 +123,9 @@ def convert(
     data, forward = _samples(_data(calibration, normalizer, calibrated, example_input), options, ann)
     traced = traced_for(recipe, ann, example_of(ann, data, example_input, forward), graded, relay, skip, leaf)
     model, sites, notes = traced.model, traced.sites, traced.notes
+    if silence := silence_of(model):
+        warnings.warn(silence, stacklevel=3)
+        notes.append(silence)
     recipe.check_sites(sites)
     seen = observe(traced, normalizer, data, forward, progress)
     thresholds = thresholds_of(model, sites, seen.stats, recipe, T)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 import conversion_ext as cx
 from conversion_ext.backends.base import available, get_backend
-from conversion_ext.demo.datasets import Dataset, load
+from conversion_ext.data.datasets import Dataset, load
 from conversion_ext.errors import optional_import, require
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def run(
     """Train on ``data``, convert with each normalizer for each backend, and simulate ``T`` steps.
 
     Args:
-        data: the name of a data set (``conversion_ext.demo.datasets.load``) or a data set.
+        data: the name of a data set (``conversion_ext.data.datasets.load``) or a data set.
         backends: names; default: every installed framework, or the reference backend without any.
         T: time steps, at least 1.
         epochs: passes over the training part; default: 10 for digits, 2 for Fashion-MNIST.

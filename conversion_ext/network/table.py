@@ -49,7 +49,9 @@ class Table(list[Row]):
             counts = (str(row.neurons), str(row.lag)) if row.neurons else ("", "")
             lines.append((row.key, row.kind, str(row.sees), str(row.emits), row.scale, *counts))
         widths = [max(len(line[i]) for line in lines) for i in range(7)]
-        return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+        table = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+        silent = [] if any(row.neurons for row in self) else ["No neuron of this network spikes."]
+        return "\n".join(table + silent)
 
 
 class Conversion:

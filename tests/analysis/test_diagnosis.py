@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 import conversion_ext as cx
 from conversion_ext.analysis.causes import Cause, Remedy
 from conversion_ext.analysis.diagnosis import Diagnosis, diagnose
-from conversion_ext.demo.datasets import Dataset, load
+from conversion_ext.data.datasets import Dataset, load
 from conversion_ext.demo.demo import train
 
 GOOD = cx.Recipe(cx.Percentile(99.9))

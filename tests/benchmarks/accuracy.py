@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import conversion_ext as cx
-from conversion_ext.demo.datasets import Dataset, load
+from conversion_ext.data.datasets import Dataset, load
 from conversion_ext.demo.demo import network, train
 
 AT = (1, 2, 4, 8, 16, 32, 64)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import conversion_ext as cx
-from conversion_ext.demo.datasets import load
+from conversion_ext.data import load
 from tests.benchmarks.train import HELD_OUT, trained
 
 LOSS, EVERY, HALVINGS = 0.001, (1, 2, 4), 20

@@ -37,7 +37,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import conversion_ext as cx
-from conversion_ext.demo.datasets import load
+from conversion_ext.data import load
 from conversion_ext.training import Training
 from tests.benchmarks.networks import NETWORKS
 from tests.benchmarks.train import HELD_OUT, accuracy, trained

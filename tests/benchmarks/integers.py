@@ -13,7 +13,7 @@ import time
 import torch
 
 import conversion_ext as cx
-from conversion_ext.demo.datasets import load
+from conversion_ext.data import load
 from conversion_ext.integer.conversion import integers
 from conversion_ext.integer.description import overflows
 from conversion_ext.network.spiking_network import Root

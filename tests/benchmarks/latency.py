@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 import conversion_ext as cx
 from conversion_ext.analysis.decomposition import decompose
-from conversion_ext.demo.datasets import load
+from conversion_ext.data import load
 from conversion_ext.neurons import BurstIF
 from conversion_ext.types import Family
 from tests.benchmarks.train import HELD_OUT, trained

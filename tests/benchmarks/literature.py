@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 import conversion_ext as cx
-from conversion_ext.demo.datasets import load
+from conversion_ext.data import load
 from conversion_ext.normalizers import ThresholdBalancing
 from tests.benchmarks.train import CHECKPOINTS, HELD_OUT, trained
 

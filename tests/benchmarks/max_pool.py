@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import conversion_ext as cx
-from conversion_ext.demo.datasets import load
+from conversion_ext.data import load
 from tests.benchmarks.train import trained
 
 AT = (8, 16, 32, 64, 128, 256)

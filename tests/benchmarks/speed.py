@@ -31,8 +31,8 @@ from torchvision.models import resnet18
 
 import conversion_ext as cx
 from conversion_ext.capture.preparation import prepare
+from conversion_ext.data import load
 from conversion_ext.demo.bench import Run, forwards, loop, medians, ours
-from conversion_ext.demo.datasets import load
 from conversion_ext.network.spiking_network import Root
 from conversion_ext.readouts.confidence import Confidence
 from tests.benchmarks.train import HELD_OUT, trained

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from conversion_ext.demo.datasets import load
+from conversion_ext.data import load
 from tests.benchmarks.networks import NETWORKS
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"

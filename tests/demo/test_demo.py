@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset
 
 from conversion_ext.__main__ import main, registered
 from conversion_ext.backends.base import available
-from conversion_ext.demo import datasets as data
+from conversion_ext.data import datasets as data
 from conversion_ext.demo import demo
 from conversion_ext.errors import UnknownNameError
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import conversion_ext as cx
-from conversion_ext.demo.datasets import load
+from conversion_ext.data import load
 from conversion_ext.demo.demo import network as network_of_the_demo
 from conversion_ext.demo.demo import train
 from conversion_ext.neurons import RefractoryLIF

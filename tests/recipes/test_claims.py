@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import conversion_ext as cx
-from conversion_ext.demo.datasets import load
+from conversion_ext.data import load
 from conversion_ext.encoders import ConstantCurrent
 from conversion_ext.neurons import IF
 from conversion_ext.nn import QCFS, SoftLIF

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import conversion_ext as cx
-from conversion_ext.demo.datasets import load
+from conversion_ext.data import load
 from conversion_ext.demo.demo import network, train
 
 FAMILIES = ("default", "default-signed", "default-multilevel")
