@@ -23,7 +23,7 @@ from conversion_ext.simulation.split import halves, split
 from conversion_ext.types import Steps
 
 __all__ = ["Engine"]
-"""``(first step, number of steps K) -> inputs [K, N, ...]``, to be called in order."""
+
 # Bytes of an average activation of one call on a CPU: more steps per call save Python, and weights are read less often,
 # until activations leave a cache of a few MiB. Measured on the 28x28 networks of tests/benchmarks at batch 1 to 64.
 CACHE = 5 << 20
@@ -53,6 +53,11 @@ class Engine:
         self.memories = Memories(snn)
         sizes = [graph.info(n).shape.numel() for n in snn.body.graph.nodes if graph.info(n).is_tensor]
         self.size = sum(sizes) / max(1, len(sizes))
+
+    @property
+    def most(self) -> int:
+        """How many samples of one step stay in a cache."""
+        return max(1, int(CACHE / (4 * self.size)))
 
     def schedule(self, T: int | None, block: int | None = None, length: int | None = None) -> Schedule:
         """Return the schedule of a run: see :func:`schedule`."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from conversion_ext.errors import CalibrationError, StateError, require
 from conversion_ext.graph.values import map_tensors
 from conversion_ext.network.spiking_network import Root
+from conversion_ext.nn.softmax import SpikingSoftmax
 from conversion_ext.readouts.base import Readout
 from conversion_ext.recipes.recipe import Recipe
 from conversion_ext.simulation.decoder import Decoder
@@ -22,6 +23,7 @@ from conversion_ext.simulation.inputs import encoded, frames, means
 from conversion_ext.simulation.options import RunOptions
 from conversion_ext.simulation.recorder import RECORDS, Recorder
 from conversion_ext.simulation.schedule import Schedule
+from conversion_ext.simulation.slices import joined, joined_state, slices
 from conversion_ext.tables import Report, Sheet, plain, spread
 
 __all__ = ["Runner", "Simulation", "run", "times"]
@@ -123,12 +125,36 @@ class Runner:
         plan = self.engine.schedule(self.T, self.block, length)
         steps = times((plan.T,) if last else self.at, plan.T, plan.block)
         self._check(plan, steps, sequence)
+        parts = slices(inputs, self.engine.most) if self._may_slice(inputs, plan, sequence) else [inputs]
         try:
-            return self._run(inputs, plan, steps, sequence)
+            return self._run(inputs, plan, steps, sequence) if len(parts) == 1 else self._in_turn(parts, plan, steps)
         except StateError:
             raise
         except RuntimeError as error:
             raise self._misfit(inputs, sequence, error) from error
+
+    def _may_slice(self, inputs: tuple[Any, ...], plan: Schedule, sequence: bool) -> bool:
+        """Return whether parts of the batch, one after the other from a reset, do what the whole batch does."""
+        one_by_one = self.exit is None and self.reset and not sequence and not plan.warm_up
+        constant = self.snn.conversion.recipe.encoder.constant
+        drawn = any(isinstance(m, SpikingSoftmax) and m.method != "membrane" for m in self.snn.modules())
+        cached = all(not isinstance(v, Tensor) or v.device.type == "cpu" for v in inputs)
+        return one_by_one and constant and cached and not drawn
+
+    def _in_turn(self, parts: list[tuple[Any, ...]], plan: Schedule, steps: tuple[int, ...]) -> Simulation:
+        """Run slices of a batch, and leave the state that the whole batch would have left."""
+        memories, runs, states = self.engine.memories, list[Simulation](), list[Any]()
+        for part in parts:
+            memories.reset()
+            runs.append(self._run(part, plan, steps, False))
+            states.append(memories.values())
+        memories.recall(joined_state(states))
+        first = runs[0]
+        return Simulation(
+            joined([each.outputs for each in runs], 1), first.at, joined([each.firing_rate for each in runs], 0),
+            joined([each.spikes for each in runs], 0), first.total_steps, first.latency_steps,
+            joined([each.recorded for each in runs], 1),
+        )  # fmt: skip
 
     def _run(self, inputs: tuple[Any, ...], plan: Schedule, steps: tuple[int, ...], sequence: bool) -> Simulation:
         engine, left = self.engine, None

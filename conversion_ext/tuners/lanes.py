@@ -16,7 +16,7 @@ from conversion_ext.nn.stateful import Memory
 from conversion_ext.tuners.tensor_store import Shelf, pack, unpack
 from conversion_ext.types import Steps
 
-__all__ = ["Lane", "SpikingLane"]
+__all__ = ["Lane", "SpikingLane", "mean_of"]
 
 
 class Lane:
@@ -142,7 +142,7 @@ class SpikingLane(Lane):
         """Keep the spikes [T*N, ...] that a site emits, and their mean over the steps."""
         site, steps = self.sites[node], spikes.unflatten(0, (self.steps.T, -1))
         self.live.add(node)
-        self.shelf[id(self), "mean", node, part] = steps.mean(0)
+        self.shelf[id(self), "mean", node, part] = mean_of(steps)
         most = site.largest * self.steps.block
         if site.binary and self.steps.block == 1:
             kept = pack(steps)
@@ -171,5 +171,13 @@ class SpikingLane(Lane):
         if node in self.sites and key in self.shelf:
             return self.sites[node].emitted(self.shelf[key])
         if node in self.remembers or (id(self), node, part) in self.shelf:
-            return self.value(node, part).unflatten(0, (self.steps.T, -1)).mean(0)
+            return mean_of(self.value(node, part).unflatten(0, (self.steps.T, -1)))
         return self.call(node, lambda source: self.mean(source, part, known))
+
+
+def mean_of(steps: Tensor) -> Tensor:
+    """Return the mean [N, ...] of values of steps [T, N, ...], laid out in memory as one of them."""
+    total = steps[0].clone()
+    for step in steps[1:]:
+        total += step
+    return total.div_(len(steps))

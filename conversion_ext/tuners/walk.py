@@ -22,7 +22,7 @@ from conversion_ext.operators.arithmetic import Sum
 from conversion_ext.operators.base import operator_of
 from conversion_ext.operators.synapse import Synapse
 from conversion_ext.tuners.exact_sums import peak, total, total_within
-from conversion_ext.tuners.lanes import Lane, SpikingLane
+from conversion_ext.tuners.lanes import Lane, SpikingLane, mean_of
 from conversion_ext.tuners.tensor_store import Shelf
 from conversion_ext.types import Steps
 
@@ -199,7 +199,7 @@ class SiteStop(_Stop):
 
     def mean_emitted(self, part: int) -> Tensor:
         """Return the mean over the T steps of what the site, as it is now, emits, [N, ...]."""
-        return self.site.emitted(self._spikes(part).unflatten(0, (self.pair.steps.T, -1)).mean(0))
+        return self.site.emitted(mean_of(self._spikes(part).unflatten(0, (self.pair.steps.T, -1))))
 
     def _spikes(self, part: int) -> Tensor:
         reset(self.site)

@@ -22,6 +22,7 @@ __all__ = ["WeightCompensation"]
 
 # Neighbouring output positions of a convolution say nearly the same: so many rows of a regression are as good as all.
 ROWS, ROWS_PER_FEATURE = 20_000, 30
+BLOCK = 192  # features of a block of a Gram matrix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,20 +88,24 @@ class _Rows:
         self.groups: int = getattr(module, "groups", 1)
         self.axes = 0 if isinstance(module, nn.Linear) else len(module.kernel_size)
         self.width = module.weight[0].numel() + 1
-        self.stride = self._choose_stride()
+        self.strides = self._choose_strides()
 
-    def _choose_stride(self) -> int:
-        """Return how far apart the output positions looked at lie, so that enough rows remain for every feature."""
+    def _choose_strides(self) -> list[int]:
+        """Return how far apart the positions looked at lie in each axis, so that each feature has enough rows."""
         if not self.axes:
-            return 1
+            return []
 
         def sizes(part: int) -> tuple[Tensor, Tensor]:
             wanted = self.stop.wanted(part)
             return torch.tensor(wanted[:, 0].numel()), torch.tensor(wanted.shape[2:])
 
-        rows, axes = self.stop.total(sizes)
-        sparse = (float(rows) / max(ROWS, ROWS_PER_FEATURE * self.width)) ** (1 / self.axes)
-        return max(1, min(int(sparse), int(axes.min() / self.stop.count)))
+        rows, sums = self.stop.total(sizes)
+        sparse, strides = float(rows) / max(ROWS, ROWS_PER_FEATURE * self.width), list[int]()
+        for axis, size in enumerate(sums / self.stop.count):
+            even = int(sparse ** (1 / (self.axes - axis)))
+            strides.append(max(1, min(even, int(size))))
+            sparse /= strides[-1]
+        return strides
 
     def features(self, group: tuple[int, ...]) -> Tensor:
         """Return the mean over the steps of what the layer is sent, and a one for the bias."""
@@ -130,10 +135,12 @@ class _Rows:
         return F.pad(patches(x, self.module, self._positions(part)), (0, 1), value=1.0)
 
     def _positions(self, part: int) -> tuple[slice, ...]:
-        """Return which output positions of a part are looked at: every ``stride``-th, by turns from another start."""
-        s = self.stride
-        number = self.stop.numbers[part]
-        return tuple(slice(number // s**axis % s, None, s) for axis in range(self.axes))
+        """Return which output positions of a part are looked at: from another start in each, by turns."""
+        number, chosen = self.stop.numbers[part], list[slice]()
+        for stride in self.strides:
+            number, first = divmod(number, stride)
+            chosen.append(slice(first, None, stride))
+        return tuple(chosen)
 
     def _outputs(self, y: Tensor, part: int) -> Tensor:
         """Return ``y`` [N, outputs, ...] at the positions looked at, [groups, rows, outputs of a group]."""
@@ -149,8 +156,7 @@ class _Rows:
         unit = power_of_two(-torch.frexp(largest.clamp(1e-30, 1e30)).exponent)[:, None]
 
         def product(group: tuple[int, ...]) -> Tensor:
-            x = features(group) * unit.to(features(group))
-            return x.mT @ x
+            return _symmetric_product(features(group) * unit.to(features(group)))
 
         gram = self.stop.total_within(product, (*shape, self.width), rows * (largest[:, None] * unit).amax(), parts)
         return gram.div_(unit).div_(unit.mT)
@@ -219,6 +225,18 @@ class _Regression:
         old = self.module.weight
         for name, value in (("weight", self.best[..., :-1].reshape(old.shape)), ("bias", self.best[..., -1].flatten())):
             setattr(self.module, name, nn.Parameter(value.to(old.dtype), requires_grad=old.requires_grad))
+
+
+def _symmetric_product(x: Tensor) -> Tensor:
+    """Return ``x.mT @ x``, of which what lies below blocks on the diagonal is copied from above."""
+    width = x.shape[-1]
+    product = x.new_empty(*x.shape[:-2], width, width)
+    for first in range(0, width, BLOCK):
+        last = min(first + BLOCK, width)
+        rows = x[..., first:last].mT @ x[..., first:]
+        product[..., first:last, first:] = rows
+        product[..., last:, first:last] = rows[..., last - first :].mT
+    return product
 
 
 def patches(x: Tensor, module: Any, positions: tuple[slice, ...] = ()) -> Tensor:
