@@ -144,14 +144,18 @@ def test_steps_per_call_are_chosen_by_what_a_cache_holds():
     build, shape = zoo.SMALL["residual"]
     x = torch.rand(2, *shape)
     snn = cx.convert(build().eval(), x, backend="reference", progress=False)
-    calls: list[int] = []
+    calls: list[tuple[int, int]] = []
     first = next(iter(snn.sites().values()))
-    first.stepping.register_forward_hook(lambda _, args, out: calls.append(len(out)))
+    first.stepping.register_forward_hook(lambda _, args, out: calls.append(tuple(out.shape[:2])))
     cx.simulate(snn, x, 64)
-    assert calls == [64]  # this network is tiny
+    assert calls == [(64, 2)]  # this network is tiny
     calls.clear()
     cx.simulate(snn, x.repeat(8192, *[1] * len(shape)), 4)
-    assert calls == [1, 1, 1, 1]
+    steps, samples = zip(*calls, strict=True)
+    assert set(steps) == {1}
+    assert len(calls) > 4  # slices, one after the other
+    assert sum(samples) == 4 * 16384
+    assert max(samples) - min(samples) <= 1
 
 
 def test_a_network_is_split_once_and_again_after_a_change():
