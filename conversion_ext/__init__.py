@@ -26,10 +26,10 @@ from conversion_ext.analysis.twins import Forecast as Forecast
 from conversion_ext.analysis.twins import forecast, twin
 from conversion_ext.backends.base import register_backend
 from conversion_ext.capture.passes.base import register_pass
-from conversion_ext.conversion.checks import check
 from conversion_ext.conversion.pipeline import convert
 from conversion_ext.errors import CalibrationError, ConversionError, Problem, UnsupportedError
 from conversion_ext.exchange import from_nir, load, save, to_nir
+from conversion_ext.exchange.checks import check
 from conversion_ext.network.state import reset
 from conversion_ext.network.table import Conversion
 from conversion_ext.neurons import IF, SignedIF

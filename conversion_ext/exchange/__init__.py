@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from conversion_ext.exchange.checks import check
 from conversion_ext.exchange.files import load, save
 from conversion_ext.exchange.nir_export import to_nir
 from conversion_ext.exchange.nir_import import from_nir
+from conversion_ext.exchange.sums import sum_pools
 
-__all__ = ["from_nir", "load", "save", "to_nir"]
+__all__ = ["check", "from_nir", "load", "save", "sum_pools", "to_nir"]
