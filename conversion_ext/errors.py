@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import sys
+import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 __all__ = [
@@ -18,6 +21,7 @@ __all__ = [
     "UnsupportedError",
     "optional_import",
     "require",
+    "warn",
 ]
 
 
@@ -84,3 +88,11 @@ def optional_import(module: str, package: str, extra: str = "demo") -> Any:
     except ModuleNotFoundError as error:
         message = f"{package} is not installed; install it with: pip install 'conversion-ext[{extra}]'"
         raise MissingError(message) from error
+
+
+def warn(message: str) -> None:
+    """Warn at the user's line: the innermost one that is no part of this package."""
+    home, level, frame = str(Path(__file__).parent), 2, sys._getframe(1)  # noqa: SLF001 (inspect.stack reads sources)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(home):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)

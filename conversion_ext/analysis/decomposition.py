@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from conversion_ext.conversion.observation import example_of, traced_for
+from conversion_ext.data.inputs import tensors_of
 from conversion_ext.data.sequences import Layout
 from conversion_ext.errors import require
 from conversion_ext.network.depths import depths
@@ -100,7 +101,7 @@ def decompose(snn: Root, data: Any, T: int, *, ann: nn.Module | None = None, seq
     )
     body = copy.deepcopy(snn).body
     places, sites = depths(body), list[SiteErrors]()
-    for stop in walk(Task(traced.model, body, samples, lambda inputs: inputs, T, recipe.block_of(T), progress=False)):
+    for stop in walk(Task(traced.model, body, samples, tensors_of, T, recipe.block_of(T), progress=False)):
         if isinstance(stop, SiteStop):
             sites.append(SiteErrors(stop.site.key, places[stop.site.key], *_errors(stop)))
     return Decomposition(T, tuple(sites))

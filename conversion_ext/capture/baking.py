@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from conversion_ext.capture.attention import open_attention, opening_problem
-from conversion_ext.errors import Problem, UnsupportedError
+from conversion_ext.errors import Problem, UnsupportedError, warn
 
 __all__ = ["bake"]
 
@@ -39,10 +38,9 @@ def bake(model: nn.Module) -> None:
     quantizers = [path for path, module in model.named_modules() if hasattr(module, "activation_post_process")]
     quantizers = [path for path in quantizers if _quantizes(model.get_submodule(path))]
     if quantizers:
-        warnings.warn(
+        warn(
             f"The quantizers of activations behind {', '.join(quantizers)} are left out: "
-            "spikes quantize to what T steps can say. Weights keep their levels.",
-            stacklevel=2,
+            "spikes quantize to what T steps can express. Weights keep their levels."
         )
 
 

@@ -23,6 +23,8 @@ from conversion_ext.operators.sites import Site, SiteKind
 
 __all__ = ["Traced", "examine", "find_sites", "prepare", "problems_of", "silence_of", "trace"]
 
+NETWORK = "the network"  # where nothing smaller can be named
+
 
 @dataclass(frozen=True)
 class Traced:
@@ -98,7 +100,8 @@ def examine(
             raise
         refused = list(error.problems)  # the graph is complete all the same, so the rest can be listed too
     found = problems_of(model, tensors, graded) + [each for demand in demands for each in demand.problems(model)]
-    problems = refused + [problem for problem in found if problem.path not in {p.path for p in refused}]
+    known = {problem.path for problem in refused} | ({NETWORK} if refused else set())
+    problems = refused + [problem for problem in found if problem.path not in known]
     if not problems and reference is not None:
         changed = rewriting_problem(type(ann).__name__, model, reference)
         problems = [] if changed is None else [changed]
@@ -143,10 +146,10 @@ def problems_of(model: GraphModule, inputs: tuple[Any, ...] | None, graded: bool
             found += _misfits(node)
     if inputs is not None:
         found += batch_problems(model, inputs)
-    if not activations:
+    if not activations and not found:
         found.append(
             Problem(
-                "the network",
+                NETWORK,
                 "it has no activation, so there is nothing to convert.",
                 "ReLU, ReLU6, clamp(min=0), LeakyReLU, SiLU and the like are found as modules, functions or methods; "
                 "check skip= and leaf=.",

@@ -12,68 +12,37 @@ import inspect
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from types import MethodDescriptorType, WrapperDescriptorType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
-from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
+from torch.overrides import TorchFunctionMode
 
-from conversion_ext.capture.aten import plain_call
+from conversion_ext import graph
 from conversion_ext.capture.batch_number import BatchNumber
+from conversion_ext.capture.calls import method_called, node_of
+from conversion_ext.capture.definitions import DEFINITIONS
+from conversion_ext.capture.module_calls import Step, patched
 from conversion_ext.capture.source import called, user_lines
-from conversion_ext.graph import describe, meta_device, note
+from conversion_ext.capture.special_calls import SPECIAL, Known, RefusedError
+from conversion_ext.graph import meta_device
 from conversion_ext.graph.structure import leaves_of, map_leaves
 from conversion_ext.graph.values import tensors_in
-from conversion_ext.operators.assignment import with_item
 
-__all__ = ["RESERVED", "Recording", "RefusedError", "bound"]
+__all__ = ["RESERVED", "Recording"]
 
 RESERVED = frozenset({"steps", "self"})  # names of arguments of the converted network
 
-_OPERATORS = {
-    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv, "matmul": operator.matmul,
-    "pow": operator.pow, "remainder": operator.mod, "__getitem__": operator.getitem, "gt": operator.gt,
-    "lt": operator.lt, "ge": operator.ge, "le": operator.le, "__eq__": operator.eq, "__ne__": operator.ne,
-    "__floordiv__": operator.floordiv, "__and__": operator.and_, "__or__": operator.or_,
-}  # fmt: skip
-_SWAPPED = {
-    "__rsub__": operator.sub, "__rdiv__": operator.truediv, "__rtruediv__": operator.truediv, "__rpow__": operator.pow,
-    "__rfloordiv__": operator.floordiv, "__rmatmul__": operator.matmul, "__rmod__": operator.mod,
-}  # fmt: skip
 _VALUES = {
     "item", "__bool__", "__float__", "__int__", "__index__", "__complex__", "tolist", "numpy", "__array__", "equal",
     "allclose", "is_nonzero", "__contains__",
 }  # fmt: skip
 _IGNORED = {"_assert", "_assert_async", "retain_grad", "register_hook", "record_stream"}
-_CONSTRUCTORS = {
-    "zeros": 0.0, "ones": 1.0, "zeros_like": 0.0, "ones_like": 1.0, "new_zeros": 0.0, "new_ones": 1.0,
-}  # fmt: skip
 _PLAIN = (
     bool, int, float, complex, str, type(None), type(Ellipsis), torch.dtype, torch.device, torch.layout,
     torch.memory_format,
 )  # fmt: skip
-
-
-class RefusedError(Exception):
-    """Raised through the user's code where a network cannot be recorded: RefusedError(reason, remedy)."""
-
-
-@dataclass
-class _Known:
-    """A tensor of the run: how to make its node, its twin at the other batch size, and whether it is a constant."""
-
-    tensor: Tensor  # keeps its id from being used again
-    other: Any
-    make: Callable[[], Node]
-    constant: bool
-
-    def node(self) -> Node:
-        made = self.make()
-        self.make = lambda: made
-        return made
 
 
 class Recording(TorchFunctionMode):
@@ -91,17 +60,12 @@ class Recording(TorchFunctionMode):
         self.constants: dict[str, Tensor] = {}
         self.failed: tuple[BaseException, str] | None = None
         self._within: list[str] = []
-        self._known: dict[int, _Known] = {}
+        self.known: dict[int, Known] = {}
         self._paused = 0
         named = [*model.named_parameters(), *model.named_buffers()]
         self._attributes = {id(value): name for name, value in named}
         self._nodes: dict[str, Node] = {}
-        self._special: dict[str, Callable[[Any, Any, Any], Any]] = {
-            "size": self._size, "to": self._to, "type_as": self._type_as, "cpu": self._move, "cuda": self._move,
-            "__len__": self._len, "__iter__": self._iterate, "__setitem__": self._assign, "__reversed__": self._reverse,
-            "new_tensor": self._new_tensor, "full": self._full, "full_like": self._full, "new_full": self._full,
-            **dict.fromkeys(_CONSTRUCTORS, self._constructor),
-        }  # fmt: skip
+        self.fills: dict[int, float] = {}  # the one value of tensors that have no other
 
     def record(self, inputs: Sequence[Tensor], names: Sequence[str], call: Callable[[list[Tensor]], Any]) -> Graph:
         """Return the graph of ``call(tensors)``, whose placeholders are called ``names``; call it once."""
@@ -112,29 +76,14 @@ class Recording(TorchFunctionMode):
             batched = own.dim() > 0 and len(own) == batch
             other = own.new_empty((len(own) + 1, *own.shape[1:])) if batched else own
             node = self.graph.placeholder(name)
-            self._know(own, other, lambda node=node: node)
+            self.know(own, other, lambda node=node: node)
             tensors.append(own)
-        with self._patched(), self, torch.no_grad():
-            self.graph.output(self._arguments(call(tensors)))
+        with patched(self.model, self._step), self, torch.no_grad():
+            self.graph.output(self._output(call(tensors)))
         return self.graph
 
-    @contextmanager
-    def _patched(self) -> Iterator[None]:
-        """Let the modules of the copy tell when they are called; nothing is changed on their classes."""
-        paths: dict[nn.Module, str] = {}
-        for path, module in self.model.named_modules(remove_duplicate=False):
-            paths.setdefault(module, path)
-        own = {module: vars(module).get("forward") for module in paths}
-        try:
-            for module, path in paths.items():
-                step = self._leaf if path and self.whole(module) else self._enter
-                module.forward = bound(step, module, path, module.forward)
-            yield
-        finally:
-            for module, forward in own.items():
-                del module.forward
-                if forward is not None:
-                    module.forward = forward
+    def _step(self, module: nn.Module, path: str) -> Step:
+        return self._leaf if path and self.whole(module) else self._enter
 
     def _enter(self, module: nn.Module, path: str, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a module that is seen through."""
@@ -149,14 +98,14 @@ class Recording(TorchFunctionMode):
 
     def _leaf(self, module: nn.Module, path: str, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Make a call of a module one node."""
-        if self._paused or not self._depends((args, kwargs)):
+        if self._paused or not self.depends((args, kwargs)):
             return forward(*args, **kwargs)
 
         def run(*args: Any, **kwargs: Any) -> Any:
             return meta_device.call_module(module, forward, args, kwargs, self.device)
 
         try:
-            return self._note("call_module", path, args, kwargs, run)
+            return self.note("call_module", path, args, kwargs, run)
         except Exception as error:
             self._blame(error, path)
             raise
@@ -183,7 +132,7 @@ class Recording(TorchFunctionMode):
 
     def _call(self, func: Any, args: Any, kwargs: Any) -> Any:
         name = getattr(func, "__name__", "")
-        if not self._depends((args, kwargs)):
+        if not self.depends((args, kwargs)):
             return self._of_constants(func, args, kwargs)
         if name == "__get__":
             return self._attribute(func.__self__.__name__, args[0])
@@ -195,63 +144,73 @@ class Recording(TorchFunctionMode):
             return None
         if name == "requires_grad_":
             return args[0]
-        if name in self._special:
-            return self._special[name](func, args, kwargs)
-        return self._function(func, args, kwargs)
+        if name in SPECIAL:
+            return SPECIAL[name](self, func, args, kwargs)
+        if name in DEFINITIONS:
+            return self.defined(DEFINITIONS[name], args, kwargs)
+        return self.function(func, args, kwargs)
 
     def _of_constants(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Compute what does not depend on the data; functions of parameters become nodes, so that they can train."""
-        value = func(*self._at(args, other=False), **self._at(kwargs, other=False))
+        value = func(*self.at(args, other=False), **self.at(kwargs, other=False))
         given = [v for v in leaves_of((args, kwargs)) if isinstance(v, Tensor)]
-        trained = any(
-            (isinstance(v, nn.Parameter) and id(v) in self._attributes) or id(v) in self._known for v in given
-        )
+        trained = any((isinstance(v, nn.Parameter) and id(v) in self._attributes) or id(v) in self.known for v in given)
         if trained and tensors_in(value):
-            node = self._create(*_node_of(func, args, kwargs))
-            self._know(value, value, lambda: node, constant=True)
+            node = self.create(*node_of(func, args, kwargs))
+            self.know(value, value, lambda: node, constant=True)
         return value
 
-    def _function(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def defined(self, definition: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Record what a function is made of."""
+        paused, self._paused = self._paused, 0
+        try:
+            with self:
+                return definition(*args, **kwargs)
+        finally:
+            self._paused = paused
+
+    def function(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Make a node of a call."""
-        op, target, args, kwargs = _node_of(func, args, kwargs)
-        function = _method(target) if op == "call_method" else target
+        op, target, args, kwargs = node_of(func, args, kwargs)
+        function = method_called(target) if op == "call_method" else target
 
         def run(*args: Any, **kwargs: Any) -> Any:
             return meta_device.call(function, args, kwargs, self.device)
 
-        return self._note(op, target, args, kwargs, run)
+        return self.note(op, target, args, kwargs, run)
 
-    def _note(self, op: str, target: Any, args: Any, kwargs: Any, run: Callable[..., Any]) -> Any:
+    def note(self, op: str, target: Any, args: Any, kwargs: Any, run: Callable[..., Any]) -> Any:
         """Run a call at both batch sizes and make a node of it, unless it returns what it got or no tensor."""
         with self._pause():
             given = tensors_in((args, kwargs))
             versions = [value._version for value in given]  # noqa: SLF001 (how torch tells that a tensor was changed)
-            first = run(*self._at(args, other=False), **self._at(kwargs, other=False))
+            first = run(*self.at(args, other=False), **self.at(kwargs, other=False))
             changed = [v for v, version in zip(given, versions, strict=True) if v._version != version]  # noqa: SLF001
             try:
-                other = run(*self._at(args, other=True), **self._at(kwargs, other=True))
+                other = run(*self.at(args, other=True), **self.at(kwargs, other=True))
             except Exception as error:
                 raise self._hard_coded(error) from error
-        if any(id(value) not in self._known for value in changed):
+        if any(id(value) not in self.known for value in changed):
             raise RefusedError("writes data into a tensor that the network keeps.", "Return the result instead.")
         if op != "call_module" and not changed and any(first is value for value in given):
             return first
         if not tensors_in(first):
-            return self._numbers(first, other, lambda: self._create(op, target, args, kwargs))
-        node = self._create(op, target, args, kwargs)
-        self._know(first, other, lambda: node)
+            return self._numbers(first, other, lambda: self.create(op, target, args, kwargs))
+        node = self.create(op, target, args, kwargs)
+        self.know(first, other, lambda: node)
         return first
 
-    def _create(self, op: str, target: Any, args: Any, kwargs: Any) -> Node:
+    def create(self, op: str, target: Any, args: Any, kwargs: Any) -> Node:
+        """Make a node, with its key and the user's line."""
         name = f"{target}_" if target in RESERVED else None
         node = self.graph.create_node(op, target, tuple(self._arguments(args)), self._arguments(kwargs), name)
         within = self._within[-1] if self._within else ""
-        note(node, key=called(node, within), line=next(user_lines(inspect.currentframe()), ""))
+        graph.note(node, key=called(node, within), line=next(user_lines(inspect.currentframe()), ""))
         return node
 
     def compute(self, function: Callable[..., Any], operands: tuple[Any, ...]) -> Node:
         """Return the node of a number computed from the batch size."""
-        return self._create("call_function", function, operands, {})
+        return self.create("call_function", function, operands, {})
 
     def undecided(self) -> Exception:
         """Return the error of a network whose course depends on the batch size."""
@@ -261,16 +220,16 @@ class Recording(TorchFunctionMode):
 
     # ---- what is known of results
 
-    def _know(self, value: Any, other: Any, make: Callable[[], Node], constant: bool = False) -> None:
+    def know(self, value: Any, other: Any, make: Callable[[], Node], constant: bool = False) -> None:
         """Remember what the tensors of a result are."""
         if isinstance(value, Tensor):
-            self._known[id(value)] = _Known(value, other, make, constant)
+            self.known[id(value)] = Known(value, other, make, constant)
         elif isinstance(value, tuple | list):
             for index, (part, twin) in enumerate(zip(value, other, strict=True)):
-                self._know(part, twin, self._element(make, index), constant)
+                self.know(part, twin, self._element(make, index), constant)
         elif isinstance(value, dict):
             for key, part in value.items():
-                self._know(part, other[key], self._element(make, key), constant)
+                self.know(part, other[key], self._element(make, key), constant)
 
     def _element(self, make: Callable[[], Node], index: Any) -> Callable[[], Node]:
         """Return what makes the node of one part of a result, behind the node of the whole."""
@@ -283,7 +242,7 @@ class Recording(TorchFunctionMode):
             with self.graph.inserting_after(last):
                 node = self.graph.call_function(operator.getitem, (whole, index))
             within = self._within[-1] if self._within else ""
-            note(node, key=called(node, within), line=describe(whole))
+            graph.note(node, key=called(node, within), line=graph.describe(whole))
             return node
 
         return made
@@ -305,14 +264,14 @@ class Recording(TorchFunctionMode):
 
     def _attribute(self, name: str, tensor: Tensor) -> Any:
         if name == "shape":
-            return self._size(None, (tensor,), {})
+            return SPECIAL["size"](self, None, (tensor,), {})
         if name == "device":
             return self.device
         if name in ("is_cpu", "is_cuda", "is_mps", "is_xpu", "is_meta"):
             return name == f"is_{self.device.type}"
         if name == "data":
-            return self._function(Tensor.detach, (tensor,), {})
-        return self._note("call_function", getattr, (tensor, name), {}, getattr)
+            return self.function(Tensor.detach, (tensor,), {})
+        return self.note("call_function", getattr, (tensor, name), {}, getattr)
 
     def _value(self, name: str) -> bool:
         line = next(user_lines(inspect.currentframe()), "")
@@ -320,117 +279,19 @@ class Recording(TorchFunctionMode):
             return True
         raise RefusedError(
             "uses values of the data in Python (control flow or a number), and they differ from sample to sample.",
-            "Express it with tensor operations.",
-        )
-
-    def _size(self, func: Any, args: Any, kwargs: Any) -> Any:
-        tensor, dim = (*args, kwargs.get("dim"))[:2]
-        other = self._known[id(tensor)].other if id(tensor) in self._known else tensor
-        pairs = enumerate(zip(tensor.shape, other.shape, strict=True))
-        sizes = torch.Size([self._length(tensor, d, a, b) for d, (a, b) in pairs])
-        return sizes if dim is None else sizes[dim]
-
-    def _length(self, tensor: Tensor, dim: int, first: int, other: int) -> int:
-        if first == other:
-            return first
-        return BatchNumber(first, other, self, lambda: self._create("call_method", "size", (tensor, dim), {}))
-
-    def _len(self, func: Any, args: Any, kwargs: Any) -> Any:
-        return args[0].shape[0]
-
-    def _iterate(self, func: Any, args: Any, kwargs: Any) -> Any:
-        tensor = args[0]
-        if isinstance(self._size(None, (tensor, 0), {}), BatchNumber):
-            raise RefusedError(
-                "is iterated over the samples of a batch, whose number varies.", "Work on the whole batch."
-            )
-        return iter(self._function(Tensor.unbind, (tensor, 0), {}))
-
-    def _reverse(self, func: Any, args: Any, kwargs: Any) -> Any:
-        return self._function(Tensor.flip, (args[0], 0), {})
-
-    def _to(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Change the dtype; a move to where the network lives is none."""
-        tensor, *rest = args
-        given = [*rest, *(kwargs[key] for key in ("dtype", "device", "other") if key in kwargs)]
-        given = [value.dtype if isinstance(value, Tensor) else value for value in given]
-        place = next((value for value in given if isinstance(value, torch.device | str)), None)
-        dtype = next((value for value in given if isinstance(value, torch.dtype)), None)
-        if place is not None and torch.device(place).type != self.device.type:
-            raise RefusedError(f"moves data to {place}.", f"Let the whole network live on {self.device}.")
-        if not self._depends(tensor):
-            return tensor if dtype is None else tensor.to(dtype)
-        return tensor if dtype is None else self._function(Tensor.to, (tensor, dtype), {})
-
-    def _type_as(self, func: Any, args: Any, kwargs: Any) -> Any:
-        return self._to(func, (args[0], args[1].dtype), {})
-
-    def _move(self, func: Any, args: Any, kwargs: Any) -> Any:
-        return self._to(func, (args[0], func.__name__), {})
-
-    def _new_tensor(self, func: Any, args: Any, kwargs: Any) -> Tensor:
-        return torch.as_tensor(args[1], dtype=kwargs.get("dtype", args[0].dtype), device=self.device).clone()
-
-    def _constructor(self, func: Any, args: Any, kwargs: Any) -> Any:
-        return self._filled(func, args, kwargs, _CONSTRUCTORS[func.__name__])
-
-    def _full(self, func: Any, args: Any, kwargs: Any) -> Any:
-        fill = kwargs.get("fill_value", args[-1])
-        if not isinstance(fill, int | float):
-            return self._function(func, args, kwargs)
-        return self._filled(func, args, kwargs, fill)
-
-    def _filled(self, func: Any, args: Any, kwargs: Any, fill: float) -> Tensor:
-        """Return a tensor of one value: a constant, expanded to the batch where its shape holds the batch size."""
-        kwargs = {key: value for key, value in kwargs.items() if key != "device"}
-        hollow = {**kwargs, "device": "meta"}
-        first = func(*self._at(args, other=False), **self._at(hollow, other=False))
-        other = func(*self._at(args, other=True), **self._at(hollow, other=True))
-        if first.shape == other.shape:
-            return torch.full(first.shape, fill, dtype=first.dtype, device=self.device)
-        if func.__name__.endswith("_like"):
-            sizes = self._size(None, args[:1], {})
-        else:
-            numbers = [v for v in leaves_of((args, kwargs)) if isinstance(v, int) and not isinstance(v, bool)]
-            sizes = numbers[: first.dim()]
-        one = torch.full([1] * first.dim(), fill, dtype=first.dtype, device=self.device)
-        return self._note("call_method", "expand", (one, *sizes), {}, self._shell_of("expand"))
-
-    def _shell_of(self, method: str) -> Callable[..., Any]:
-        return lambda *args: meta_device.call(_method(method), args, {}, self.device)
-
-    def _assign(self, func: Any, args: Any, kwargs: Any) -> None:
-        """Make ``x[index] = value`` a function; other views of x do not see it, and are refused when they are used."""
-        tensor, index, value = args
-        known = self._known.get(id(tensor))
-        if known is None or known.constant:
-            raise RefusedError("writes data into a tensor that the network keeps.", "Build it with torch.cat.")
-        copy, other = tensor, known.other
-        for owner, twin in ((copy, False), (other, True)):
-            position, given = self._at((index, value), twin)
-            with_item(owner, position, meta_device.shell(given) if isinstance(given, Tensor) else given)
-        node = self._create("call_function", with_item, (tensor, index, value), {})
-        memory = tensor.untyped_storage()._cdata  # noqa: SLF001 (the only name of memory without an address)
-        for each in self._known.values():
-            if each.tensor is not tensor and each.tensor.untyped_storage()._cdata == memory:  # noqa: SLF001
-                each.make = self._stale
-        known.make = lambda: node
-
-    def _stale(self) -> Node:
-        raise RefusedError(
-            "uses a view of a tensor after a part of the tensor was assigned.", "Build the tensor with torch.cat."
+            "Express it with tensor operations, or move it into a module of its own and keep that whole with skip=.",
         )
 
     # ---- arguments
 
-    def _depends(self, tree: Any) -> bool:
+    def depends(self, tree: Any) -> bool:
         """Return whether anything in the arguments comes from the data."""
         found = False
         for leaf in leaves_of(tree):
             if isinstance(leaf, BatchNumber):
                 found = found or leaf.owner is self
             elif isinstance(leaf, Tensor):
-                known = self._known.get(id(leaf))
+                known = self.known.get(id(leaf))
                 if known is None and leaf.is_meta:
                     raise RefusedError(
                         "uses a value from where it cannot be followed (compiled code, another library).",
@@ -438,17 +299,17 @@ class Recording(TorchFunctionMode):
                     )
                 found = found or (known is not None and not known.constant)
             elif isinstance(leaf, slice):
-                found = found or self._depends([leaf.start, leaf.stop, leaf.step])
+                found = found or self.depends([leaf.start, leaf.stop, leaf.step])
         return found
 
-    def _at(self, tree: Any, other: bool) -> Any:
+    def at(self, tree: Any, other: bool) -> Any:
         """Return arguments as they are at one of the two batch sizes."""
 
         def value(leaf: Any) -> Any:
             if isinstance(leaf, BatchNumber):
                 return leaf.other if other and leaf.owner is self else int(leaf)
-            if other and isinstance(leaf, Tensor) and id(leaf) in self._known:
-                return self._known[id(leaf)].other
+            if other and isinstance(leaf, Tensor) and id(leaf) in self.known:
+                return self.known[id(leaf)].other
             return leaf
 
         return map_leaves(value, tree)
@@ -460,7 +321,7 @@ class Recording(TorchFunctionMode):
             if isinstance(leaf, BatchNumber):
                 return leaf.node() if leaf.owner is self else int(leaf)
             if isinstance(leaf, Tensor):
-                known = self._known.get(id(leaf))
+                known = self.known.get(id(leaf))
                 return known.node() if known is not None else self._constant(leaf)
             if isinstance(leaf, _PLAIN):
                 return leaf
@@ -471,6 +332,18 @@ class Recording(TorchFunctionMode):
             )
 
         return map_leaves(value, tree)
+
+    def _output(self, result: Any) -> Any:
+        """Return the result as the output node holds it: tensors of the data, in whatever containers."""
+        for leaf in leaves_of(result):
+            if isinstance(leaf, BatchNumber) or (isinstance(leaf, Tensor) and not self.depends(leaf)):
+                raise RefusedError(
+                    "returns a number or a tensor that is not computed from the input.",
+                    "Return what is computed from the input alone.",
+                )
+        if not self.depends(result):
+            raise RefusedError("returns nothing that is computed from the input.", "Return a tensor.")
+        return self._arguments(result)
 
     def _constant(self, tensor: Tensor) -> Node:
         """Return the node of a parameter, a buffer or a tensor that was computed without the data."""
@@ -491,27 +364,3 @@ class Recording(TorchFunctionMode):
             f"works for the batch size of the example alone: {why}.",
             "Take the batch size from the tensor itself: x.view(x.size(0), ...).",
         )
-
-
-def bound(step: Callable[..., Any], module: nn.Module, path: str, forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a forward that hands its call to ``step(module, path, forward, args, kwargs)``."""
-    return lambda *args, **kwargs: step(module, path, forward, args, kwargs)
-
-
-def _node_of(func: Any, args: Any, kwargs: Any) -> tuple[str, Any, Any, Any]:
-    """Return (op, target, args, kwargs) of the node that stands for a call of a torch function."""
-    func, args, kwargs = plain_call(func, args, kwargs)
-    name = getattr(func, "__name__", "")
-    if name in _SWAPPED and len(args) == 2:
-        return "call_function", _SWAPPED[name], args[::-1], kwargs
-    descriptor = isinstance(func, MethodDescriptorType | WrapperDescriptorType)
-    method = descriptor or is_tensor_method_or_property(func) or getattr(Tensor, name, None) is func
-    if not method:
-        return "call_function", func, args, kwargs
-    if name in _OPERATORS and len(args) == 2 and not kwargs:
-        return "call_function", _OPERATORS[name], args, kwargs
-    return "call_method", name, args, kwargs
-
-
-def _method(name: str) -> Callable[..., Any]:
-    return lambda tensor, *args, **kwargs: getattr(tensor, name)(*args, **kwargs)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from conversion_ext.capture.module_calls import patched
 from conversion_ext.capture.private_copy import effective_hooks, has_hooks, private_copy
-from conversion_ext.capture.recording import bound
 from conversion_ext.errors import Problem
 from conversion_ext.graph import describe, key_of
 from conversion_ext.graph.evaluation import Environment
@@ -163,9 +163,7 @@ def _module_outputs(
         seen[path].append([tensor.detach().clone() for tensor in tensors_in(value)])
         return value
 
-    for path, module in list(model.named_modules()):
-        module.forward = bound(watch, module, path, module.forward)
-    with torch.random.fork_rng(), torch.set_grad_enabled(has_hooks(model)):
+    with patched(model, lambda module, path: watch), random_states_kept(), torch.set_grad_enabled(has_hooks(model)):
         call(model, [value.clone() for value in inputs])
     return seen
 

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 
+from conversion_ext.capture.definitions import SEEN_THROUGH
 from conversion_ext.capture.private_copy import private_copy, remove_hooks, unwrapped
-from conversion_ext.capture.recording import RESERVED, Recording, RefusedError
+from conversion_ext.capture.recording import RESERVED, Recording
 from conversion_ext.capture.reference import Reference, disagreement, few, random_states_kept, reference_run
 from conversion_ext.capture.source import line_of_error
+from conversion_ext.capture.special_calls import RefusedError
 from conversion_ext.capture.symbolic import SymbolicTracer, trace_symbols
 from conversion_ext.data.inputs import tensors_of
 from conversion_ext.errors import Problem, UnsupportedError, require
@@ -77,7 +79,9 @@ def capture_and_compare(
     skipped = {model.get_submodule(path) for path in skip_paths}
 
     def whole(module: nn.Module) -> bool:
-        return module in kept or module in skipped or isinstance(module, types) or is_stock(module) or covers(module)
+        if module in kept or module in skipped or isinstance(module, types):
+            return True
+        return (is_stock(module) or covers(module)) and not isinstance(module, SEEN_THROUGH)
 
     if example is None:
         tracer = SymbolicTracer(whole, inputs)
@@ -194,25 +198,20 @@ def _failure(
     path = failed[1] if failed is not None and failed[0] is error else ""
     if isinstance(error, RefusedError):
         reason, remedy = error.args
-    else:
+    elif tensors:
         shapes = " and ".join(str(list(value.shape)) for value in tensors)
-        reason = (
-            f"fails on an example of shape {shapes}: {_sentence(error)}"
-            if tensors
-            else f"cannot be traced: {_sentence(error)}"
+        reason, remedy = f"fails on an example of shape {shapes}: {_sentence(error)}", "Check the example."
+    else:
+        reason = f"cannot be traced: {_sentence(error)}"
+        remedy = "Give an example, whose shapes answer such questions; or move this part into a module of its own."
+    if path and (isinstance(error, RefusedError) or not tensors):
+        kind = type(model.get_submodule(path)).__name__
+        remedy = (
+            f"{remedy} Or keep the module whole: skip=({path!r},) leaves it out of the conversion, leaf=({path!r},) "
+            f"keeps it as one node for an operator registered for {kind}."
         )
-        remedy = "Check the example against the network." if tensors else ""
-    if path and (not tensors or isinstance(error, RefusedError)):
-        remedy += (
-            f" Or keep the module whole: skip=({path!r},) leaves it out of the conversion, leaf=({path!r},) keeps it "
-            f"as one node for an operator registered for {type(model.get_submodule(path)).__name__}."
-        )
-    elif not remedy or isinstance(error, RefusedError):
-        remedy += " Or move this part of forward into a module of its own and name that module in skip= or leaf=."
-    remedy = remedy.strip().removeprefix("Or ")
-    problem = Problem(
-        path or type(model).__name__, reason, remedy[:1].upper() + remedy[1:], line_of_error(error.__traceback__)
-    )
+    line = line_of_error(error.__traceback__)
+    problem = Problem(path or type(model).__name__, reason, remedy, line)
     return UnsupportedError(str(problem), (problem,))
 
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
+from conversion_ext.capture.environment import in_plain_modes
 from conversion_ext.capture.preparation import examine, silence_of
 from conversion_ext.capture.private_copy import unwrapped
-from conversion_ext.errors import Problem, UnsupportedError, require
+from conversion_ext.errors import Problem, UnsupportedError, require, warn
 from conversion_ext.recipes import resolve_recipe
 from conversion_ext.recipes.recipe import Recipe
 
 __all__ = ["check"]
 
 
+@in_plain_modes
 def check(
     ann: nn.Module,
     example_input: Any = None,
@@ -33,7 +34,7 @@ def check(
     Args:
         ann: the network.
         example_input: one batch [N, ...], or a tuple for several inputs; with it shapes are known, and operations that
-            mix the samples of a batch are found as well.
+            mix the samples of a batch are found as well, and the captured graph is compared with the network.
         recipe: a name or a :class:`Recipe`; what it demands of a network is checked too.
         graded: False refuses operations whose output is not spikes.
         skip: paths of modules that stay analog.
@@ -48,5 +49,5 @@ def check(
     except UnsupportedError as error:  # not even captured
         return list(error.problems) or [Problem(type(ann).__name__, str(error), "")]
     if not problems and (silence := silence_of(model)):
-        warnings.warn(silence, stacklevel=2)
+        warn(silence)
     return problems

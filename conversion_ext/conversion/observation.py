@@ -12,10 +12,12 @@ from tqdm import tqdm
 
 from conversion_ext.calibration.calibration import Calibration
 from conversion_ext.calibration.observer import Observer
+from conversion_ext.capture.environment import in_plain_modes
 from conversion_ext.capture.preparation import Traced, trace
 from conversion_ext.conversion.memory_format import channels_last
 from conversion_ext.data.batches import Forward, batches, call_inputs, check_inputs
 from conversion_ext.data.distributed import all_or_none, gathered, merged, processes, rank
+from conversion_ext.data.inputs import tensors_of
 from conversion_ext.errors import CalibrationError, require
 from conversion_ext.normalizers import Normalizer
 from conversion_ext.operators.sites import SiteKind
@@ -25,6 +27,7 @@ from conversion_ext.recipes.recipe import Recipe
 __all__ = ["calibrate", "example_of", "observe", "traced_for"]
 
 
+@in_plain_modes
 def calibrate(
     ann: nn.Module,
     data: Any,
@@ -118,6 +121,20 @@ def _run(model: GraphModule, observer: Observer, runs: int, data: Any, forward: 
             for index, batch in enumerate(tqdm(data, desc="calibration", disable=not progress or rank() > 0)):
                 inputs = call_inputs(batch, forward)
                 check_inputs(inputs, model, f"Calibration batch {index}")
-                model(*inputs)
-                samples += len(inputs[0]) if run == 0 else 0
+                tensors = tensors_of(inputs)
+                try:
+                    model(*tensors)
+                except RuntimeError as error:
+                    raise _misfit(index, tensors, error) from error
+                samples += len(tensors[0]) if run == 0 else 0
     return samples
+
+
+def _misfit(index: int, tensors: tuple[Tensor, ...], error: RuntimeError) -> CalibrationError:
+    """Return what to say of a batch on which the network fails though it ran on the example."""
+    shapes = " and ".join(str(list(value.shape)) for value in tensors)
+    why = str(error).strip().partition("\n")[0].rstrip(".")
+    return CalibrationError(
+        f"Calibration batch {index}, of shape {shapes}, does not fit a network that was captured on the first batch: "
+        f"{why}. Give batches of one size per sample."
+    )

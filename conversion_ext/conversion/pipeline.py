@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-import functools
-import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from conversion_ext.backends import get_backend
 from conversion_ext.calibration.calibration import Calibration
+from conversion_ext.capture.environment import in_plain_modes
 from conversion_ext.capture.preparation import silence_of
 from conversion_ext.capture.private_copy import unwrapped
 from conversion_ext.conversion.assembly import assemble
@@ -22,8 +21,9 @@ from conversion_ext.conversion.observation import example_of, observe, traced_fo
 from conversion_ext.conversion.thresholds import thresholds_of
 from conversion_ext.data.batches import Forward, batches, call_inputs
 from conversion_ext.data.distributed import rank
+from conversion_ext.data.inputs import tensors_of
 from conversion_ext.data.sequences import FramesAsSamples, Layout, sequence_layout
-from conversion_ext.errors import CalibrationError, require
+from conversion_ext.errors import CalibrationError, UnsupportedError, require, warn
 from conversion_ext.network.clocks import set_clocks
 from conversion_ext.network.record import Options, Record, installed_versions
 from conversion_ext.network.spiking_network import Root
@@ -36,24 +36,8 @@ from conversion_ext.tuners.walk import Task, walk
 
 __all__ = ["convert"]
 
-P = ParamSpec("P")
-R = TypeVar("R")
 
-
-def _outside_inference_mode(action: Callable[P, R]) -> Callable[P, R]:
-    """Return ``action`` run outside of ``torch.inference_mode``, whose tensors can neither be trained nor loaded."""
-
-    @functools.wraps(action)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        if not torch.is_inference_mode_enabled():
-            return action(*args, **kwargs)
-        with torch.inference_mode(False), torch.no_grad():
-            return action(*args, **kwargs)
-
-    return run
-
-
-@_outside_inference_mode
+@in_plain_modes
 def convert(
     ann: nn.Module,
     calibration: Any = None,
@@ -124,10 +108,11 @@ def convert(
     traced = traced_for(recipe, ann, example_of(ann, data, example_input, forward), graded, relay, skip, leaf)
     model, sites, notes = traced.model, traced.sites, traced.notes
     if silence := silence_of(model):
-        warnings.warn(silence, stacklevel=3)
+        warn(silence)
         notes.append(silence)
     recipe.check_sites(sites)
     seen = observe(traced, normalizer, data, forward, progress)
+    _require_positive(traced.outputs, seen.stats)
     thresholds = thresholds_of(model, sites, seen.stats, recipe, T)
     # One for all output neurons, or their counts would not compare.
     thresholds |= {key: thresholds[key].amax() for key in traced.outputs}
@@ -139,7 +124,7 @@ def convert(
         assert data is not None
         block = recipe.block_of(T)
         shown = progress and rank() == 0
-        task = Task(captured, model, data, lambda batch: call_inputs(batch, forward), T, block, shown)
+        task = Task(captured, model, data, lambda b: tensors_of(call_inputs(b, forward)), T, block, shown)
         with torch.no_grad():
             for stop in walk(task):
                 for tuner in calibrated:
@@ -159,6 +144,18 @@ def convert(
     snn = root(model, record).eval()
     reset(snn)
     return snn  # type: ignore[return-value]
+
+
+def _require_positive(outputs: Sequence[str], stats: Mapping[str, Any]) -> None:
+    """Raise where an output never is positive: output neurons would not spike, and their counts say nothing."""
+    largest = [stats[key].maximum.max() for key in outputs if hasattr(stats.get(key), "maximum")]
+    require(
+        not largest or any(bool(value > 0) for value in largest),
+        "The output of the network never is positive on the calibration data (a LogSoftmax?), so neurons behind it do "
+        "not spike and a readout of spikes has nothing to count. End the network at its logits, or take a recipe whose "
+        "readout reads currents, such as MeanOutput().",
+        UnsupportedError,
+    )
 
 
 def _samples(data: Any, options: Options, ann: nn.Module) -> tuple[Any, Forward | None]:

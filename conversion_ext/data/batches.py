@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from conversion_ext.data.inputs import tensors_of, with_arrays_as_tensors
 from conversion_ext.errors import CalibrationError, require
 
 __all__ = ["Forward", "as_inputs", "batches", "call_inputs", "check_inputs", "labelled", "model_input", "target_of"]
@@ -19,6 +21,8 @@ TARGET_KEYS = ("target", "targets", "label", "labels", "y", "mask", "masks")
 
 def batches(data: Any, what: str = "calibration") -> Iterable[Any]:
     """Return ``data`` as a re-iterable of batches; a tensor, or (input, target) tensors, is one batch."""
+    if isinstance(data, np.ndarray):
+        return [torch.as_tensor(data)]
     if isinstance(data, Tensor) or _is_labelled_pair(data):
         return [data]
     if isinstance(data, Iterator):
@@ -83,9 +87,9 @@ def labelled(data: Any, forward: Forward | None = None) -> Iterator[tuple[tuple[
 
 
 def call_inputs(batch: Any, forward: Forward | None) -> tuple[Any, ...]:
-    """Return the positional inputs with which ``forward`` calls the network on ``batch``."""
+    """Return the positional inputs with which ``forward`` calls the network on ``batch``; arrays become tensors."""
     if forward is None:
-        return as_inputs(model_input(batch))
+        return with_arrays_as_tensors(as_inputs(model_input(batch)))
     seen: list[tuple[Any, ...]] = []
 
     def spy(*args: Any, **kwargs: Any) -> Any:
@@ -96,19 +100,22 @@ def call_inputs(batch: Any, forward: Forward | None) -> tuple[Any, ...]:
     try:
         forward(spy, batch)
     except _Seen:
-        return seen[0]
+        return with_arrays_as_tensors(seen[0])
     raise ValueError("forward=(model, batch) must call model(...) once; it returned without calling it.")
 
 
 def check_inputs(inputs: tuple[Any, ...], model: nn.Module, where: str) -> None:
     """Raise one sentence where ``inputs`` cannot be run: no tensors, empty, wrong device or dtype, not finite."""
     parameter = next(model.parameters(), None)
-    for value in inputs:
-        if not isinstance(value, Tensor):
-            raise CalibrationError(
-                f"{where} is a {type(value).__name__}; the network's input must be a tensor [N, ...] "
-                "(for several inputs use forward=lambda model, batch: model(*batch))."
-            )
+    tensors = tensors_of(inputs)
+    if not tensors:
+        kinds = " and ".join(sorted({type(value).__name__ for value in inputs}))
+        raise CalibrationError(
+            f"{where} is a {kinds}; the network's input must be a tensor [N, ...], or nested tuples, lists and dicts "
+            "of tensors (for several inputs use forward=lambda model, batch: model(*batch))."
+        )
+    indices = any(isinstance(module, nn.Embedding | nn.EmbeddingBag) for module in model.modules())
+    for value in tensors:
         require(
             value.dim() > 0 and value.numel() > 0, f"{where} is empty: shape {list(value.shape)}.", CalibrationError
         )
@@ -120,7 +127,7 @@ def check_inputs(inputs: tuple[Any, ...], model: nn.Module, where: str) -> None:
             raise CalibrationError(
                 f"{where} is {value.dtype}, the network {parameter.dtype}; convert one to the other."
             )
-        if parameter is not None and not value.is_floating_point() and len(inputs) == 1:
+        if parameter is not None and not value.is_floating_point() and len(tensors) == 1 and not indices:
             raise CalibrationError(f"{where} is {value.dtype}; scale it to {parameter.dtype} as in training.")
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise CalibrationError(f"{where} holds values that are NaN or infinite; clean the data.")

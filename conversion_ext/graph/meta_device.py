@@ -31,12 +31,9 @@ def call(function: Callable[..., Any], args: Any, kwargs: Any, device: torch.dev
     """
     try:
         return function(*map_tensors(args, shell), **map_tensors(kwargs, shell))
-    except Exception as error:
-        try:
-            filled = map_tensors((args, kwargs), lambda v: _filled(v, device))
-            return map_tensors(function(*filled[0], **filled[1]), shell)
-        except Exception:
-            raise error from None
+    except Exception:  # what real tensors say of the same call reads better
+        filled = map_tensors((args, kwargs), lambda v: _filled(v, device))
+        return map_tensors(function(*filled[0], **filled[1]), shell)
 
 
 def call_module(module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any, device: torch.device) -> Any:

@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 
 from conversion_ext import graph
 from conversion_ext.backends.base import Backend, get_backend
+from conversion_ext.data.inputs import tensors_of
 from conversion_ext.errors import require
 from conversion_ext.exact import state_dtype
 from conversion_ext.graph.values import map_tensors
@@ -62,9 +63,10 @@ class Root(nn.Module):
 
     def forward(self, *inputs: Any) -> Any:
         """Advance by one step, or in step mode "m" by the length of the input sequence."""
+        inputs = tensors_of(inputs)
         if self.step_mode == "s":
             return self.run(inputs, Steps(1, live=self._live))
-        T = next(value.shape[0] for value in inputs if isinstance(value, Tensor))
+        T = inputs[0].shape[0]
         require(T > 0, 'The input sequence is empty; in step mode "m" an input is [T, N, ...] with T >= 1.')
         steps = Steps(T, live=self._live)
         return unfold_time(self.run(tuple(fold_time(value) for value in inputs), steps), T)

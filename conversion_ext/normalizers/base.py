@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from conversion_ext.errors import CalibrationError, require
+from conversion_ext.errors import CalibrationError, require, warn
 from conversion_ext.operators.sites import Site
 from conversion_ext.registry import Registry
 from conversion_ext.types import Granularity, PerChannel, PerLayer
@@ -103,6 +102,9 @@ def usable(threshold: Tensor, second: Tensor, cap: float | None) -> Tensor:
     return found if cap is None else found.clamp_max(cap)
 
 
+NAMED = 3  # sites that a warning names
+
+
 def warn_dead(dead: Mapping[str, Tensor], what: str) -> None:
     """Warn once about the sites whose mask ``dead`` [] or [C] is not empty."""
     named: list[str] = []
@@ -110,10 +112,8 @@ def warn_dead(dead: Mapping[str, Tensor], what: str) -> None:
         if bool(mask.any()):
             named.append(f"{key} ({int(mask.sum())} of {mask.numel()} channels)" if mask.dim() else key)
     if named:
-        warnings.warn(
-            f"{what}: {', '.join(named)}. A dead channel takes the largest threshold of its site, a dead site 1.",
-            stacklevel=3,
-        )
+        shown = ", ".join(named[:NAMED]) + (f" and {len(named) - NAMED} more sites" if len(named) > NAMED else "")
+        warn(f"{what}: {shown}. A dead channel takes the largest threshold of its site, a dead site 1.")
 
 
 normalizers: Registry[type[Normalizer]] = Registry("normalizer")

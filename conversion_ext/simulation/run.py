@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from conversion_ext.data.inputs import tensors_of
 from conversion_ext.errors import CalibrationError, StateError, require
 from conversion_ext.graph.values import map_tensors
 from conversion_ext.network.spiking_network import Root
@@ -119,9 +120,10 @@ class Runner:
 
     def __call__(self, inputs: tuple[Any, ...], sequence: bool = False, last: bool = False) -> Simulation:
         """Run on inputs [N, ...], or frames [T, N, ...]; ``last``: keep the output of the last step alone."""
+        inputs = tensors_of(inputs)
         if self.reset:
             self.engine.memories.reset()
-        length = next(len(v) for v in inputs if isinstance(v, Tensor)) if sequence else None
+        length = len(inputs[0]) if sequence else None
         plan = self.engine.schedule(self.T, self.block, length)
         steps = times((plan.T,) if last else self.at, plan.T, plan.block)
         self._check(plan, steps, sequence)

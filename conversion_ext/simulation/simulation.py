@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from conversion_ext.data.batches import as_inputs, check_inputs
+from conversion_ext.data.inputs import with_arrays_as_tensors
 from conversion_ext.errors import require
 from conversion_ext.network.spiking_network import Root
 from conversion_ext.readouts.base import Readout
@@ -85,6 +86,6 @@ def _inputs(snn: Root, x: Any, x_seq: Any) -> tuple[Any, ...]:
     """Check the input before anything runs."""
     require_network(snn)
     require((x is None) != (x_seq is None), "Give either x, an input [N, ...], or x_seq, a sequence [T, N, ...].")
-    inputs = as_inputs(x if x_seq is None else x_seq)
+    inputs = with_arrays_as_tensors(as_inputs(x if x_seq is None else x_seq))
     check_inputs(inputs, snn, "x" if x_seq is None else "x_seq")
     return inputs

@@ -290,3 +290,149 @@ def test_einops() -> None:
     assert_captured(ann)
     assert_captured(Net(lambda y: einops.reduce(y, "b c h w -> b c", "mean")))
     assert_captured(nn.Sequential(layers.Rearrange("b c h w -> b (c h w)"), nn.Linear(192, 3)))
+
+
+FUNCTIONS = {
+    "torch.max over a dimension": lambda y: torch.max(y, 2)[0],
+    "max over channels": lambda y: y.max(1, keepdim=True).values * 2,
+    "amax over space": lambda y: y.amax((2, 3)),
+    "amax, kept": lambda y: y.amax((-1, -2), keepdim=True),
+    "amin": lambda y: (-y).amin((1, 3)),
+    "max of two": lambda y: torch.max(y, 0.5 - y),
+    "expand_as": lambda y: y * y.mean((2, 3), keepdim=True).expand_as(y),
+    "tile": lambda y: torch.tile(y, (2, 1, 1)),
+    "index_select": lambda y: torch.index_select(y, 1, torch.tensor([1, 3])),
+    "select": lambda y: y.select(-1, 2),
+    "addmm": lambda y: torch.addmm(y.new_ones(3), y.flatten(1), y.new_ones(144, 3), beta=2, alpha=0.5),
+    "where": lambda y: torch.where(y > 0.1, y, torch.zeros_like(y)),
+    "where at zero": lambda y: torch.where((z := y - 0.2) >= 0, z, 0.0),
+    "threshold": lambda y: F.threshold(y, 0.1, 0.0),
+    "norm": lambda y: y / y.norm(dim=1, keepdim=True).clamp(min=0.1),
+    "cosine similarity": lambda y: F.cosine_similarity(y + 0.1, y.flip(1) + 0.1, 1),
+    "pairwise distance": lambda y: F.pairwise_distance(y.flatten(1), y.flatten(1).flip(1)),
+    "glu": lambda y: F.glu(y, 1),
+    "sums of pools": lambda y: nn.LPPool2d(1, 2)(y) + 0.0,
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_convert(name: str) -> None:
+    """The captured graph is right for any batch, and the spiking network tends to the network."""
+    ann = Net(FUNCTIONS[name]).double().eval()
+    x = X.double()
+    assert_captured(ann, x, torch.rand(7, 3, 8, 8).double())
+    recipe = cx.Recipe(normalizer=cx.Maximum())
+    for fold in (True, False):
+        snn = cx.convert(ann, x, recipe=recipe, fold=fold, backend="reference", progress=False)
+        expected = ann(x).detach()
+        few, many = (cx.simulate(snn, x, T, at=(T,)).output for T in (64, 1024))
+        error = (many - expected).norm() / expected.norm()
+        assert error <= max(0.3 * (few - expected).norm() / expected.norm(), 2e-3)
+        assert error < 0.03
+
+
+def test_indices_before_an_embedding() -> None:
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.fc, self.head = nn.Embedding(10, 6), nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, words: Tensor) -> Tensor:
+            return self.head(F.relu(self.fc(self.table(words))).mean(1))
+
+    torch.manual_seed(0)
+    ann, words = Words().eval(), torch.randint(0, 10, (20, 7))
+    snn = cx.convert(ann, words, recipe=cx.Recipe(normalizer=cx.Maximum()), backend="reference", progress=False)
+    out = cx.simulate(snn, words, 1024, at=(1024,)).output
+    assert (out - ann(words)).norm() < 3e-3 * ann(words).norm()
+    with pytest.raises(cx.ConversionError, match="int64"):
+        cx.convert(nn.Sequential(nn.Linear(7, 2), nn.ReLU()), words, backend="reference", progress=False)
+
+
+OUTPUTS: dict[str, tuple[Any, bool]] = {
+    "none": (lambda y: (y, None), True),
+    "number": (lambda y: {"out": y, "stride": 4}, True),
+    "text": (lambda y: [y, "logits"], True),
+    "same twice": (lambda y: (y, y), True),
+    "batch size": (lambda y: (y, y.size(0)), False),
+    "constant": (lambda y: (y, torch.ones(3)), False),
+    "nothing": (lambda y: None, False),
+}
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+@pytest.mark.parametrize("backend", cx.backends.available())
+def test_outputs(name: str, backend: str) -> None:
+    function, converts = OUTPUTS[name]
+    ann = Net(lambda y: function(y.flatten(1))).eval()
+    assert (cx.check(ann, X) == []) == converts
+    if converts:
+        out = cx.simulate(cx.convert(ann, X, backend=backend, progress=False), X, 4).output
+        assert type(out) is type(ann(X))
+    else:
+        with pytest.raises(cx.UnsupportedError, match="Return"):
+            cx.convert(ann, X, backend=backend, progress=False)
+
+
+def test_arrays_and_nested_batches_are_data() -> None:
+    ann = Net(lambda y: y.flatten(1)).eval()
+    expected = cx.convert(ann, X, backend="reference", progress=False)
+    for data in (X.numpy(), [X.numpy()], [[X]], [{"image": X.numpy()}]):
+        snn = cx.convert(ann, data, backend="reference", progress=False)
+        assert torch.equal(snn.conversion.thresholds["relu"], expected.conversion.thresholds["relu"])
+    assert torch.equal(cx.simulate(snn, X.numpy(), 3).output, cx.simulate(expected, X, 3).output)
+
+
+@pytest.mark.parametrize(
+    "mode", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", dtype=torch.bfloat16)]
+)
+def test_modes_of_torch_change_nothing(mode: Any) -> None:
+    ann = Net(lambda y: y.flatten(1)).eval()
+    expected = cx.convert(ann, X, backend="reference", progress=False)
+    with mode():
+        snn = cx.convert(ann, X.clone(), backend="reference", progress=False)
+        assert cx.check(ann, X) == []
+    assert torch.equal(snn.conversion.thresholds["relu"], expected.conversion.thresholds["relu"])
+    assert not any(value.is_inference() for value in (*snn.parameters(), *snn.buffers()))
+    snn(X).sum().backward()
+    assert all(p.grad is not None for p in snn.parameters())
+
+
+def test_nothing_spikes_and_it_is_said() -> None:
+    ann = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ELU(), nn.Flatten(), nn.Linear(144, 2)).eval()
+    with pytest.warns(UserWarning, match=r"no spiking neuron.*relay=True") as seen:
+        snn = cx.convert(ann, X, backend="reference", progress=False)
+    assert seen[0].filename == __file__
+    assert str(snn.conversion.table()).endswith("No neuron of this network spikes.")
+    assert any("no spiking neuron" in note for note in snn.conversion.notes)
+    with pytest.warns(UserWarning, match="no spiking neuron"):
+        assert cx.check(ann, X) == []
+    relayed = cx.convert(ann, X, relay=True, backend="reference", progress=False)  # the remedy holds
+    assert cx.simulate(relayed, X, 16).spikes_per_sample.sum() > 0
+
+
+def test_counts_of_outputs_that_are_never_positive_are_refused() -> None:
+    ann = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.ReLU(), nn.Linear(8, 3), nn.LogSoftmax(1)).eval()
+    recipe = cx.Recipe(readout=cx.readouts.SpikeCount())
+    with pytest.raises(cx.UnsupportedError, match="never is positive"):
+        cx.convert(ann, X, recipe=recipe, backend="reference", progress=False)
+
+
+def test_a_batch_of_another_size_is_one_sentence() -> None:
+    ann = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)).eval()
+    with pytest.raises(cx.CalibrationError, match=r"batch 1, of shape \[4, 3, 9, 9\]"):
+        cx.convert(ann, [X, torch.rand(4, 3, 9, 9)], backend="reference", progress=False)
+
+
+def test_a_pass_that_is_none_is_refused_at_once() -> None:
+    with pytest.raises(TypeError, match="ensures"):
+        cx.register_pass("x", 3)
+
+
+def test_one_fault_is_one_complaint() -> None:
+    wrong = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(100, 2)).eval()
+    (problem,) = cx.check(wrong, X)
+    assert problem.path == "3"
+    assert "[4, 3, 8, 8]" in problem.reason
+    (problem,) = cx.check(nn.Sequential(nn.Conv2d(5, 4, 3), nn.ReLU()).eval(), X)
+    assert "expected input[4, 3, 8, 8] to have 5 channels" in problem.reason

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from conversion_ext.errors import Problem
+from conversion_ext.errors import Problem, require
 from conversion_ext.graph import describe, info, is_stock, key_of, module_of, note
 from conversion_ext.registry import Registry
 
@@ -32,6 +32,13 @@ passes: Registry[Pass] = Registry("pass")
 
 def register_pass(name: str, rewrite: Pass) -> Pass:
     """Add a rewrite under ``name``; rewrites run in order of registration."""
+    fits = all(callable(getattr(rewrite, method, None)) for method in ("run", "ensures"))
+    require(
+        isinstance(name, str) and fits,
+        f"register_pass({name!r}, {rewrite!r}): give a name and an object with the methods run(model) and "
+        "ensures(model).",
+        TypeError,
+    )
     return passes.register(name, rewrite)
 
 

@@ -1,0 +1,99 @@
+"""Functions that others define: what they compute, in terms of operations that have an operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["DEFINITIONS", "SEEN_THROUGH", "largest"]
+
+SEEN_THROUGH = (nn.LPPool1d, nn.LPPool2d, nn.LPPool3d, nn.GLU, nn.CosineSimilarity, nn.PairwiseDistance)
+"""Layers of torch.nn that are no more than one of these functions."""
+
+
+def largest(x: Tensor, dims: Any, keepdim: bool = False) -> Tensor:
+    """Return the maximum over ``dims`` as a max-pool over one dimension."""
+    rank = x.dim()
+    dims = sorted({dim % rank for dim in ((dims,) if isinstance(dims, int) else dims)} if dims != () else range(rank))
+    kept = [dim for dim in range(rank) if dim not in dims]
+    sizes = [x.size(dim) for dim in kept]
+    if 0 not in kept:
+        return torch.amax(x, dims, keepdim)  # over the samples: refused where it is met
+    if kept == list(range(rank - len(dims))) and len(kept) == 2 and 1 <= len(dims) <= 3:
+        pools: dict[int, Callable[..., Any]] = {
+            1: F.adaptive_max_pool1d, 2: F.adaptive_max_pool2d, 3: F.adaptive_max_pool3d
+        }  # fmt: skip
+        pooled = pools[len(dims)](x, 1)
+        return pooled if keepdim else pooled.flatten(1)
+    moved = x.permute(*kept, *dims).reshape(sizes[0], -1, _count(x, dims))
+    pooled = F.adaptive_max_pool1d(moved, 1)
+    if keepdim:
+        return pooled.reshape(*(1 if dim in dims else x.size(dim) for dim in range(rank)))
+    return pooled.reshape(*sizes)
+
+
+def _count(x: Tensor, dims: list[int]) -> int:
+    product = 1
+    for dim in dims:
+        product = product * x.size(dim)
+    return product
+
+
+def _amax(input: Tensor, dim: Any = (), keepdim: bool = False) -> Tensor:
+    return largest(input, dim, keepdim)
+
+
+def _amin(input: Tensor, dim: Any = (), keepdim: bool = False) -> Tensor:
+    return -largest(-input, dim, keepdim)
+
+
+def _expand_as(input: Tensor, other: Tensor) -> Tensor:
+    return input.expand(*other.shape)
+
+
+def _view_as(input: Tensor, other: Tensor) -> Tensor:
+    return input.reshape(other.shape)
+
+
+def _tile(input: Tensor, *dims: Any) -> Tensor:
+    times = dims[0] if len(dims) == 1 and isinstance(dims[0], tuple | list) else dims
+    return input.repeat(*([1] * (input.dim() - len(times))), *times)
+
+
+def _index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
+    return input[(slice(None),) * (dim % input.dim()) + (index,)]
+
+
+def _select(input: Tensor, dim: int, index: int) -> Tensor:
+    return input[(slice(None),) * (dim % input.dim()) + (index,)]
+
+
+def _addmm(input: Any, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    product = torch.matmul(mat1, mat2)
+    return (product if alpha == 1 else product * alpha) + (input if beta == 1 else input * beta)
+
+
+def _lp_pool(pool: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def sums(input: Tensor, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False) -> Tensor:
+        rank = {F.avg_pool1d: 1, F.avg_pool2d: 2, F.avg_pool3d: 3}[pool]
+        sizes = [kernel_size] * rank if isinstance(kernel_size, int) else list(kernel_size)
+        count = 1
+        for size in sizes:
+            count *= size
+        mean = pool(input if norm_type == 1 else input.pow(norm_type), kernel_size, stride, 0, ceil_mode)
+        return mean * count if norm_type == 1 else (F.relu(mean) * count).pow(1 / norm_type)
+
+    return sums
+
+
+# By the function, or by the name of the method: a method and a function of one name mean the same.
+DEFINITIONS: Mapping[Any, Callable[..., Any]] = MappingProxyType({
+    "amax": _amax, "amin": _amin, "expand_as": _expand_as, "view_as": _view_as, "reshape_as": _view_as, "tile": _tile,
+    "index_select": _index_select, "select": _select, "addmm": _addmm, "lp_pool1d": _lp_pool(F.avg_pool1d),
+    "lp_pool2d": _lp_pool(F.avg_pool2d), "lp_pool3d": _lp_pool(F.avg_pool3d),
+})  # fmt: skip

@@ -1,0 +1,245 @@
+"""Calls that need more than a node of their own: sizes, casts, constants, extremes, assignments."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.fx import Node
+
+from conversion_ext.capture.batch_number import BatchNumber
+from conversion_ext.capture.calls import method_called
+from conversion_ext.capture.definitions import DEFINITIONS
+from conversion_ext.graph import meta_device
+from conversion_ext.graph.structure import leaves_of
+from conversion_ext.operators.assignment import with_item
+
+__all__ = ["SPECIAL", "Known", "RefusedError"]
+
+_CONSTRUCTORS = {
+    "zeros": 0.0, "ones": 1.0, "zeros_like": 0.0, "ones_like": 1.0, "new_zeros": 0.0, "new_ones": 1.0,
+}  # fmt: skip
+
+
+class RefusedError(Exception):
+    """Raised through the user's code where a network cannot be recorded: RefusedError(reason, remedy)."""
+
+
+@dataclass
+class Known:
+    """A tensor of the run: how to make its node, its twin at the other batch size, and whether it is a constant."""
+
+    tensor: Tensor  # keeps its id from being used again
+    other: Any
+    make: Callable[[], Node]
+    constant: bool
+
+    def node(self) -> Node:
+        """Return its node, made when it is asked for first."""
+        made = self.make()
+        self.make = lambda: made
+        return made
+
+
+class Recording(Protocol):
+    """What a special call needs of the recording that it belongs to."""
+
+    device: torch.device
+    known: dict[int, Known]
+    fills: dict[int, float]
+
+    def create(self, op: str, target: Any, args: Any, kwargs: Any) -> Node:
+        """Make a node."""
+        ...
+
+    def compute(self, function: Callable[..., Any], operands: tuple[Any, ...]) -> Node:
+        """Make the node of a number."""
+        ...
+
+    def undecided(self) -> Exception:
+        """Return the error of a network whose course depends on the batch size."""
+        ...
+
+    def know(self, value: Any, other: Any, make: Callable[[], Node], constant: bool = False) -> None:
+        """Remember what the tensors of a result are."""
+        ...
+
+    def function(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Make a node of a call and return its value."""
+        ...
+
+    def note(self, op: str, target: Any, args: Any, kwargs: Any, run: Callable[..., Any]) -> Any:
+        """Run a call at both batch sizes and make a node of it."""
+        ...
+
+    def defined(self, definition: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Record what a function is made of."""
+        ...
+
+    def depends(self, tree: Any) -> bool:
+        """Return whether anything in the arguments comes from the data."""
+        ...
+
+    def at(self, tree: Any, other: bool) -> Any:
+        """Return arguments as they are at one of the two batch sizes."""
+        ...
+
+
+def _size(recording: Recording, func: Any, args: Any, kwargs: Any) -> Any:
+    tensor, dim = (*args, kwargs.get("dim"))[:2]
+    other = recording.known[id(tensor)].other if id(tensor) in recording.known else tensor
+    pairs = enumerate(zip(tensor.shape, other.shape, strict=True))
+    sizes = torch.Size([_length(recording, tensor, d, a, b) for d, (a, b) in pairs])
+    return sizes if dim is None else sizes[dim]
+
+
+def _length(recording: Recording, tensor: Tensor, dim: int, first: int, other: int) -> int:
+    if first == other:
+        return first
+    return BatchNumber(first, other, recording, lambda: recording.create("call_method", "size", (tensor, dim), {}))
+
+
+def _len(recording: Recording, func: Any, args: Any, kwargs: Any) -> Any:
+    return args[0].shape[0]
+
+
+def _iterate(recording: Recording, func: Any, args: Any, kwargs: Any) -> Any:
+    tensor = args[0]
+    if isinstance(_size(recording, None, (tensor, 0), {}), BatchNumber):
+        raise RefusedError("is iterated over the samples of a batch, whose number varies.", "Work on the whole batch.")
+    return iter(recording.function(Tensor.unbind, (tensor, 0), {}))
+
+
+def _reverse(recording: Recording, func: Any, args: Any, kwargs: Any) -> Any:
+    return recording.function(Tensor.flip, (args[0], 0), {})
+
+
+def _to(recording: Recording, func: Any, args: Any, kwargs: Any) -> Any:
+    """Change the dtype; a move to where the network lives is none."""
+    tensor, *rest = args
+    given = [*rest, *(kwargs[key] for key in ("dtype", "device", "other") if key in kwargs)]
+    given = [value.dtype if isinstance(value, Tensor) else value for value in given]
+    place = next((value for value in given if isinstance(value, torch.device | str)), None)
+    dtype = next((value for value in given if isinstance(value, torch.dtype)), None)
+    if place is not None and torch.device(place).type != recording.device.type:
+        raise RefusedError(f"moves data to {place}.", f"Let the whole network live on {recording.device}.")
+    if not recording.depends(tensor):
+        return tensor if dtype is None else tensor.to(dtype)
+    return tensor if dtype is None else recording.function(Tensor.to, (tensor, dtype), {})
+
+
+def _type_as(recording: Recording, func: Any, args: Any, kwargs: Any) -> Any:
+    return _to(recording, func, (args[0], args[1].dtype), {})
+
+
+def _move(recording: Recording, func: Any, args: Any, kwargs: Any) -> Any:
+    return _to(recording, func, (args[0], func.__name__), {})
+
+
+def _extreme(recording: Recording, func: Any, args: Any, kwargs: Any) -> Any:
+    """Return maximum or minimum: over a dimension with the positions, which nobody may use, or of two tensors."""
+    sign = 1 if func.__name__ == "max" else -1
+    second = kwargs.get("other", kwargs.get("dim", args[1] if len(args) > 1 else None))
+    if isinstance(second, Tensor):
+        return recording.function(torch.maximum if sign == 1 else torch.minimum, (args[0], second), {})
+    if second is None:
+        return recording.function(func, args, kwargs)
+    keepdim = kwargs.get("keepdim", args[2] if len(args) > 2 else False)
+    values = recording.defined(DEFINITIONS["amax" if sign == 1 else "amin"], (args[0], second, keepdim), {})
+    shapes = [func(*recording.at(args, other=twin), **recording.at(kwargs, other=twin)) for twin in (False, True)]
+    recording.know(shapes[0].indices, shapes[1].indices, _positions)
+    return type(shapes[0])([values, shapes[0].indices])
+
+
+def _positions() -> Node:
+    raise RefusedError("uses the positions of maxima, which spikes do not carry.", "Use the values alone.")
+
+
+def _where(recording: Recording, func: Any, args: Any, kwargs: Any) -> Any:
+    """Return a choice; ``where(x > t, x, v)`` is ``F.threshold(x, t, v)``."""
+    if len(args) == 3 and isinstance(args[0], Tensor) and id(args[0]) in recording.known:
+        condition, x, other = recording.known[id(args[0])].node(), args[1], args[2]
+        fill = recording.fills.get(id(other), other) if isinstance(other, Tensor) else other
+        level = condition.args[1] if len(condition.args) == 2 else None
+        above = condition.target is operator.gt or (condition.target is operator.ge and level == 0)
+        known = recording.known.get(id(x)) if isinstance(x, Tensor) else None
+        if above and known is not None and condition.args[0] is known.node() and isinstance(level, int | float):
+            if isinstance(fill, int | float):
+                return recording.function(F.threshold, (x, level, fill), {})
+    return recording.function(func, args, kwargs)
+
+
+def _new_tensor(recording: Recording, func: Any, args: Any, kwargs: Any) -> Tensor:
+    return torch.as_tensor(args[1], dtype=kwargs.get("dtype", args[0].dtype), device=recording.device).clone()
+
+
+def _constructor(recording: Recording, func: Any, args: Any, kwargs: Any) -> Any:
+    return _filled(recording, func, args, kwargs, _CONSTRUCTORS[func.__name__])
+
+
+def _full(recording: Recording, func: Any, args: Any, kwargs: Any) -> Any:
+    fill = kwargs.get("fill_value", args[-1])
+    if not isinstance(fill, int | float):
+        return recording.function(func, args, kwargs)
+    return _filled(recording, func, args, kwargs, fill)
+
+
+def _filled(recording: Recording, func: Any, args: Any, kwargs: Any, fill: float) -> Tensor:
+    """Return a tensor of one value: a constant, expanded to the batch where its shape holds the batch size."""
+    kwargs = {key: value for key, value in kwargs.items() if key != "device"}
+    hollow = {**kwargs, "device": "meta"}
+    first = func(*recording.at(args, other=False), **recording.at(hollow, other=False))
+    other = func(*recording.at(args, other=True), **recording.at(hollow, other=True))
+    if first.shape == other.shape:
+        return torch.full(first.shape, fill, dtype=first.dtype, device=recording.device)
+    if func.__name__.endswith("_like"):
+        sizes = _size(recording, None, args[:1], {})
+    else:
+        numbers = [v for v in leaves_of((args, kwargs)) if isinstance(v, int) and not isinstance(v, bool)]
+        sizes = numbers[: first.dim()]
+    one = torch.full([1] * first.dim(), fill, dtype=first.dtype, device=recording.device)
+    filled = recording.note("call_method", "expand", (one, *sizes), {}, _shell_of(recording, "expand"))
+    recording.fills[id(filled)] = fill
+    return filled
+
+
+def _shell_of(recording: Recording, method: str) -> Callable[..., Any]:
+    return lambda *args: meta_device.call(method_called(method), args, {}, recording.device)
+
+
+def _assign(recording: Recording, func: Any, args: Any, kwargs: Any) -> None:
+    """Make ``x[index] = value`` a function; other views of x do not see it, and are refused when they are used."""
+    tensor, index, value = args
+    known = recording.known.get(id(tensor))
+    if known is None or known.constant:
+        raise RefusedError("writes data into a tensor that the network keeps.", "Build it with torch.cat.")
+    copy, other = tensor, known.other
+    for owner, twin in ((copy, False), (other, True)):
+        position, given = recording.at((index, value), twin)
+        with_item(owner, position, meta_device.shell(given) if isinstance(given, Tensor) else given)
+    node = recording.create("call_function", with_item, (tensor, index, value), {})
+    memory = tensor.untyped_storage()._cdata  # noqa: SLF001 (the only name of memory without an address)
+    for each in recording.known.values():
+        if each.tensor is not tensor and each.tensor.untyped_storage()._cdata == memory:  # noqa: SLF001
+            each.make = _stale
+    known.make = lambda: node
+
+
+def _stale() -> Node:
+    raise RefusedError(
+        "uses a view of a tensor after a part of the tensor was assigned.", "Build the tensor with torch.cat."
+    )
+
+
+SPECIAL: Mapping[str, Callable[[Recording, Any, Any, Any], Any]] = MappingProxyType({
+    "size": _size, "to": _to, "type_as": _type_as, "cpu": _move, "cuda": _move, "__len__": _len, "__iter__": _iterate,
+    "__setitem__": _assign, "__reversed__": _reverse, "max": _extreme, "min": _extreme, "where": _where,
+    "new_tensor": _new_tensor, "full": _full, "full_like": _full, "new_full": _full,
+    **dict.fromkeys(_CONSTRUCTORS, _constructor),
+})  # fmt: skip
