@@ -133,9 +133,8 @@ def _facts(case: Case, run: Run) -> Iterator[SiteFacts]:
 
 def _errors(case: Case) -> tuple[Decomposition | None, list[str]]:
     """Return the errors of every site, or why there are none."""
-    data: list[Any] = [batch.inputs[0] if len(batch.inputs) == 1 else batch for batch in case.judge]
     try:
-        return decompose(case.snn, data=data, T=case.T, ann=case.ann), []
+        return decompose(case.snn, case.judge, case.T, ann=case.ann), []
     except ValueError as error:
         return None, [f"No errors by site: {error}"]
 
