@@ -122,3 +122,13 @@ def test_layouts_are_checked():
     with pytest.raises(CalibrationError, match="asks for frames"):
         list(FramesAsSamples([torch.rand(3)], True, None, ANN))
     assert time_axis(torch.rand(3, 4), 2, None, None, "x") is None
+
+
+def test_the_recipe_for_frames_is_one_for_any_number_of_steps():
+    for steps in (None, T):
+        snn = converted(recipe="frames", T=steps)
+        assert snn.conversion.recipe == cx.Recipe(cx.Percentile(99.9), cx.IF(v_init=0.5))
+    outputs = cx.simulate(snn, x_seq=X_SEQ.repeat(200, 1, 1, 1, 1), at=(1000,)).output
+    with torch.no_grad():
+        mean = ANN(X_SEQ.mean(0))  # neurons add up what the frames bring
+    assert (outputs - mean).norm() < 0.02 * mean.norm()
