@@ -20,6 +20,8 @@ _POOLS: dict[int, Any] = {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d, 3: n
 class Flattening:
     """``flatten(x, 1)``, ``x.view(x.size(0), -1)``, ``x.squeeze()`` and ``x.mean([2, 3])`` become modules.
 
+    A ``squeeze()`` that does not flatten names its dimensions, without the batch.
+
     Reading ``view(-1, 512)``, ``squeeze()`` and means needs shapes (``meta["shape"]``); without them they stay.
     """
 
@@ -30,11 +32,29 @@ class Flattening:
             if rest is not None:
                 flat = insert_after(model, new, rest.eval(), f"{key_of(new)}.flatten")
                 note(flat, key=f"{key_of(new)}.flatten")
+        for node, dims in _squeezes(model):
+            if dims:
+                node.args = (node.args[0], dims)
+            else:
+                node.replace_all_uses_with(node.args[0])  # pyright: ignore[reportArgumentType] (its input, a node)
+                model.graph.erase_node(node)
         refresh(model)
 
     def ensures(self, model: GraphModule) -> list[str]:
         """No such call is left."""
-        return [f"{node.name} only flattens or pools." for node, _, _ in _found(model)]
+        left = [f"{node.name} squeezes the batch too." for node, _ in _squeezes(model)]
+        return [*left, *(f"{node.name} only flattens or pools." for node, _, _ in _found(model))]
+
+
+def _squeezes(model: GraphModule) -> list[tuple[Node, tuple[int, ...]]]:
+    """Return (call, dimensions to name) of ``squeeze()`` of everything: of one sample it would drop the batch too."""
+    found = []
+    for node in model.graph.nodes:
+        source = node.args[0] if node.args else None
+        plain = node.target in (torch.squeeze, "squeeze") and len(node.args) == 1 and not node.kwargs
+        if plain and isinstance(source, Node) and info(source).is_tensor:
+            found.append((node, tuple(d for d, size in enumerate(info(source).shape) if d and size == 1)))
+    return found
 
 
 def _found(model: GraphModule) -> list[tuple[Node, nn.Module, nn.Module | None]]:
