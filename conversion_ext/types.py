@@ -67,8 +67,8 @@ class Steps(NamedTuple):
     """The time axis of one call of a network body.
 
     ``T`` steps are folded into the batch, [T*N, ...]; ``constant`` says that inputs do not depend on time
-    and arrive once, [N, ...]. With ``block`` K > 1 each of them stands for K steps of every neuron: what is folded
-    are means over K steps, and neurons take such a mean as their current for K steps.
+    and arrive once, [N, ...]. If ``block`` = K > 1, T counts blocks of K steps. Tensors then hold averages over a
+    block, and each neuron integrates that average for K steps.
     ``live`` matters where sites look ahead: the steps are ticks of one clock, behind which a site lags; else they are
     all T steps of a run, and each site counts from its own first step.
     """

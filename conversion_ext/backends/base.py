@@ -166,10 +166,11 @@ def advance_in_place(
     count: Tensor | None = None,
     run: Any = advance,
 ) -> Tensor:
-    """Do what ``backend.run`` does, without autograd and without the framework: it costs many passes over memory.
+    """Fast path of ``backend.run`` for inference: update the framework's state tensors with a kernel of ours.
 
-    Spikes and the state left in the framework's module are those of ``run``, bit for bit; tensors of the state may
-    be overwritten. Spikes are added to ``count`` [N, ...]. ``run``: ``advance`` or ``advance_compiled``.
+    Spikes and final state are bit-identical; there are no gradients, and tensors of the state may be overwritten. (The
+    frameworks' forward reads and writes the state several times per step.) Spikes are added to ``count`` [N, ...].
+    ``run``: ``advance`` or ``advance_compiled``.
     """
     state = backend.state(neuron)
     if state is None:

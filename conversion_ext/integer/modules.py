@@ -59,7 +59,8 @@ class IntegerStepping(Stepping):
 
     def __init__(self, key: str, exponent: int, finest: int, bits: int, saturate: bool) -> None:
         super().__init__()
-        # Half a unit of the currents more changes no exact sum, and forgives the last bit of one that is not.
+        # floor(x + 0.5) rounds half up. Currents are multiples of 2^-finest, so adding half of that spacing changes no
+        # result, and protects an inexact sum that falls just below a tie.
         self.offset = 0.5 + 2.0 ** -(max(finest - exponent, 1) + 1)
         self.key, self.exponent, self.bits, self.saturate = key, exponent, bits, saturate
         self.overflows = 0

@@ -46,8 +46,8 @@ class SpikingSite(nn.Module):
     decisions: Tensor
     clock: LookAhead | None
     owner: Callable[..., Any] | None = None
-    """``advance`` or ``advance_compiled`` where who runs the network owns the state: it may be overwritten, and no
-    gradients are wanted."""
+    """In-place kernel (``advance`` or ``advance_compiled``) used while ``Engine.running()`` is active; None: call the
+    framework's own forward. The kernel overwrites the neuron state and records no gradients."""
     counts: dict[str, Tensor] | None = None
     """Where a site that ``counts_spikes`` adds them up, under its key: cheap while they are in the cache."""
 

@@ -46,10 +46,10 @@ class Neurons(Protocol):
 class Stepping(Memory):
     """Turn the currents of a site into what its neurons emit, [T, N, ...] to [T, N, ...]; here by running them.
 
-    A subclass defines ``steps`` and says what it costs: ``warm_up``, steps still to come that the whole network runs
-    before those that count; ``wait``, steps by which a site lags behind its input, for its successors wait;
-    ``together``, how many steps the first call must hold. Whoever wants to see the spikes of a site hooks this
-    module, whose output they are, step by step.
+    A subclass defines ``steps`` and the properties that ``schedule`` reads: ``warm_up``, remaining warm-up steps of the
+    whole network; ``wait``, steps by which the output of a site lags behind its input (adds up over depth);
+    ``together``, minimum number of steps in the first call. To record spikes, register a forward hook on this module:
+    it returns the spikes [T, N, ...].
     """
 
     wait: int = 0

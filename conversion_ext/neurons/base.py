@@ -81,7 +81,7 @@ class Neuron:
 
     @property
     def learned(self) -> tuple[str, ...]:
-        """The fields, numbers in [0, 1], that only start a parameter of its module, which training may change."""
+        """Names of fields that become trainable parameters (values in [0, 1]); the field gives the initial value."""
         return ()
 
     def holding(self, module: Any) -> Self:

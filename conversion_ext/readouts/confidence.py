@@ -19,12 +19,13 @@ __all__ = ["Confidence"]
 
 @dataclass(frozen=True)
 class Confidence:
-    """Let go of a sample whose decision is safe: ``t (y_1 - y_2) > threshold``.
+    """End the run of a sample whose decision is safe: ``t (y_1 - y_2) > threshold``.
 
     For ``simulate(..., exit=Confidence(12.0))``. y_1 and y_2 are the two largest of its decoded outputs [classes] after
-    step t. With ``MeanOutput`` the left side is by how much the first class leads in the sum of all outputs so far.
-    That grows with t, while what a rate code owes to the sum does not, so one number serves all t. It is looked at
-    every ``every`` steps. What it costs is to be measured: see :meth:`calibrate`.
+    step t. With ``MeanOutput`` the left side is the margin of the first class in the sum of all outputs so far. The
+    margin grows linearly with t, while the quantization error of the summed output stays bounded, so a single
+    threshold works for all t. The rule is evaluated every ``every`` steps. Use :meth:`calibrate` to choose the
+    threshold for a stated accuracy loss.
 
     Reference: Wu et al., Frontiers in Neuroscience 2025 (Top-K cutoff).
     """

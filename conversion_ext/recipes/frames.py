@@ -13,4 +13,8 @@ from conversion_ext.normalizers import Percentile
 from conversion_ext.recipes import register_recipe
 from conversion_ext.recipes.recipe import Recipe
 
-register_recipe("frames", Recipe(Percentile(99.9), IF(v_init=0.5)))
+register_recipe(
+    "frames",
+    Recipe(Percentile(99.9), IF(v_init=0.5)),
+    use="Use it for event frames or video, one frame per step.",
+)

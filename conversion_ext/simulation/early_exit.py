@@ -23,10 +23,11 @@ SPARSE = 0.75
 def run_until_safe(
     engine: Engine, inputs: tuple[Any, ...], T: int, recorder: Recorder, decoder: Decoder, rule: Confidence
 ) -> tuple[Tensor, Tensor]:
-    """Return the output [N, classes] with which each sample was let go, and after how many steps [N].
+    """Return the output [N, classes] at which each sample exited, and after how many steps [N].
 
-    What goes on is what would have gone on alone: states, readout and inputs of the other samples are dropped, as soon
-    as these are a quarter of the batch. The network is reset in the end, since its samples stand at different times.
+    Results per sample equal those of a run without early exit. Finished samples are removed from the batch (inputs,
+    neuron states, readout) once they make up at least 25 % of it. The network is reset in the end, since its samples
+    stand at different times.
     """
     N = len(inputs[0])
     rows = torch.arange(N, device=inputs[0].device)

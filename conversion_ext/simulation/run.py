@@ -36,11 +36,11 @@ class Simulation(Report):
 
     ``outputs``: decoded output after each step of ``at``, [len(at), N, ...] (tuples and dicts keep their structure);
     ``firing_rate``: {site: [N, ...]} spikes per step, signed ones counted by magnitude; ``spikes``: {site: [N]} spikes
-    per sample. A tuner that acts while simulating may need steps before the T that count: what is sent in them is in
-    ``spikes``, and they are in ``total_steps``, the steps that a neuron makes, but not in ``firing_rate``.
+    per sample. Some tuners (ResidualPotential, OffsetSpike) run warm-up steps first. Warm-up spikes are included in
+    ``spikes``, warm-up steps in ``total_steps``; ``firing_rate`` covers the T counted steps only.
     ``latency_steps``: from the first input to the decision, end to end, so that what waits for its predecessor adds
     up over depth (see ``schedule``). ``recorded``: {quantity: {site: [T, N, ...]}}, a warm-up included.
-    ``steps``: with ``exit``, the steps [N] after which each sample was let go; rates and ``output`` are those of then.
+    ``steps``: with ``exit``, the steps [N] after which each sample exited; rates and ``output`` are those of then.
     """
 
     outputs: Any

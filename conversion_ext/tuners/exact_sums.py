@@ -20,9 +20,10 @@ BITS = 53  # of a float64, all of which the largest sum may take
 def total(terms: Iterable[tuple[Tensor, ...]], shelf: Shelf, device: torch.device) -> tuple[Tensor, ...]:
     """Return the sums of the first, second, ... tensors of all ``terms`` of all processes, in float64.
 
-    Adding floats depends on the order, unless nothing is rounded: each entry of a term is rounded to multiples of a
-    power of two, the smallest for which float64 holds every sum of so many numbers of the size of its largest. That
-    costs 2^-53 of the largest sum possible per term. Terms are kept until all have been seen: see ``total_within``.
+    Floating-point sums depend on the order of addition. To make the result identical for any order, every entry is
+    first rounded to a multiple of u = 2^(e + b - 53), where 2^e bounds the largest term and 2^b the number of terms.
+    All partial sums are then multiples of u below 2^53 u, hence exact in float64. Cost: an error of at most u/2 per
+    term. Terms are kept until all have been seen: see ``total_within``.
     Raises CalibrationError where a term is NaN or infinite.
     """
     count, shapes, largest = 0, set[tuple[torch.Size, ...]](), list[Tensor]()

@@ -147,7 +147,8 @@ class _Stop:
 class SynapseStop(_Stop):
     """A weight layer (convolution, linear, BatchNorm).
 
-    ``goal`` is where its output is compared: behind the sums whose other operands come earlier, as at a shortcut.
+    ``goal``: the node whose value is compared with the ANN. It is the layer's own output or, if that only feeds
+    additions whose other operands are already computed (a shortcut), the output of the last such addition.
     ``site`` is the ReLU site that alone reads the goal, or None; ``shared`` tells whether other calls use the weights.
     """
 

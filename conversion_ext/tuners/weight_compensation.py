@@ -34,10 +34,10 @@ class WeightCompensation(Tuner):
     x is the mean over the T steps of what the spiking network sends the layer, a what the ANN does, z what the ANN
     computes there and ``rest`` what else is added (a shortcut): errors of earlier layers and of the shortcut are
     absorbed, and the anchor keeps the layer right for true inputs, to which x tends with more steps. A term
-    ``ridge P |W' - W|^2``, P the mean power of x, keeps the problem regular. Where a ReLU site alone reads the sum,
-    only what it can tell counts: for z <= 0 any current <= 0 is right, for z at or beyond what the site can say any
-    that is not less: a convex problem, solved by ``iterations`` of majorization, each one a least-squares solution
-    with the same Gram matrix.
+    ``ridge P |W' - W|^2``, P the mean power of x, keeps the problem regular. If the result feeds a single ReLU site,
+    the loss ignores differences that the neuron cannot represent: for targets z <= 0 every non-positive current is
+    correct, and for z at or above saturation every current at or above it. This one-sided loss is convex; it is
+    minimized by ``iterations`` of majorization, each one a least-squares problem with the same Gram matrix.
 
     Changes weights and biases of convolutions and linear layers that are called once and see spikes; a group has a
     regression of its own. A refit that does not lessen the objective on the calibration data is not kept.

@@ -63,7 +63,7 @@ class Trace(Memory):
 
 
 class _InPlaceOf(torch.autograd.Function):
-    """The second value with the gradient of the first: right for what is linear in it."""
+    """Forward value of ``value``, gradient of ``differentiated``; valid because the layer is linear in its input."""
 
     @staticmethod
     def forward(ctx: Any, differentiated: Tensor, value: Tensor) -> Tensor:
