@@ -13,6 +13,7 @@ from torch.fx import Graph, GraphModule
 
 from conversion_ext.capture.definitions import SEEN_THROUGH
 from conversion_ext.capture.private_copy import private_copy, remove_hooks, unwrapped
+from conversion_ext.capture.recognition import recognize_quantized
 from conversion_ext.capture.recording import RESERVED, Recording
 from conversion_ext.capture.reference import Reference, disagreement, few, random_states_kept, reference_run
 from conversion_ext.capture.source import line_of_error
@@ -92,6 +93,7 @@ def capture_and_compare(
         return _finished(model, graph, {}, skipped), None
     call = _Call(example)
     reference, failed = _reference(model, call)
+    recognize_quantized(model, lambda module: module in kept or module in skipped or isinstance(module, types))
     recording = Recording(model, whole, _device(model, call.tensors))
     try:
         with random_states_kept():

@@ -117,8 +117,11 @@ def check_inputs(inputs: tuple[Any, ...], model: nn.Module, where: str) -> None:
     indices = any(isinstance(module, nn.Embedding | nn.EmbeddingBag) for module in model.modules())
     for value in tensors:
         require(
-            value.dim() > 0 and value.numel() > 0, f"{where} is empty: shape {list(value.shape)}.", CalibrationError
+            value.dim() > 0,
+            f"{where} holds a number without a batch, shape []; give every input as a tensor [N, ...].",
+            CalibrationError,
         )
+        require(value.numel() > 0, f"{where} is empty: shape {list(value.shape)}.", CalibrationError)
         if parameter is not None and value.device != parameter.device:
             raise CalibrationError(
                 f"{where} is on {value.device}, the network on {parameter.device}; move one to the other's device."

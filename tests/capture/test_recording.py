@@ -436,3 +436,46 @@ def test_one_fault_is_one_complaint() -> None:
     assert "[4, 3, 8, 8]" in problem.reason
     (problem,) = cx.check(nn.Sequential(nn.Conv2d(5, 4, 3), nn.ReLU()).eval(), X)
     assert "expected input[4, 3, 8, 8] to have 5 channels" in problem.reason
+
+
+class Floor(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.floor()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0]
+
+
+class IF(nn.Module):
+    """The activation of public repositories of QCFS: while it is trained, T is 0."""
+
+    def __init__(self, levels: int = 8, threshold: float = 2.0) -> None:
+        super().__init__()
+        self.act, self.T, self.L = Floor.apply, 0, levels
+        self.thresh = nn.Parameter(torch.tensor([threshold]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.clamp(x / self.thresh, 0, 1)
+        return self.act(x * self.L + 0.5) / self.L * self.thresh
+
+
+@pytest.mark.parametrize(("levels", "threshold"), [(4, 0.7), (8, 2.0), (16, 1.3)])
+def test_networks_trained_with_qcfs_elsewhere_are_recognized(levels: int, threshold: float) -> None:
+    """The spiking network gives the trained one exactly after as many steps as levels."""
+    torch.manual_seed(0)
+    ann = nn.Sequential(nn.Conv2d(3, 4, 3), IF(levels, threshold), nn.Flatten(), nn.Linear(144, 4)).double().eval()
+    snn = cx.convert(ann, X.double(), recipe="bu2022", T=levels, backend="reference", progress=False)
+    assert snn.conversion.thresholds["1"].item() == pytest.approx(threshold)
+    out = cx.simulate(snn, X.double(), levels, at=(levels,)).output
+    torch.testing.assert_close(out, ann(X.double()), rtol=0, atol=1e-9)
+
+
+def test_what_only_resembles_qcfs_is_not_taken_for_it() -> None:
+    class Shifted(IF):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x - 0.1)
+
+    ann = nn.Sequential(nn.Conv2d(3, 4, 3), Shifted(), nn.Flatten(), nn.Linear(144, 4)).eval()
+    assert [problem.path for problem in cx.check(ann, X)] != []
