@@ -1,0 +1,124 @@
+"""A converted network in ONNX: one step with its states as inputs and outputs, or the quantised ANN that it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from conversion_ext import graph
+from conversion_ext.analysis.twins import twin
+from conversion_ext.backends import get_backend
+from conversion_ext.errors import Problem, UnsupportedError, optional_import
+from conversion_ext.network.spiking_network import Root, hosted
+from conversion_ext.network.state import Memories
+from conversion_ext.nn.max_pool import SpikingMaxPool
+from conversion_ext.nn.stateful import Stateful
+from conversion_ext.simulation.samples import require_network
+from conversion_ext.types import Steps
+
+__all__ = ["Step", "to_onnx"]
+
+
+def to_onnx(snn: Root, x: Tensor, path: str | Path, *, T: int | None = None) -> Path:
+    """Write ``snn`` to an ONNX file and return its path; onnxruntime computes the same.
+
+    Without ``T`` the file holds one step: inputs ``x`` and ``state_0``, ..., outputs ``y`` and ``next_0``, ...; the
+    states before the first step are those of ``Step(snn).start(x)``, and ``x`` is a step of the encoder's. With ``T``
+    it is the twin, an ANN whose activations have the ``T + 1`` levels that T steps can say, for chips without time.
+
+    Args:
+        snn: What ``convert`` returned: for a step with one input and output, and without pools or functions with state.
+        x: An example of inputs [N, ...]; N is fixed in the file.
+        path: The file.
+        T: The number of steps of which the twin is written.
+
+    Raises:
+        UnsupportedError: With the modules whose state is more than that of neurons.
+        MissingError: The packages onnx and onnxscript are not installed.
+    """
+    require_network(snn)
+    optional_import("onnxscript", "onnxscript", "onnx")
+    path = Path(path)
+    if T is not None:
+        model = twin(snn, T)
+        for name, module in list(model.named_modules()):
+            if isinstance(module, SpikingMaxPool):
+                model.set_submodule(name, Pool(module))
+        _export(model, (x,), path, ["x"], ["y"])
+        return path
+    step = Step(snn)
+    state = step.start(x)
+    names = [f"state_{i}" for i in range(len(state))]
+    _export(step, (x, *state), path, ["x", *names], ["y", *(name.replace("state", "next") for name in names)])
+    return path
+
+
+def _export(module: nn.Module, inputs: tuple[Tensor, ...], path: Path, names: list[str], outputs: list[str]) -> None:
+    with torch.no_grad():
+        torch.onnx.export(
+            module.eval(), inputs, str(path), input_names=names, output_names=outputs, dynamo=True, verbose=False,
+            external_data=False,
+        )  # fmt: skip
+
+
+class Pool(nn.Module):
+    """What a max-pool does to the one mean that a twin gives it."""
+
+    def __init__(self, pool: SpikingMaxPool) -> None:
+        super().__init__()
+        self.function, self.arguments = pool.function, pool.arguments
+
+    def forward(self, x: Tensor, steps: Steps) -> Tensor:
+        """Return the maxima."""
+        return getattr(functional, self.function)(x, **self.arguments)
+
+
+class Step(nn.Module):
+    """One step of a network as a function of its input and states: ``y, *states = step(x, *states)``.
+
+    States are those of the sites, in graph order, each [N, ...] in thresholds; neurons are computed in plain torch.
+
+    Raises:
+        UnsupportedError: With the modules whose state is more than that of neurons.
+    """
+
+    def __init__(self, snn: Root) -> None:
+        super().__init__()
+        self.net = hosted(snn, get_backend("reference")).eval()
+        sites = self.net.sites().values()
+        others = [(name, m) for name, m in self.net.body.named_modules() if isinstance(m, Stateful)]
+        others += [(site.key, site.stepping) for site in sites if not site.stepping.plain or site.clock is not None]
+        problems = tuple(
+            Problem(name, f"{type(m).__name__} remembers more than potentials.", "Write the twin: give T.")
+            for name, m in others
+        )
+        if problems:
+            raise UnsupportedError("; ".join(map(str, problems)), problems)
+
+    def start(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the states before the first step for inputs like x [N, ...]."""
+        found: list[Tensor] = []
+        for node in self.net.body.graph.nodes:
+            module = graph.module_of(self.net.body, node)
+            if module in self.net.sites().values():
+                site: Any = module
+                v = site.start(x.new_zeros(len(x), *graph.info(node).shape[1:]))
+                found += [v, *(torch.zeros_like(v) for _ in site.spec.state[1:])]
+        return tuple(found)
+
+    def forward(self, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        """Advance by one step."""
+        self._recall([part.clone() for part in state])
+        y = self.net(x)
+        return (y, *(part for site in Memories(self.net).sites for part in site.backend.state(site.neuron) or ()))
+
+    def _recall(self, state: Sequence[Tensor]) -> None:
+        memories, parts = Memories(self.net), iter(state)
+        memories.reset()
+        for site in memories.sites:
+            site.backend.set_state(site.neuron, tuple(next(parts) for _ in site.spec.state))
