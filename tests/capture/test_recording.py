@@ -479,3 +479,13 @@ def test_what_only_resembles_qcfs_is_not_taken_for_it() -> None:
 
     ann = nn.Sequential(nn.Conv2d(3, 4, 3), Shifted(), nn.Flatten(), nn.Linear(144, 4)).eval()
     assert [problem.path for problem in cx.check(ann, X)] != []
+
+
+def test_views_of_what_was_changed_in_place_follow_it() -> None:
+    def gated(y: Tensor) -> Tensor:
+        z = (y - 0.3).relu_()
+        context = z.reshape(z.size(0), 4, -1).unsqueeze(1)
+        return context.mean(-1).squeeze(1) + z.flatten(2).unsqueeze(1).amax((1, 3))
+
+    assert cx.check(Net(gated).eval(), X) == []
+    assert_captured(Net(gated))

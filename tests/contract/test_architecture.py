@@ -28,7 +28,10 @@ FLOORS = (
     ("analysis",),
     ("training",),
     ("integer", "demo"),
-    ("exchange", "neurobench",),
+    (
+        "exchange",
+        "neurobench",
+    ),
     ("spikingjelly", "__main__", "__init__"),
 )
 # The root itself is what a user imports: the demonstration, commands and SpikingJelly's recipes are users.

@@ -55,6 +55,8 @@ class OutOfPlace:
         """Let what reads the memory of ``changed`` after ``node`` read the result of ``node``."""
         order = {other: index for index, other in enumerate(model.graph.nodes)}
         for name, relation in _names_of(model, changed, order):
+            if order[name] > order[node]:
+                continue  # a view of the result of ``node``, or of what is redirected here
             for user in [user for user in name.users if order.get(user, -1) > order[node]]:
                 if relation is _SAME:
                     user.replace_input_with(name, node)
