@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import length_hint
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from tqdm import tqdm
 
 from conversion_ext.calibration.calibration import Calibration
 from conversion_ext.calibration.observer import Observer
 from conversion_ext.capture.environment import in_plain_modes
 from conversion_ext.capture.preparation import Traced, trace
+from conversion_ext.conversion.budget import OBSERVING, Progress
 from conversion_ext.conversion.memory_format import channels_last
 from conversion_ext.data.batches import Forward, batches, call_inputs, check_inputs
 from conversion_ext.data.distributed import all_or_none, gathered, merged, processes, rank
@@ -49,9 +50,9 @@ def calibrate(
     _, recipe = resolve_recipe(recipe)
     data = batches(data)
     inputs = example_of(ann, data, example_input, forward)
-    return observe(
-        traced_for(recipe, ann, inputs, graded, relay, skip, leaf), recipe.normalizer, data, forward, progress
-    )
+    traced = traced_for(recipe, ann, inputs, graded, relay, skip, leaf)
+    with Progress(progress and rank() == 0, OBSERVING) as bar:
+        return observe(traced, recipe.normalizer, data, forward, bar)
 
 
 def traced_for(
@@ -91,7 +92,7 @@ def example_of(ann: nn.Module, data: Any, example_input: Any, forward: Forward |
     return found
 
 
-def observe(traced: Traced, normalizer: Normalizer, data: Any, forward: Forward | None, progress: bool) -> Calibration:
+def observe(traced: Traced, normalizer: Normalizer, data: Any, forward: Forward | None, bar: Progress) -> Calibration:
     """Return the statistics of ``data``, which each of several processes has a part of, or ``data`` if that is they."""
     sites = [site for site in traced.sites if site.threshold is None]
     signed = any(site.kind is not SiteKind.RELU for site in sites)
@@ -106,19 +107,19 @@ def observe(traced: Traced, normalizer: Normalizer, data: Any, forward: Forward 
         f"{normalizer} depends on the order of its batches and cannot be shared out to {processes()} processes; "
         "calibrate it in one.",
     )
-    samples = all_or_none(lambda: _run(traced.model, observer, normalizer.runs, data, forward, progress))
+    samples = all_or_none(lambda: _run(traced.model, observer, normalizer.runs, data, forward, bar))
     total = sum(gathered(samples))
     require(total > 0, "The calibration data holds no batch; pass at least one.", CalibrationError)
     return Calibration({key: merged(stats) for key, stats in observer.stats.items()}, total, traced.inputs)
 
 
 @torch.inference_mode()
-def _run(model: GraphModule, observer: Observer, runs: int, data: Any, forward: Forward | None, progress: bool) -> int:
+def _run(model: GraphModule, observer: Observer, runs: int, data: Any, forward: Forward | None, bar: Progress) -> int:
     """Show the data to the observer and return the number of samples."""
-    samples = 0
+    samples, count = 0, runs * length_hint(data, 0)
     with observer:
         for run in range(runs):
-            for index, batch in enumerate(tqdm(data, desc="calibration", disable=not progress or rank() > 0)):
+            for index, batch in enumerate(data):
                 inputs = call_inputs(batch, forward)
                 check_inputs(inputs, model, f"Calibration batch {index}")
                 tensors = tensors_of(inputs)
@@ -127,6 +128,8 @@ def _run(model: GraphModule, observer: Observer, runs: int, data: Any, forward: 
                 except RuntimeError as error:
                     raise _misfit(index, tensors, error) from error
                 samples += len(tensors[0]) if run == 0 else 0
+                bar.add(OBSERVING / count if count else 0.0)
+    bar.reach(OBSERVING)
     return samples
 
 

@@ -15,6 +15,7 @@ from conversion_ext.capture.environment import in_plain_modes
 from conversion_ext.capture.preparation import silence_of
 from conversion_ext.capture.private_copy import unwrapped
 from conversion_ext.conversion.assembly import assemble
+from conversion_ext.conversion.budget import FirstSamples, Plan, Progress, check_budget, first_samples
 from conversion_ext.conversion.folding import fold as fold_units
 from conversion_ext.conversion.memory_format import channels_last
 from conversion_ext.conversion.observation import example_of, observe, traced_for
@@ -54,6 +55,7 @@ def convert(
     leaf: Sequence[Any] = (),
     sequence: Layout = None,
     generator: torch.Generator | None = None,
+    budget_s: float | None = None,
     progress: bool = True,
 ) -> Root:
     """Return a spiking network that computes what ``ann`` computes, as modules of ``backend``.
@@ -77,7 +79,9 @@ def convert(
         sequence: batches hold frames, [T, N, ...] for True or "time_first", [N, T, ...] for "batch_first"; thresholds
             then come from all frames, and later verbs read their data in the same way.
         generator: seeds what is random in the network (a spiking softmax), by default with 0.
-        progress: show progress bars.
+        budget_s: about how many seconds the conversion may take. Where that is less than it needs for all of
+            ``calibration``, it reads the first batches only, at least one; ``.conversion.notes`` then tells so.
+        progress: show a bar with the time that remains.
 
     Returns:
         A module of the framework; ``.body`` is its graph, ``.conversion`` tells what was done.
@@ -93,6 +97,7 @@ def convert(
         T is None or (isinstance(T, int) and not isinstance(T, bool) and T >= 1),
         f"T={T!r}: the number of time steps to optimise for is an integer >= 1, or None.",
     )
+    check_budget(budget_s)
     name, recipe = resolve_recipe(recipe, T)
     recipe = recipe.timed(T)
     framework = get_backend(backend)
@@ -104,6 +109,7 @@ def convert(
     if T is not None:
         recipe.block_of(T)
     options = Options(tuple(skip), tuple(leaf), graded, relay, forward, sequence_layout(sequence))
+    data: Any
     data, forward = _samples(_data(calibration, normalizer, calibrated, example_input), options, ann)
     traced = traced_for(recipe, ann, example_of(ann, data, example_input, forward), graded, relay, skip, leaf)
     model, sites, notes = traced.model, traced.sites, traced.notes
@@ -111,26 +117,29 @@ def convert(
         warn(silence)
         notes.append(silence)
     recipe.check_sites(sites)
-    seen = observe(traced, normalizer, data, forward, progress)
-    _require_positive(traced.outputs, seen.stats)
-    thresholds = thresholds_of(model, sites, seen.stats, recipe, T)
-    # One for all output neurons, or their counts would not compare.
-    thresholds |= {key: thresholds[key].amax() for key in traced.outputs}
-    captured = copy.deepcopy(model) if calibrated else model
-    assemble(model, sites, thresholds, recipe, framework, generator or torch.Generator().manual_seed(0))
-    set_clocks(model, T)
-    if calibrated:
-        assert T is not None
-        assert data is not None
-        block = recipe.block_of(T)
-        shown = progress and rank() == 0
-        task = Task(captured, model, data, lambda b: tensors_of(call_inputs(b, forward)), T, block, shown)
-        with torch.no_grad():
-            for stop in walk(task):
-                for tuner in calibrated:
-                    tuner.tune(stop)
-        for tuner in calibrated:
-            tuner.tune_network(task)
+    plan = Plan(model, T, bool(calibrated))
+    if budget_s is not None and data is not None and not isinstance(data, Calibration):
+        data = first_samples(data, model, traced.inputs, plan.passes, forward, budget_s)
+    with Progress(progress and rank() == 0, plan.passes) as bar:
+        seen = observe(traced, normalizer, data, forward, bar)
+        _require_positive(traced.outputs, seen.stats)
+        thresholds = thresholds_of(model, sites, seen.stats, recipe, T)
+        # One for all output neurons, or their counts would not compare.
+        thresholds |= {key: thresholds[key].amax() for key in traced.outputs}
+        captured = copy.deepcopy(model) if calibrated else model
+        assemble(model, sites, thresholds, recipe, framework, generator or torch.Generator().manual_seed(0))
+        set_clocks(model, T)
+        if calibrated:
+            assert T is not None
+            assert data is not None
+            assert not isinstance(data, Calibration)
+            block, shown = recipe.block_of(T), progress and rank() == 0
+            task = Task(captured, model, data, lambda b: tensors_of(call_inputs(b, forward)), T, block, shown)
+            _tune(task, calibrated, plan, bar)
+    if isinstance(data, FirstSamples) and data.cut:
+        notes.append(
+            f"budget_s={budget_s}: {seen.samples} samples were read, the rest of the calibration data was not."
+        )
     notes += fold_units(model, traced.inputs) if fold else []
     for tuner in recipe.tuners:
         if isinstance(tuner, SteppingTuner):
@@ -156,6 +165,18 @@ def _require_positive(outputs: Sequence[str], stats: Mapping[str, Any]) -> None:
         "readout reads currents, such as MeanOutput().",
         UnsupportedError,
     )
+
+
+def _tune(task: Task, tuners: Sequence[Tuner], plan: Plan, bar: Progress) -> None:
+    """Let every tuner see every layer and site, and then the network."""
+    with torch.no_grad():
+        for stop in walk(task):
+            for tuner in tuners:
+                tuner.tune(stop)
+            bar.add(plan.of(stop))
+    bar.reach(plan.passes)
+    for tuner in tuners:
+        tuner.tune_network(task)
 
 
 def _samples(data: Any, options: Options, ann: nn.Module) -> tuple[Any, Forward | None]:

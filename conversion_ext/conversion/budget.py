@@ -1,0 +1,115 @@
+"""What a conversion will take: a bar that knows what is still to come, and data for the seconds that are left."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from tqdm import tqdm
+
+from conversion_ext import graph
+from conversion_ext.data.batches import Forward, call_inputs, tensors_of
+from conversion_ext.data.distributed import gathered
+from conversion_ext.errors import require
+from conversion_ext.tuners.walk import SiteStop, SynapseStop
+
+__all__ = ["FirstSamples", "Plan", "Progress", "check_budget", "first_samples"]
+
+# In forward passes of the ANN: what observing takes, and tuning per step and beside the steps. Measured on ResNet-20.
+OBSERVING, PER_STEP, REGRESSING = 2.0, 1.8, 7.0
+
+
+class Plan:
+    """How the work of a conversion is spread over observing and the stops of a walk, in forward passes of the ANN."""
+
+    def __init__(self, model: GraphModule, T: int | None, tuned: bool) -> None:
+        self.T = T if tuned and T is not None else 0
+        work = {graph.key_of(node): _work(model, node) for node in model.graph.nodes}
+        whole = sum(work.values()) or 1.0
+        self.share = {key: each / whole for key, each in work.items()}
+        self.passes = OBSERVING + (PER_STEP * self.T + REGRESSING if tuned else 0.0)
+        self._waiting = 0.0
+
+    def of(self, stop: SiteStop | SynapseStop) -> float:
+        """Return the passes that a stop takes: a layer its regression, a site T steps of the layers before it."""
+        share = self.share.get(graph.key_of(stop.node), 0.0)
+        self._waiting += share
+        if isinstance(stop, SynapseStop):
+            return REGRESSING * share
+        steps, self._waiting = self._waiting, 0.0
+        return PER_STEP * self.T * steps + REGRESSING * share
+
+
+def _work(model: GraphModule, node: Node) -> float:
+    """Return about how many multiplications and accesses of a cache a node takes for one sample."""
+    shape = graph.info(node).shape
+    if not isinstance(shape, torch.Size):
+        return 0.0
+    weight: Any = getattr(graph.module_of(model, node), "weight", None)
+    positions = shape[2:].numel() if isinstance(weight, Tensor) and weight.dim() > 2 else 1
+    return 30.0 * shape.numel() + (float(weight.numel() * positions) if isinstance(weight, Tensor) else 0.0)
+
+
+class Progress:
+    """One bar from the first batch to the last layer; it shows the time that remains and the memory in use."""
+
+    def __init__(self, shown: bool, passes: float) -> None:
+        form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} < {remaining}{postfix}"
+        self.bar = tqdm(desc="converting", total=passes, disable=not shown, bar_format=form)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.bar.close()
+
+    def add(self, passes: float) -> None:
+        """Go on by what has been done."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+        self.bar.set_postfix_str(f"peak memory {peak:,} MiB", refresh=False)
+        self.bar.update(min(passes, self.bar.total - self.bar.n))
+
+    def reach(self, passes: float) -> None:
+        """Go on to where so much has been done."""
+        self.add(max(0.0, passes - self.bar.n))
+
+
+class FirstSamples:
+    """The first batches of ``data``, until there are so many samples; ``cut`` once some were left out."""
+
+    def __init__(self, data: Iterable[Any], forward: Forward | None, samples: int) -> None:
+        self.data, self.forward, self.samples, self.cut = data, forward, samples, False
+
+    def __iter__(self) -> Iterator[Any]:
+        seen = 0
+        for batch in self.data:
+            if seen >= self.samples:
+                self.cut = True
+                return
+            yield batch
+            seen += len(tensors_of(call_inputs(batch, self.forward))[0])
+
+
+@torch.inference_mode()
+def first_samples(
+    data: Any, model: nn.Module, inputs: tuple[Any, ...], passes: float, forward: Forward | None, budget_s: float
+) -> FirstSamples:
+    """Return of ``data`` what ``passes`` of ``model`` over it can read in ``budget_s`` seconds, a batch at least."""
+    tensors = tensors_of(inputs)
+    model(*tensors)  # the first call allocates
+    start = time.perf_counter()
+    model(*tensors)
+    slowest = max(gathered((time.perf_counter() - start) / len(tensors[0])))
+    return FirstSamples(data, forward, max(1, int(budget_s / (passes * slowest))))
+
+
+def check_budget(budget_s: float | None) -> None:
+    """Raise ValueError unless it is a number of seconds or None."""
+    known = budget_s is None or (isinstance(budget_s, int | float) and not isinstance(budget_s, bool) and budget_s > 0)
+    require(known, f"budget_s={budget_s!r}: give the seconds that a conversion may take, a number > 0, or None.")

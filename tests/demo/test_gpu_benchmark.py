@@ -1,0 +1,44 @@
+"""The GPU benchmark chooses its device before it works, and its table stands where a machine lacks something."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import conversion_ext as cx
+
+pytest.importorskip("snntorch")
+pytest.importorskip("spikingjelly")
+pytest.importorskip("torchvision")
+from tests.benchmarks import gpu  # noqa: E402
+
+
+def test_without_a_gpu_it_says_so_and_the_cpu_can_try_the_script(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit, match="--device cpu"):
+        gpu.choose("cuda")
+    assert gpu.choose("cpu") == torch.device("cpu")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert gpu.choose("cuda").type == "cuda"
+
+
+def test_a_row_that_fails_names_its_reason_and_the_others_stand(monkeypatch):
+    ann = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 3)).eval()
+    x = torch.rand(2, 1, 8, 8)
+    snn = cx.convert(ann, x, backend="spikingjelly", progress=False)
+    monkeypatch.setattr(torch, "compile", lambda *args, **options: (_ for _ in ()).throw(RuntimeError("no compiler")))
+    rows = list(gpu.table(ann, snn, x, 2, [(x, torch.zeros(2))], 1))
+    named = {row.split("|")[1].strip(): row for row in rows}
+    assert "RuntimeError: no compiler" in named["ANN x T torch.compile"]
+    assert named["ANN x T"].endswith("| 1.00 |")
+    assert "ANN x T CUDA graph" not in named
+    for name in ("simulate float32", "SpikingJelly s, torch", "SpikingJelly m, torch", "snnTorch loop"):
+        assert float(named[name].split("|")[3]) > 0
+    assert "|" in named["SpikingJelly m, cupy"]
+
+
+def test_streamed_batches_arrive_on_the_device():
+    batches = gpu.Streamed(torch.rand(70, 1, 4, 4), torch.device("meta"))
+    assert len(batches) == 2
+    assert [(len(batch), batch.device.type) for batch in batches] == [(64, "meta"), (6, "meta")]
