@@ -16,7 +16,7 @@ from conversion_ext.types import PerChannel
 __all__ = ["InitialPotential", "PerNeuron"]
 
 # So many samples, and so many activations of each channel, tell its mean as well as all.
-SAMPLES, VALUES = 256, 1 << 16
+SAMPLES, VALUES = 192, 1 << 14
 
 
 @dataclass(frozen=True)

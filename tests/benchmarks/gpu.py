@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 
 import snntorch.utils
 import torch
-from spikingjelly.activation_based import functional
+from spikingjelly.activation_based import functional, neuron
 from spikingjelly.activation_based.ann2snn import Converter, RateCodingRecipe
 from torch import Tensor, nn
 
@@ -115,12 +115,12 @@ def theirs(
     def multi(kernels: str) -> Run:
         net = converted()
         functional.set_step_mode(net, "m")
-        for module in net.modules():
-            if kernels in getattr(module, "supported_backends", ()):
-                module.backend = kernels  # SpikingJelly's property: it raises where the package is missing
-        used = {str(m.backend) for m in net.modules() if hasattr(m, "supported_backends")}
+        nodes = [module for module in net.modules() if isinstance(module, neuron.BaseNode)]
+        for node in nodes:
+            node.backend = kernels  # SpikingJelly's property: it raises where the package is missing
+        used = {str(node.backend) for node in nodes}
         if used != {kernels}:
-            raise RuntimeError(f"neurons use {', '.join(sorted(used))}")
+            raise RuntimeError(f"neurons use {', '.join(sorted(used)) or 'no backend'}")
         return _reset_and(net, lambda: net(x.expand(T, *x.shape)))
 
     def looped() -> Run:
