@@ -14,8 +14,9 @@ from torch.fx import GraphModule, Node
 from tqdm import tqdm
 
 from conversion_ext import graph
-from conversion_ext.data.batches import Forward, call_inputs, tensors_of
+from conversion_ext.data.batches import Forward, call_inputs
 from conversion_ext.data.distributed import gathered
+from conversion_ext.data.inputs import tensors_of
 from conversion_ext.errors import require
 from conversion_ext.tuners.walk import SiteStop, SynapseStop
 

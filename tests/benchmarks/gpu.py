@@ -2,16 +2,15 @@
 
 One table each for conversion, simulation and fine-tuning; medians of runs that take turns in one process, the device
 synchronized before and after each. Simulation: T forward passes of the ANN (eager, bfloat16, ``torch.compile``, a CUDA
-graph), ours in every precision and compiled, SpikingJelly with torch's and its fused kernels (CuPy or Triton, whichever
-of them it finds) in step mode "m", snnTorch's loop. ``--device cpu`` runs the same table without a GPU, to try the
-script; what needs CUDA is then left out and named. What fails on a machine is a row with its reason, not a gap.
+graph), ours in every precision and compiled, SpikingJelly in both step modes (it chooses its kernels itself, and the
+row names them), snnTorch's loop. ``--device cpu`` runs the same table without a GPU, to try the script; the CUDA graph
+is then left out. What fails on a machine is a row with its reason, not a gap.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import functools
 import statistics
 import sys
 import time
@@ -20,7 +19,7 @@ from collections.abc import Callable, Iterator
 
 import snntorch.utils
 import torch
-from spikingjelly.activation_based import functional, neuron
+from spikingjelly.activation_based import functional
 from spikingjelly.activation_based.ann2snn import Converter, RateCodingRecipe
 from torch import Tensor, nn
 
@@ -103,7 +102,7 @@ def ours(snn: Root, x: Tensor, T: int) -> Iterator[tuple[str, Callable[[], Run]]
 def theirs(
     ann: nn.Module, x: Tensor, T: int, batches: list[tuple[Tensor, Tensor]]
 ) -> Iterator[tuple[str, Callable[[], Run]]]:
-    """Yield the runs of SpikingJelly, with each kind of kernel that it may have, and of snnTorch."""
+    """Yield the runs of SpikingJelly, with the kernels that it chooses on this device, and of snnTorch."""
 
     def converted() -> nn.Module:
         return Converter(RateCodingRecipe(batches, mode="99.9%")).convert(ann).eval().to(x.device)
@@ -112,15 +111,9 @@ def theirs(
         net = converted()
         return _reset_and(net, lambda: [net(x) for _ in range(T)])
 
-    def multi(kernels: str) -> Run:
+    def multi() -> Run:
         net = converted()
         functional.set_step_mode(net, "m")
-        nodes = [module for module in net.modules() if isinstance(module, neuron.BaseNode)]
-        for node in nodes:
-            node.backend = kernels  # SpikingJelly's property: it raises where the package is missing
-        used = {str(node.backend) for node in nodes}
-        if used != {kernels}:
-            raise RuntimeError(f"neurons use {', '.join(sorted(used)) or 'no backend'}")
         return _reset_and(net, lambda: net(x.expand(T, *x.shape)))
 
     def looped() -> Run:
@@ -128,8 +121,8 @@ def theirs(
         return _reset_and(net, lambda: [net(x) for _ in range(T)], snntorch.utils.reset)
 
     yield "SpikingJelly s, torch", single
-    for kernels in ("torch", "cupy", "triton"):
-        yield f"SpikingJelly m, {kernels}", functools.partial(multi, kernels)
+    chosen = functional.neuron_implementation("if", x.device)["implementation"]
+    yield f"SpikingJelly m, {chosen}", multi
     yield "snnTorch loop", looped
 
 
