@@ -146,6 +146,19 @@ def test_operations_count_a_spike_of_any_weight_once():
     assert all(layer.synops == layer.events > 0 for layer in weighted)
 
 
+@pytest.mark.parametrize("T", [*range(1, 13)])
+def test_weights_for_any_number_of_steps_reach_every_number_of_units(T):
+    weights = WeightedIF().timed(T).weights
+    assert weights is not None
+    assert len(weights) == T
+    assert WeightedIF(weights=weights).weights == weights  # falling powers of two, accepted as given
+    reached = {0}
+    for w in weights:
+        reached |= {n + w for n in reached}
+    assert reached == set(range(sum(weights) + 1))
+    assert T == 1 or sum(weights) > sum(WeightedIF().timed(T - 1).weights or ())
+
+
 def test_what_it_cannot_be_is_refused():
     with pytest.raises(ValueError, match="powers of two"):
         WeightedIF(weights=(3, 2, 1))
