@@ -17,8 +17,9 @@ from conversion_ext.exchange import catalogue
 from conversion_ext.integer import integers
 from conversion_ext.network.spiking_network import Root
 from conversion_ext.neurons import PLIF, Filtered, Neuron
+from tests.live import make_live
 from tests.papers import bias_free, images, network_for
-from tests.zoo import SMALL
+from tests.zoo import FAMILIES, SMALL
 
 BACKENDS = ("spikingjelly", "snntorch", "reference")
 NEURONS = [cls for cls in catalogue.family(Neuron) if cls.step is not Neuron.step]
@@ -148,6 +149,30 @@ def test_a_fresh_process_needs_neither_the_ann_nor_its_class(tmp_path: Path) -> 
     )
     command = [sys.executable, "-c", program, str(path), str(tmp_path / "expected.pt")]
     subprocess.run(command, check=True, cwd=Path(cx.__file__).parents[1])
+
+
+@pytest.mark.slow
+def test_a_fresh_process_loads_every_recipe_and_three_networks_of_torchvision(tmp_path: Path) -> None:
+    made = {name: (network_for(name), images(), {"recipe": name, "T": 8}) for name in cx.recipes.names()}
+    for name in ("resnet", "mobilenet_v2", "densenet"):
+        build, shape = FAMILIES[name]
+        made[name] = (make_live(build(), *shape), torch.rand(2, *shape), {})
+    expected = {}
+    for name, (ann, x, options) in made.items():
+        snn = cx.convert(ann.eval(), x, progress=False, **options)
+        T = 8 + getattr(snn.conversion.recipe.readout, "start", 0)
+        cx.save(snn, tmp_path / f"{name}.safetensors")
+        expected[name] = (x, T, cx.simulate(snn, x, T=T).outputs)
+    torch.save(expected, tmp_path / "expected.pt")
+    program = (
+        "import sys, torch; torch.set_num_threads(1); import conversion_ext as cx\n"
+        "folder = sys.argv[1]\n"
+        "for name, (x, T, outputs) in torch.load(folder + '/expected.pt').items():\n"
+        "    snn = cx.load(f'{folder}/{name}.safetensors')\n"
+        "    assert torch.equal(cx.simulate(snn, x, T=T).outputs, outputs), name\n"
+        "assert not {'torchvision', 'tests'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, cwd=Path(cx.__file__).parents[1])
 
 
 class Doubled(nn.Module):
