@@ -69,7 +69,7 @@ def test_backends(name: str, backend: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("neuron", NEURONS, ids=lambda cls: cls.__name__)
 def test_neurons(neuron: type[Neuron], tmp_path: Path) -> None:
     value = neuron()
-    snn = small(T=None, recipe=cx.Recipe(neuron=value, family=value.family))
+    snn = small(recipe=cx.Recipe(neuron=value, family=value.family))
     assert_kept(snn, images(), tmp_path)
 
 
