@@ -76,6 +76,8 @@ def check(
 
 def _potentials(snn: Root, x: Tensor) -> dict[str, tuple[float, float]]:
     """Return {site: (least, greatest) potential in thresholds} over some steps of some inputs."""
+    if any(site.clock is not None for site in snn.sites().values()):
+        return {}  # a rule refuses them, and single steps, after which potentials are read, they do not make
     T = max(STEPS, snn.conversion.T or 0)
     with torch.no_grad():
         found = simulate(snn, x[:SAMPLES], T=T, at=(T,), record=("potential",), block=1).recorded["potential"]

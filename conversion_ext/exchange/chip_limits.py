@@ -29,6 +29,12 @@ def neuron_kinds(subject: Subject) -> Iterator[Problem]:
         if not site.stepping.plain:
             what = type(site.stepping).__name__
             yield problem(node, f"it is stepped by {what}, which no chip does.", "Use a recipe without such a tuner.")
+        if site.clock is not None:
+            reason = "it looks ahead, which takes a membrane of its own for each time of arrival."
+            yield problem(node, reason, "Use a recipe without look-ahead, such as default or default-copies.")
+        if site.copies > 1 and chip.kernel_memory:
+            reason = f"its {site.copies} neurons for each activation are layers of their own here, each with a core."
+            yield problem(node, reason, "Use a recipe without copies.")
         if not _fits(spec, chip):
             yield problem(node, f"the chip has no neurons like {site.spec!r}.", _ALLOWED[chip.neuron])
             continue
@@ -36,7 +42,7 @@ def neuron_kinds(subject: Subject) -> Iterator[Problem]:
         if chip.neuron != "ReLU" and isinstance(reset, (IF, LIF, PLIF)) and reset.reset.value not in chip.resets:
             remedy = f"Use IF(0.0, Reset.{Reset(chip.resets[0]).name})."
             yield problem(node, f"a spike resets its neurons by {reset.reset.value!r}.", remedy)
-        if chip.neuron != "ReLU" and not chip.starts and bool(site.v_init.any()):
+        if chip.neuron != "ReLU" and not chip.starts and (site.copies > 1 or bool(site.v_init.any())):
             remedy = "Use neurons with v_init=0.0, or to_nir(snn, reader=..., T=T), which puts v_init / T into biases."
             yield problem(node, "its neurons start from a potential, and on the chip from 0.", remedy)
         if chip.spikes is not None and spec.levels > chip.spikes:
@@ -125,8 +131,8 @@ def sizes(subject: Subject) -> Iterator[Problem]:
             yield problem(node, f"it has {shape[0]} channels.", f"Use at most {chip.channels}.")
         if chip.maps is not None and len(shape) == 3 and max(shape[1:]) > chip.maps:
             yield problem(node, f"its maps are {shape[1:]}.", f"Use at most {chip.maps} either way, by a stride.")
-    for node, _ in sites[:-1]:
-        hidden += math.prod(graph.info(node).shape[1:])
+    for node, site in sites[:-1]:
+        hidden += math.prod(graph.info(node).shape[1:]) * site.neurons
     if chip.hidden is not None and hidden > chip.hidden:
         yield problem(sites[-1][0], f"{hidden} hidden neurons are in front.", f"Use at most {chip.hidden} in all.")
     output = graph.output_of(subject.snn.body).all_input_nodes[0]

@@ -239,3 +239,13 @@ def test_wrong_requests() -> None:
         cx.check(cnn(), images(), target="brain")
     with pytest.raises(TypeError, match=r"give one tensor of inputs"):
         cx.check(cnn(), target="speck")
+
+
+@pytest.mark.parametrize("recipe", ["default-lookahead", "default-weighted", "default-copies"])
+@pytest.mark.parametrize("target", ["speck", "loihi2"])
+def test_few_step_recipes_are_told_what_the_chip_lacks(recipe: str, target: str) -> None:
+    x = torch.rand(20, 16, generator=torch.Generator().manual_seed(0))
+    snn = cx.convert(mlp(), x, recipe=recipe, T=4, backend="reference", progress=False)
+    reasons = " ".join(problem.reason for problem in cx.check(snn, x, target=target))
+    lacks = {"default-copies": "layers of their own" if target == "speck" else "start from a potential"}
+    assert lacks.get(recipe, "looks ahead") in reasons
