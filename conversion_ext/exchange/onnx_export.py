@@ -96,6 +96,10 @@ class Step(nn.Module):
         problems = tuple(
             Problem(name, f"{type(m).__name__} remembers more than potentials.", "Write the twin: give T.")
             for name, m in others
+        ) + tuple(
+            Problem(site.key, "it has several neurons for each activation.", "Write the twin: give T.")
+            for site in sites
+            if site.neurons > 1
         )
         if problems:
             raise UnsupportedError("; ".join(map(str, problems)), problems)

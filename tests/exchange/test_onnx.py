@@ -56,3 +56,13 @@ def test_states_that_are_no_potentials_are_refused_by_name(tmp_path: Path) -> No
     snn = cx.convert(network(nn.MaxPool2d(2)), x, progress=False, backend="reference")
     with pytest.raises(UnsupportedError, match=r"SpikingMaxPool2d remembers more than potentials"):
         to_onnx(snn, x, tmp_path / "step.onnx")
+
+
+def test_several_neurons_for_an_activation_are_refused_as_a_step_and_written_as_a_twin(tmp_path: Path) -> None:
+    x = torch.rand(4, 1, 8, 8)
+    snn = cx.convert(network(), x, recipe="default-copies", T=4, progress=False, backend="reference")
+    with pytest.raises(UnsupportedError, match="several neurons"):
+        to_onnx(snn, x, tmp_path / "step.onnx")
+    session = runtime.InferenceSession(str(to_onnx(snn, x, tmp_path / "twin.onnx", T=4)))
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), cx.twin(snn, 4)(x), rtol=1e-4, atol=1e-5)
