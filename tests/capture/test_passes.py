@@ -274,3 +274,19 @@ def test_an_input_that_is_changed_in_place_stays_the_users() -> None:
     kept = x.clone()
     run_passes(capture(ann), x)
     assert torch.equal(x, kept)
+
+
+def test_a_module_may_have_the_name_of_a_method():
+    class Excited(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.squeeze, self.view = nn.Conv2d(2, 3, 1), nn.Linear(3, 2)
+
+        def forward(self, x):
+            x = torch.relu(self.squeeze(nn.functional.adaptive_avg_pool2d(x, 1)))
+            return self.view(x.flatten(1))
+
+    ann, x = Excited().eval(), torch.rand(4, 2, 5, 5)
+    assert cx.check(ann, x) == []
+    snn = cx.convert(ann, x, recipe=cx.Recipe(cx.Maximum()), backend="reference", progress=False)
+    torch.testing.assert_close(cx.simulate(snn, x, 256).output, ann(x).detach(), rtol=0.02, atol=0.02)

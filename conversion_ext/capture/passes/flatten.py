@@ -51,7 +51,9 @@ def _squeezes(model: GraphModule) -> list[tuple[Node, tuple[int, ...]]]:
     found = []
     for node in model.graph.nodes:
         source = node.args[0] if node.args else None
-        plain = node.target in (torch.squeeze, "squeeze") and len(node.args) == 1 and not node.kwargs
+        # With its kind of call: a module may have the name of a method.
+        named = (node.op, node.target) in (("call_function", torch.squeeze), ("call_method", "squeeze"))
+        plain = named and len(node.args) == 1 and not node.kwargs
         if plain and isinstance(source, Node) and info(source).is_tensor:
             found.append((node, tuple(d for d, size in enumerate(info(source).shape) if d and size == 1)))
     return found
