@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+import conversion_ext as cx
 from conversion_ext.capture.passes import passes, run_passes
 from conversion_ext.capture.passes.activations import RULES
 from conversion_ext.capture.tracing import capture
