@@ -79,7 +79,8 @@ def ours(recipe: str | cx.Recipe, ann: nn.Module, images: Images, T: int) -> Con
     calibration = [images.of(first, min(64, len(images) - first)) for first in range(0, len(images), 64)]
     snn = cx.convert(ann, calibration, recipe=recipe, T=T, progress=False)
     one = cx.simulate(snn, images.of(0, 2), T, at=(T,))
-    neurons = sum(rate[0].numel() for rate in one.firing_rate.values())
+    sites = snn.sites()
+    neurons = sum(rate[0].numel() * sites[key].copies for key, rate in one.firing_rate.items())
 
     def run(x: Tensor) -> tuple[Tensor, Tensor]:
         found = cx.simulate(snn, x, T, at=(T,))

@@ -43,7 +43,7 @@ def test_tuning_for_few_steps_pays_and_more_steps_do_no_harm(digits, name):
         assert ann - few < 0.7 * (ann - untuned)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, "default-tuned"])
 def test_without_T_nothing_is_tuned(name):
     tuned, plain = cx.recipes.for_steps(name, 4), cx.recipes.for_steps(name, None)
     assert tuned == cx.recipes.get(name)
