@@ -129,7 +129,7 @@ class Search:
     ) -> None:  # fmt: skip
         self.ann, self.data, self.limits, self.metric = ann, data, limits, metric
         self.options, self.began, self.budget = {**options, **data.options}, began, budget
-        self.ratio = 1.0  # of the seconds of a candidate to those expected
+        self.ratios = list[float]()  # of the seconds of candidates to those expected
         self.found = list[tuple[Candidate, Tensor]]()  # and the sums of the metric, of every sample
         self.best: tuple[float, Root] | None = None
         self.skipped = 0
@@ -168,7 +168,7 @@ class Search:
 
     def _seconds(self, trial: Trial) -> float:
         """Return how long a trial is expected to take, from what those before it took."""
-        return self.ratio * self.data.unit * passes_of(trial, self.data.count)
+        return max(self.ratios[-3:], default=1.0) * self.data.unit * passes_of(trial, self.data.count)
 
     def _left(self) -> float:
         """Return the seconds of the budget that are left, the least of all processes."""
@@ -179,14 +179,12 @@ class Search:
 
     def _try(self, trial: Trial) -> None:
         """Convert and judge, with the readout that starts at once and later."""
-        start, expected = time.monotonic(), self._seconds(trial) / self.ratio
+        start, expected = time.monotonic(), self.data.unit * passes_of(trial, self.data.count)
         snn = convert(self.ann, self.data.fitted, recipe=trial.recipe, T=trial.T, **self.options)
-        before = len(self.found)
         for first in sorted({0, trial.T // 4, trial.T // 2} if trial.recipe.neuron.ahead == 0 else {0}):
             self._judge(snn, replace(trial, recipe=replace(trial.recipe, readout=MeanOutput(start=first))), start)
         taken = max(gathered(time.monotonic() - start))
-        known = 0.0 if before == 0 else self.ratio
-        self.ratio = max(known, taken / max(expected, 1e-9))
+        self.ratios.append(taken / max(expected, 1e-9))
         if trial.copies_wanted and self._fits(trial):
             copies = self._copies(snn, trial.T)
             if copies:

@@ -17,4 +17,5 @@ register_recipe(
     "default-tuned",
     replace(_default, tuners=(*_default.tuners, BlockReconstruction(steps=400, rate=0.02))),
     without_T=for_steps("default", None),
+    use="Use it where T must be the latency, 2 to 8 steps, and minutes may be spent; without labels.",
 )

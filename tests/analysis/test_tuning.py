@@ -112,7 +112,7 @@ def test_latency_and_neurons_are_limits():
     """A chain of sites that look ahead takes T and its depth, and copies take neurons: what is returned fits."""
     ann, x = case()
     depth = max(depths(cx.convert(ann, x[:8], backend="reference", progress=False).body).values())
-    found = tune(ann, x, latency=depth + 3, neurons=2.0, family=("binary", "weighted"), budget=40)
+    found = tune(ann, x, latency=depth + 3, neurons=2.0, family=("binary", "weighted"))
     assert all(c.latency_steps <= depth + 3 for c in found.candidates)
     ahead = [c for c in found.candidates if c.recipe.neuron.ahead]
     assert {c.T for c in ahead} == {4, 2}
@@ -132,13 +132,13 @@ def test_latency_and_neurons_are_limits():
 
 def test_few_spikes_are_a_limit():
     ann, x = case()
-    free = tune(ann, x, 8, family="multi-level", budget=5)
+    free = tune(ann, x, 8, family="multi-level")
     least = min(c.spikes for c in free.candidates)
-    found = tune(ann, x, spikes=1.5 * least, family="binary", budget=20)
+    found = tune(ann, x, spikes=1.5 * least, family="binary")
     assert found.candidates[0].spikes <= 1.5 * least
     assert all(c.spikes <= 1.5 * least for c in found.candidates if c.allowed)
     with pytest.raises(ValueError, match="within the limits"):
-        tune(ann, x, 8, spikes=1.0, family="signed", budget=2)
+        tune(ann, x, 8, spikes=1.0, family="signed")
     with pytest.raises(ValueError, match="No candidate .* latency=2"):
         tune(ann, x, latency=2, family="weighted")
 
@@ -151,10 +151,10 @@ def test_a_budget_is_kept_and_one_candidate_is_always_tried():
     assert not found.refitted
     assert "not have fitted" in str(found)
     assert found.snn.conversion.recipe == found.recipe
-    for budget in (3.0, 8.0):
+    for budget in (2.0, 5.0):
         start = time.monotonic()
         found = tune(ann, x, 4, budget=budget)
-        assert time.monotonic() - start < 1.5 * budget + 2  # other processes may be running
+        assert time.monotonic() - start < 2 * budget + 3  # other processes may be running
         assert found.candidates
 
 
