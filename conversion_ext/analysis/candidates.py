@@ -114,7 +114,7 @@ def _of(neuron: Neuron, normalizer: Normalizer, tuners: tuple[Tuner, ...], T: in
 def passes_of(trial: Trial, samples: int) -> float:
     """Return the passes of the ANN over ``samples`` that a trial costs, converted and judged, by a rule of thumb."""
     recipe, T = trial.recipe, trial.T
-    total = 2.0 + T / 3
+    total = 2.0 + T / 3 + isinstance(recipe.normalizer, MeanSquaredError)
     for tuner in recipe.tuners:
         if isinstance(tuner, BlockReconstruction):
             total += 5.0 * T * tuner.steps * tuner.batch / max(samples, 1)
