@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["accumulate", "running_sums", "state_dtype"]
+__all__ = ["accumulate", "bytes_of", "running_sums", "state_dtype"]
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -37,3 +37,12 @@ def running_sums(total: Tensor | None, x_seq: Tensor, dtype: torch.dtype) -> Ten
 def power_of_two(exponent: Tensor) -> Tensor:
     """Return 2^exponent in float64, exactly, for integers (``exp2`` may round)."""
     return ((exponent.long() + 1023) << 52).view(torch.float64)
+
+
+def bytes_of(tensor: Tensor) -> bytes:
+    """Return the values of a tensor of any type and layout as bytes, in the order of its elements."""
+    if tensor.numel() == 0:
+        return b""
+    # A clone, since a tensor with a dimension of size 1 may be called contiguous whatever that dimension's stride.
+    plain = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+    return plain.view(-1).view(torch.uint8).numpy().tobytes()

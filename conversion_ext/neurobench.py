@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from conversion_ext.errors import optional_import, require
-from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.simulation.samples import require_network
 
 __all__ = ["model"]
 
 
-def model(snn: Root, T: int | None = None) -> Any:
+def model(snn: SpikingNetwork, T: int | None = None) -> Any:
     """Return ``snn`` as a ``neurobench.models.SNNTorchModel`` for a ``Benchmark``, its neurons those of snnTorch.
 
     Of a batch it returns the readout current of every step, [N, T, classes], whose sum over time decides. Effective

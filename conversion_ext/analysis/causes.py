@@ -18,7 +18,7 @@ from conversion_ext.conversion.observation import calibrate
 from conversion_ext.conversion.pipeline import convert
 from conversion_ext.errors import CalibrationError, require
 from conversion_ext.network.depths import depths
-from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.normalizers import Maximum, Percentile
 from conversion_ext.recipes.recipe import Recipe
 from conversion_ext.simulation.samples import Batch, batches_of
@@ -62,7 +62,7 @@ class Cause:
 class Case:
     """The networks and the data of one diagnosis: ``fit`` calibrates repairs, ``judge`` measures them."""
 
-    def __init__(self, snn: Root, ann: nn.Module, data: Any, T: int) -> None:
+    def __init__(self, snn: SpikingNetwork, ann: nn.Module, data: Any, T: int) -> None:
         self.snn, self.ann, self.T = snn, ann, T
         given = snn.record.options
         self.options: dict[str, Any] = {
@@ -79,26 +79,26 @@ class Case:
         stats = calibrate(ann, self.fit, recipe=Recipe(Maximum(granularity=PerChannel())), **self.options).stats
         self.dead = {key: float((seen.maximum <= 0).double().mean()) for key, seen in stats.items()}
 
-    def run(self, snn: Root, T: int, at: tuple[int, ...] | None = None) -> Run:
+    def run(self, snn: SpikingNetwork, T: int, at: tuple[int, ...] | None = None) -> Run:
         """Return what a simulation of the samples that judge shows after the steps ``at``."""
         return Run(self, [simulate(snn, batch.inputs, T, at=at) for batch in self.judge])
 
-    def score(self, snn: Root, T: int | None = None) -> float:
+    def score(self, snn: SpikingNetwork, T: int | None = None) -> float:
         """Return the agreement of a network after T steps."""
         T = T or self.T
         return self.run(snn, T, (T,)).agreement[-1]
 
-    def static(self, snn: Root) -> float:
+    def static(self, snn: SpikingNetwork) -> float:
         """Return the agreement of the twin of a network."""
         network: Callable[..., Tensor] = twin(snn, self.T)
         with torch.no_grad():
             return self.agreement([main_output(network(*batch.inputs))[0] for batch in self.judge])
 
-    def converted(self, **changes: Any) -> Root:
+    def converted(self, **changes: Any) -> SpikingNetwork:
         """Return the network converted anew on data like this, with changes to its recipe."""
         return self.by(replace(self.snn.conversion.recipe, **changes), self.snn.conversion.T or self.T)
 
-    def by(self, recipe: str | Recipe, T: int) -> Root:
+    def by(self, recipe: str | Recipe, T: int) -> SpikingNetwork:
         """Return the ANN converted by a recipe on data like this."""
         return convert(self.ann, self.fit, recipe=recipe, T=T, backend="reference", **self.options)
 
@@ -185,7 +185,7 @@ def _time(case: Case, now: float, base: float) -> Iterator[Cause]:
         yield Cause("uneven spikes", sentence, (Remedy("Simulate with block=T, at a larger latency.", even),))
 
 
-def _ratios(better: Root, present: Root, quantile: float = 0.5) -> dict[str, float]:
+def _ratios(better: SpikingNetwork, present: SpikingNetwork, quantile: float = 0.5) -> dict[str, float]:
     """Return {site: ratio of the thresholds of two conversions of one network}, a quantile over channels."""
     wanted = better.conversion.thresholds
     found = {key: (wanted[key] / value).float() for key, value in present.conversion.thresholds.items()}

@@ -15,7 +15,7 @@ from conversion_ext.data.sequences import Layout
 from conversion_ext.errors import require
 from conversion_ext.network.depths import depths
 from conversion_ext.network.site import SpikingSite
-from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.network.state import reset
 from conversion_ext.neurons import SignedEncoder
 from conversion_ext.recipes.recipe import Recipe
@@ -61,7 +61,9 @@ class Decomposition(Report):
         return Sheet(("site", "depth", *names), rows)
 
 
-def decompose(snn: Root, data: Any, T: int, *, ann: nn.Module | None = None, sequence: Layout = None) -> Decomposition:
+def decompose(
+    snn: SpikingNetwork, data: Any, T: int, *, ann: nn.Module | None = None, sequence: Layout = None
+) -> Decomposition:
     """Return what each site of ``snn`` loses against ``ann`` in T steps of constant current, and by what.
 
     With a the ANN's activation and z its input, x the mean of what the site is really given in T steps, and ``rate(.)``
@@ -107,7 +109,7 @@ def decompose(snn: Root, data: Any, T: int, *, ann: nn.Module | None = None, seq
     return Decomposition(T, tuple(sites))
 
 
-def _checked(snn: Root, T: int) -> Recipe:
+def _checked(snn: SpikingNetwork, T: int) -> Recipe:
     """Return the recipe of ``snn``; raise where its errors are not those of T plain steps of constant current."""
     require_network(snn)
     require_steps(T)

@@ -16,7 +16,7 @@ from conversion_ext.analysis.decomposition import Decomposition, decompose
 from conversion_ext.analysis.page import page
 from conversion_ext.analysis.reference import evaluating
 from conversion_ext.errors import require
-from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.simulation.samples import require_network
 from conversion_ext.tables import Report, Sheet
 
@@ -88,7 +88,7 @@ class Diagnosis(Report):
         return plots.errors(self.errors)
 
 
-def diagnose(snn: Root, ann: nn.Module, data: Any, T: int) -> Diagnosis:
+def diagnose(snn: SpikingNetwork, ann: nn.Module, data: Any, T: int) -> Diagnosis:
     """Return why ``snn`` decides unlike ``ann`` at T steps: causes in order, with remedies and their measured effect.
 
     Use it first when an accuracy is low. Every second sample calibrates the repairs, the others judge them. A cause

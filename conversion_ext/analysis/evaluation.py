@@ -17,7 +17,7 @@ from conversion_ext.analysis.scores import Comparison
 from conversion_ext.data.distributed import all_or_none, merged, rank
 from conversion_ext.data.sequences import Layout
 from conversion_ext.errors import CalibrationError, require
-from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.simulation.options import RunOptions
 from conversion_ext.simulation.run import Runner, Simulation
 from conversion_ext.simulation.samples import Batch, batches_of, require_network
@@ -99,7 +99,7 @@ class Evaluation(Report):
 
 
 def evaluate(
-    snn: Root,
+    snn: SpikingNetwork,
     data: Any,
     T: int | None = None,
     *,

@@ -11,7 +11,7 @@ from torch import nn
 
 from conversion_ext import graph
 from conversion_ext.graph.values import map_tensors
-from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.nn.differential import Differential
 from conversion_ext.simulation.samples import Batch
 
@@ -38,7 +38,7 @@ def answers(ann: nn.Module, batch: Batch) -> Any:
     return map_tensors(outputs, lambda value: value.unflatten(0, (-1, len(batch))).mean(0))
 
 
-def ends_in_sigmoid(snn: Root) -> bool:
+def ends_in_sigmoid(snn: SpikingNetwork) -> bool:
     """Whether the output of the network is that of a sigmoid, a probability."""
     (output,) = (node for node in snn.body.graph.nodes if node.op == "output")
     if len(output.all_input_nodes) != 1:

@@ -12,7 +12,7 @@ from conversion_ext.data.distributed import gathered
 from conversion_ext.data.sequences import Layout
 from conversion_ext.errors import CalibrationError, require
 from conversion_ext.network.site import SpikingSite
-from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.network.state import reset
 from conversion_ext.neurons import IF, SignedEncoder
 from conversion_ext.simulation.run import Runner
@@ -30,7 +30,7 @@ class Limits(Report):
     T: int
     shares: dict[str, float]
 
-    def outside(self, snn: Root, data: Any, *, sequence: Layout = None) -> Tensor:
+    def outside(self, snn: SpikingNetwork, data: Any, *, sequence: Layout = None) -> Tensor:
         """Return which samples [N] lose more than that at one site or another."""
         found = clipped_share(snn, data, self.T, sequence=sequence)
         return torch.stack([share > self.shares[key] for key, share in found.items()]).any(0)
@@ -42,7 +42,7 @@ class Limits(Report):
 
 
 def clipped_share(
-    snn: Root, data: Any, T: int, *, ann: nn.Module | None = None, sequence: Layout = None
+    snn: SpikingNetwork, data: Any, T: int, *, ann: nn.Module | None = None, sequence: Layout = None
 ) -> dict[str, Tensor]:
     """Return, for each site, the fraction [N] of the input charge that saturated neurons could not emit in T steps.
 
@@ -82,7 +82,7 @@ def clipped_share(
 
 
 def limits(
-    snn: Root,
+    snn: SpikingNetwork,
     data: Any,
     T: int,
     *,

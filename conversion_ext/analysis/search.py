@@ -27,7 +27,7 @@ from conversion_ext.graph.node_info import info
 from conversion_ext.graph.values import map_tensors
 from conversion_ext.network.depths import depths
 from conversion_ext.network.site import SpikingSite
-from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.neurons import IF
 from conversion_ext.normalizers import Percentile
 from conversion_ext.readouts.mean_output import MeanOutput
@@ -83,7 +83,7 @@ class TuneResult(Report):
     ``skipped``: how many more candidates would have taken longer than what was left of the budget.
     """
 
-    snn: Root
+    snn: SpikingNetwork
     recipe: Recipe
     T: int
     candidates: tuple[Candidate, ...]
@@ -131,7 +131,7 @@ class Search:
         self.options, self.began, self.budget = {**options, **data.options}, began, budget
         self.ratios = list[float]()  # of the seconds of candidates to those expected
         self.found = list[tuple[Candidate, Tensor]]()  # and the sums of the metric, of every sample
-        self.best: tuple[float, Root] | None = None
+        self.best: tuple[float, SpikingNetwork] | None = None
         self.skipped = 0
         self.sizes = dict[str, int]()  # neurons of each site of a plain conversion
 
@@ -190,7 +190,7 @@ class Search:
             if copies:
                 self._try(replace(trial, recipe=replace(trial.recipe, copies=copies), copies_wanted=False))
 
-    def _judge(self, snn: Root, trial: Trial, start: float) -> None:
+    def _judge(self, snn: SpikingNetwork, trial: Trial, start: float) -> None:
         """Add a candidate; keep its network if it is the best so far."""
         metric, sums, spikes, steps = self.data.metric, list[Tensor](), list[Tensor](), 0
         runner = Runner(snn, trial.T, (trial.T,), {"readout": trial.recipe.readout})
@@ -219,7 +219,7 @@ class Search:
     def _sign(self) -> int:
         return 1 if self.data.metric.maximize else -1
 
-    def _copies(self, snn: Root, T: int) -> dict[str, int]:
+    def _copies(self, snn: SpikingNetwork, T: int) -> dict[str, int]:
         """Return {site: m} that spends the neurons allowed where ``decompose`` finds most error for each neuron."""
         assert self.limits.neurons is not None
         errors = {

@@ -13,7 +13,7 @@ from conversion_ext.data.sequences import Layout
 from conversion_ext.errors import CalibrationError, require
 from conversion_ext.network.depths import depths
 from conversion_ext.network.site import SpikingSite
-from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.simulation.samples import batches_of
 
 __all__ = ["LEAST_STEPS", "estimate_start"]
@@ -21,7 +21,9 @@ __all__ = ["LEAST_STEPS", "estimate_start"]
 LEAST_STEPS = 4  # what Bu et al. leave to read
 
 
-def estimate_start(snn: Root, data: Any, T: int, *, ann: nn.Module | None = None, sequence: Layout = None) -> int:
+def estimate_start(
+    snn: SpikingNetwork, data: Any, T: int, *, ann: nn.Module | None = None, sequence: Layout = None
+) -> int:
     """Return how many first steps of T to discard, for ``MeanOutput(start=...)``: the time until the output wakes.
 
     A layer waits for its fastest neuron, ``min_i (1 - v_init_i) / mean(max(z_i, 0))`` steps with z the current in units

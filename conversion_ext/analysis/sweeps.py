@@ -17,7 +17,7 @@ from conversion_ext.analysis.synaptic_operations import synops
 from conversion_ext.conversion.pipeline import convert
 from conversion_ext.encoders import Poisson
 from conversion_ext.errors import CalibrationError, require
-from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.normalizers import Normalizer, Percentile
 from conversion_ext.operators.sites import Site
 from conversion_ext.simulation.samples import batches_of, require_network, steps_to_try
@@ -77,7 +77,7 @@ class Sweep(Report, Sequence[Point]):
 
 
 def sweep(
-    snn: Root,
+    snn: SpikingNetwork,
     data: Any,
     T: int | Iterable[int],
     *,

@@ -17,7 +17,7 @@ from conversion_ext.capture.preparation import prepare
 from conversion_ext.data.sequences import Layout
 from conversion_ext.errors import CalibrationError, require
 from conversion_ext.graph.layers import WEIGHTS
-from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.nn.channel_scale import ChannelScale
 from conversion_ext.operators.base import operator_of
 from conversion_ext.operators.movement import mixed
@@ -31,7 +31,7 @@ SPIKES = (Family.BINARY, Family.WEIGHTED, Family.SIGNED, Family.MULTI_LEVEL)
 
 
 def synops(
-    snn: Root,
+    snn: SpikingNetwork,
     data: Any,
     T: int | None = None,
     *,
@@ -90,7 +90,7 @@ def synops(
     )
 
 
-def _families(snn: Root) -> dict[nn.Module, tuple[str, Family]]:
+def _families(snn: SpikingNetwork) -> dict[nn.Module, tuple[str, Family]]:
     """Return {weight layer or scale: (key, what its input is)} in graph order."""
     sees = {row.key: row.sees for row in snn.conversion.table()}
     found: dict[nn.Module, tuple[str, Family]] = {}
@@ -152,7 +152,7 @@ def _reach(module: nn.Module) -> Callable[[Tensor], Tensor]:
     return ones.forward  # a copy holds the hooks of its original, and calling it would call them
 
 
-def _ann_macs(snn: Root, ann: nn.Module, inputs: tuple[Any, ...]) -> float:
+def _ann_macs(snn: SpikingNetwork, ann: nn.Module, inputs: tuple[Any, ...]) -> float:
     """Return the MACs of one sample of ``ann``, pruned and parametrized weights baked in, functional layers too."""
     options = snn.record.options
     model = prepare(ann, inputs, options.skip, options.leaf)

@@ -18,7 +18,7 @@ from conversion_ext.analysis.scores import Comparison, stacked
 from conversion_ext.data.distributed import all_or_none, gathered, merged, rank
 from conversion_ext.data.sequences import Layout
 from conversion_ext.errors import CalibrationError, require
-from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.network.state import reset
 from conversion_ext.network.stepping import Stepping
 from conversion_ext.simulation.samples import batches_of, require_network, require_steps, steps_to_try
@@ -31,7 +31,7 @@ __all__ = ["Forecast", "Twin", "forecast", "twin"]
 class Twin(nn.Module):
     """An ANN as accurate as the spiking network could be at T steps if every spike train were even."""
 
-    def __init__(self, snn: Root, T: int) -> None:
+    def __init__(self, snn: SpikingNetwork, T: int) -> None:
         super().__init__()
         self.T = T
         self.snn = copy.deepcopy(snn)
@@ -46,7 +46,7 @@ class Twin(nn.Module):
         return self.snn.run(inputs, Steps(1, constant=True, block=self.T))
 
 
-def twin(snn: Root, T: int) -> Twin:
+def twin(snn: SpikingNetwork, T: int) -> Twin:
     """Return the ANN whose activations are the rates that ``snn``'s neurons reach in T steps of constant current.
 
     For soft-reset IF neurons an activation becomes ``threshold * clamp(floor(T z + v_init), 0, T) / T``, that is
@@ -87,7 +87,7 @@ class Forecast(Report):
 
 
 def forecast(
-    snn: Root,
+    snn: SpikingNetwork,
     data: Any,
     T: Iterable[int] = (1, 2, 4, 8, 16),
     *,

@@ -24,8 +24,8 @@ __all__ = [
     "backends",
     "check_neuron",
     "check_state",
-    "citizen",
     "framework_attributes",
+    "framework_subclass",
     "get_backend",
     "initial_potential",
     "initial_state",
@@ -232,7 +232,7 @@ def check_state(state: Tensor, x: Tensor, what: object) -> None:
         )
 
 
-def citizen(module: str, name: str, *ours: type[nn.Module]) -> type[nn.Module]:
+def framework_subclass(module: str, name: str, *ours: type[nn.Module]) -> type[nn.Module]:
     """Return a class that is ``ours`` and, behind them, the class ``name`` of a framework's ``module``.
 
     The framework is imported now, not with this file; instances can be pickled although no file holds the class.
@@ -256,7 +256,7 @@ def is_hooked(module: nn.Module) -> bool:
 
 
 def is_citizen(cls: type) -> bool:
-    """Return whether ``cls`` is a class that ``citizen`` made."""
+    """Return whether ``cls`` is a class that ``framework_subclass`` made."""
     return cls in _citizens.values()
 
 
@@ -270,5 +270,5 @@ _citizens: dict[tuple[Any, ...], type[nn.Module]] = {}
 
 
 def _new_citizen(module: str, name: str, *ours: type[nn.Module]) -> nn.Module:
-    cls = citizen(module, name, *ours)
+    cls = framework_subclass(module, name, *ours)
     return cls.__new__(cls)

@@ -14,7 +14,7 @@ from conversion_ext.backends.base import (
     Backend,
     check_neuron,
     check_state,
-    citizen,
+    framework_subclass,
     initial_state,
     is_hooked,
     learn,
@@ -33,7 +33,7 @@ def arctan(z: Tensor) -> Tensor:
 
 
 class SnnTorchNeuron(nn.Module):
-    """The part of our snnTorch neurons that is not snnTorch's; ``citizen`` puts it in front of ``snntorch.Leaky``.
+    """The part of our snnTorch neurons that is ours; ``framework_subclass`` puts it in front of ``snntorch.Leaky``.
 
     Stock Leaky resets one step late, as (v + x) - 1, which differs in 4 to 12 % of spikes from v - 1 + x, and fires
     at > 1. Here ``mem`` is the potential after the reset and a spike falls at >= 1. Called with one step x [N, ...]
@@ -152,7 +152,7 @@ class SnnTorchBackend(Backend):
     def neuron(self, spec: Neuron) -> nn.Module:
         """Return a neuron that is a ``SnnTorchNeuron`` and a ``snntorch.Leaky``."""
         check_neuron(spec, self.name)
-        return citizen("snntorch", "Leaky", SnnTorchNeuron)(spec)
+        return framework_subclass("snntorch", "Leaky", SnnTorchNeuron)(spec)
 
     def run(self, neuron: nn.Module, x_seq: Tensor, v_init: Tensor | float) -> Tensor:
         """Advance ``neuron`` over x_seq [T, N, ...], step by step where hooks of a user are to see every step."""
@@ -185,7 +185,7 @@ class SnnTorchBackend(Backend):
 
     def root(self, base: type[nn.Module]) -> type[nn.Module]:
         """Return ``base`` with a ``reset`` of its own, which ``snntorch.utils.reset`` calls too."""
-        return citizen("torch.nn", "Module", SnnTorchNetwork, base)
+        return framework_subclass("torch.nn", "Module", SnnTorchNetwork, base)
 
 
 register_backend("snntorch", SnnTorchBackend())

@@ -14,7 +14,7 @@ from conversion_ext.backends.base import (
     Backend,
     check_neuron,
     check_state,
-    citizen,
+    framework_subclass,
     initial_potential,
     initial_state,
     learn,
@@ -28,7 +28,14 @@ from conversion_ext.types import Reset
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["SpikingJellyBackend", "SpikingJellyNode", "SpikingJellyRoot", "adopt", "call", "choose_kernel"]
+__all__ = [
+    "SpikingJellyBackend",
+    "SpikingJellyNetwork",
+    "SpikingJellyNode",
+    "call",
+    "choose_kernel",
+    "make_memory_module",
+]
 
 M = TypeVar("M", bound=nn.Module)
 BASE = "spikingjelly.activation_based.base"
@@ -40,7 +47,7 @@ def _framework(part: str) -> Any:
 
 
 class SpikingJellyNode(nn.Module):
-    """The part of our SpikingJelly nodes that is not SpikingJelly's; ``citizen`` puts it before ``MemoryModule``.
+    """The part of our SpikingJelly nodes that is ours; ``framework_subclass`` puts it before ``MemoryModule``.
 
     ``STBIFNode`` of 2.0 (scale 1, levels from 0 to infinity) gives the same spikes as SignedIF, bit for bit, but
     refuses inputs that require gradients, and 0.0.0.0.14 has none. ``TernaryIFNode`` fires at +-1, an encoder at
@@ -104,17 +111,17 @@ class Recursing(nn.Module):
         return self
 
 
-class SpikingJellyRoot(nn.Module):
+class SpikingJellyNetwork(nn.Module):
     """The part of a converted network that makes SpikingJelly's ``functional`` accept all its modules."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         for module in self.children():
             for child in module.modules():
-                adopt(child)
+                make_memory_module(child)
 
 
-def adopt(module: M) -> M:
+def make_memory_module(module: M) -> M:
     """Make one of our modules with state (``reset()``, perhaps ``step_mode``) a ``MemoryModule``, in place.
 
     ``functional.reset_net``, ``detach_net`` and ``set_step_mode`` warn about a module that has ``reset``, ``detach``
@@ -126,7 +133,7 @@ def adopt(module: M) -> M:
     adopted = cast(Any, module)
     step_mode = getattr(module, "step_mode", "s")
     adopted.__dict__.update(_memories={}, _memories_rv={}, _backend="torch")  # what MemoryModule.__init__ would set
-    adopted.__class__ = citizen(BASE, "MemoryModule", type(module), Recursing)
+    adopted.__class__ = framework_subclass(BASE, "MemoryModule", type(module), Recursing)
     adopted.step_mode = step_mode  # what was a plain attribute is StepModule's property from now on
     return module
 
@@ -182,13 +189,13 @@ class SpikingJellyBackend(Backend):
         """Return ``IFNode``, ``LIFNode`` or ``ParametricLIFNode``, else ``SpikingJellyNode``: ``MemoryModule``s all."""
         check_neuron(spec, self.name)
         if not (type(spec) is IF or type(spec) is LIF or (type(spec) is PLIF and spec.beta < 1)):
-            return citizen(BASE, "MemoryModule", SpikingJellyNode)(spec)
+            return framework_subclass(BASE, "MemoryModule", SpikingJellyNode)(spec)
         v_reset = 0.0 if spec.reset is Reset.ZERO else None
         options = {"v_threshold": 1.0, "v_reset": v_reset, "surrogate_function": _framework("surrogate").ATan()}
         if isinstance(spec, LIF):
             node = _framework("neuron").LIFNode(tau=float(spec.tau), decay_input=spec.decay_input, **options)
         elif isinstance(spec, PLIF):
-            learning = cast(Any, citizen(NEURON, "ParametricLIFNode", ParametricNode))
+            learning = cast(Any, framework_subclass(NEURON, "ParametricLIFNode", ParametricNode))
             node = learning(init_tau=1 / (1 - float(spec.beta)), decay_input=False, **options)
         else:
             node = _framework("neuron").IFNode(**options)
@@ -248,7 +255,7 @@ class SpikingJellyBackend(Backend):
 
     def root(self, base: type[nn.Module]) -> type[nn.Module]:
         """Return ``base`` with SpikingJelly's ``StepModule`` as a base."""
-        return citizen(BASE, "StepModule", SpikingJellyRoot, base)
+        return framework_subclass(BASE, "StepModule", SpikingJellyNetwork, base)
 
 
 register_backend("spikingjelly", SpikingJellyBackend())

@@ -13,7 +13,7 @@ from conversion_ext.errors import CalibrationError, require
 from conversion_ext.exact import power_of_two
 from conversion_ext.types import Granularity, PerLayer
 
-__all__ = ["Bins", "Histogram", "arranged", "check_channels"]
+__all__ = ["Bins", "Histogram", "as_channels", "check_channels"]
 # A float32 is sign | 8 exponent bits | 23 mantissa bits. Without the last 14 bits the pattern of a positive number
 # is octave * 512 + step: 512 bins per octave, whose middle is within 1/1024 = 0.098 % of all they hold.
 DROPPED_BITS = 14
@@ -96,7 +96,7 @@ class Histogram:
         top, below, table = (part.to(self.top.device) for part in (other.top, other.below, other.table))
         self._enlarge(self.count + other.count)
         self._raise(torch.maximum(self.top, top))
-        self.below += below + pour(table, self.top - top, self.table)
+        self.below += below + shift_into(table, self.top - top, self.table)
 
     def _enlarge(self, count: int) -> None:
         """Set ``count`` and spill the counters to int64 before one of them could overflow."""
@@ -110,7 +110,7 @@ class Histogram:
         if len(rows):
             old = self.table[rows]
             new = torch.zeros_like(old)
-            self.below[rows] += pour(old, (top - self.top)[rows], new)
+            self.below[rows] += shift_into(old, (top - self.top)[rows], new)
             self.table[rows] = new
         self.top = top
 
@@ -155,7 +155,7 @@ class Histogram:
         return histogram
 
 
-def arranged(x: Tensor, granularity: Granularity, key: str) -> Tensor:
+def as_channels(x: Tensor, granularity: Granularity, key: str) -> Tensor:
     """Return ``x`` [N, ...] of the site ``key`` as [A, C, B], C = 1 per layer; no copy for dense memory formats."""
     x = x.detach()
     order = sorted(range(x.dim()), key=x.stride, reverse=True)
@@ -188,7 +188,7 @@ def slices(x: Tensor) -> Iterator[Tensor]:
         yield from part.split(max(1, SLICE // (len(part) * channels)), dim=2)
 
 
-def pour(table: Tensor, shift: Tensor, into: Tensor) -> Tensor:
+def shift_into(table: Tensor, shift: Tensor, into: Tensor) -> Tensor:
     """Add ``table`` to ``into``, both [C, depth, 512], whose windows end ``shift`` [C] octaves higher.
 
     Returns how many numbers of each channel [C] fell out at the bottom.

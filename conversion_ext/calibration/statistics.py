@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from conversion_ext.calibration.histogram import Bins, Histogram, arranged, check_channels
+from conversion_ext.calibration.histogram import Bins, Histogram, as_channels, check_channels
 from conversion_ext.errors import CalibrationError, require
 from conversion_ext.types import Granularity, PerChannel, PerLayer
 
@@ -55,7 +55,7 @@ class ActivationStats:
         Raises CalibrationError for NaN or infinite activations and for a shape that does not fit.
         """
         require(x.is_floating_point(), f"{self.key} gives {x.dtype}; activations are floating-point.", CalibrationError)
-        x = arranged(x.abs() if self.absolute else x, self.granularity, self.key)
+        x = as_channels(x.abs() if self.absolute else x, self.granularity, self.key)
         x = x if self._histogram is None else x.to(self._maximum.device)
         if x.numel() == 0:
             return

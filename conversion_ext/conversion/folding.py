@@ -14,8 +14,9 @@ from torch.fx import GraphModule, Node
 from conversion_ext import graph
 from conversion_ext.conversion.memory_format import channels_last
 from conversion_ext.errors import Problem, UnsupportedError
+from conversion_ext.exact import bytes_of
 from conversion_ext.graph.shapes import propagate
-from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.network.state import reset
 from conversion_ext.nn.channel_scale import ChannelScale
 from conversion_ext.operators.base import NodeContext, Operator, compress, context_of, ones, operator_of
@@ -24,7 +25,7 @@ from conversion_ext.types import Steps
 __all__ = ["fold", "folded"]
 
 
-def folded(snn: Root, inputs: Sequence[Any]) -> Root:
+def folded(snn: SpikingNetwork, inputs: Sequence[Any]) -> SpikingNetwork:
     """Return a copy of ``snn``, converted with ``fold=False``, whose weights hold its thresholds as they are now."""
     new = copy.deepcopy(snn)
     notes = fold(new.body, inputs)
@@ -155,12 +156,6 @@ def _scale_edge(
     user.replace_input_with(source, scales[key])
 
 
-def _bytes(parameter: Tensor) -> bytes:
-    """Return the values of a parameter of any type."""
-    plain = parameter.detach().cpu().clone(memory_format=torch.contiguous_format)
-    return plain.view(-1).view(torch.uint8).numpy().tobytes()
-
-
 def _install(body: GraphModule, folded: Mapping[Node, nn.Module]) -> list[str]:
     """Put the folded modules in place; weights that were tied and still are equal stay tied."""
     tied: dict[tuple[int, bytes], nn.Parameter] = {}
@@ -171,7 +166,7 @@ def _install(body: GraphModule, folded: Mapping[Node, nn.Module]) -> list[str]:
             original = getattr(old, name, None)
             if original is None:
                 continue
-            key = (id(original), _bytes(parameter))
+            key = (id(original), bytes_of(parameter))
             shared = tied.setdefault(key, parameter)
             setattr(module, name, shared)
             uses.setdefault(id(original), []).append((f"{graph.key_of(node)}.{name}", shared))

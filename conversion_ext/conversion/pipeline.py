@@ -27,7 +27,7 @@ from conversion_ext.data.sequences import FramesAsSamples, Layout, sequence_layo
 from conversion_ext.errors import CalibrationError, UnsupportedError, require, warn
 from conversion_ext.network.clocks import set_clocks
 from conversion_ext.network.record import Options, Record, installed_versions
-from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.network.state import reset
 from conversion_ext.normalizers import Normalizer
 from conversion_ext.recipes import resolve_recipe
@@ -57,7 +57,7 @@ def convert(
     generator: torch.Generator | None = None,
     budget_s: float | None = None,
     progress: bool = True,
-) -> Root:
+) -> SpikingNetwork:
     """Return a spiking network that computes what ``ann`` computes, as modules of ``backend``.
 
     The model is never modified.
@@ -101,7 +101,7 @@ def convert(
     name, recipe = resolve_recipe(recipe, T)
     recipe = recipe.timed(T)
     framework = get_backend(backend)
-    root = framework.root(Root)
+    root = framework.root(SpikingNetwork)
     normalizer = recipe.normalizer
     calibrated = [tuner for tuner in recipe.tuners if tuner.needs_calibration]
     asks = [*([normalizer] if normalizer.needs_T else []), *calibrated]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from conversion_ext.capture.preparation import prepare
 from conversion_ext.conversion.pipeline import convert
 from conversion_ext.demo.demo import network
-from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.network.state import reset
 from conversion_ext.simulation.simulation import simulate
 
@@ -37,7 +37,7 @@ def forwards(ann: nn.Module, x: Tensor, T: int) -> Iterator[tuple[str, Run]]:
         yield name, _repeated(net, x.to(parameter.dtype, memory_format=form), T)
 
 
-def ours(snn: Root, x: Tensor, T: int) -> Iterator[tuple[str, Run]]:
+def ours(snn: SpikingNetwork, x: Tensor, T: int) -> Iterator[tuple[str, Run]]:
     """Yield simulations of ``snn`` in every precision."""
     yield "simulate float32", lambda: simulate(snn, x, T, at=[T])
     yield "simulate bfloat16", lambda: simulate(snn, x, T, at=[T], dtype="bfloat16")

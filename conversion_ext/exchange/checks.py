@@ -15,7 +15,7 @@ from conversion_ext.exchange.chip_limits import LIMITS
 from conversion_ext.exchange.chip_rules import RULES
 from conversion_ext.exchange.chip_subject import Subject
 from conversion_ext.exchange.chips import chip_of
-from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.recipes.recipe import Recipe
 from conversion_ext.simulation.simulation import simulate
 
@@ -62,7 +62,7 @@ def check(
     one = isinstance(example_input, Tensor) and example_input.is_floating_point()
     require(one, "To compare with a chip give one tensor of inputs [N, ...] in floating point.", TypeError)
     snn: Any = ann
-    if not isinstance(ann, Root):
+    if not isinstance(ann, SpikingNetwork):
         problems = checks.check(ann, example_input, recipe=recipe, graded=graded, skip=skip, leaf=leaf)
         if problems:
             return problems
@@ -74,7 +74,7 @@ def check(
     return [problem for rule in (*RULES, *LIMITS) for problem in rule(subject)]
 
 
-def _potentials(snn: Root, x: Tensor) -> dict[str, tuple[float, float]]:
+def _potentials(snn: SpikingNetwork, x: Tensor) -> dict[str, tuple[float, float]]:
     """Return {site: (least, greatest) potential in thresholds} over some steps of some inputs."""
     if any(site.clock is not None for site in snn.sites().values()):
         return {}  # a rule refuses them, and single steps, after which potentials are read, they do not make

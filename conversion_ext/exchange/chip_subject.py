@@ -14,7 +14,7 @@ from conversion_ext.errors import Problem
 from conversion_ext.exchange.chips import Chip
 from conversion_ext.graph.layers import WEIGHTS
 from conversion_ext.network.site import SpikingSite
-from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.spiking_network import SpikingNetwork
 
 __all__ = ["Rule", "Subject", "is_mean", "pair", "problem"]
 
@@ -26,7 +26,7 @@ class Subject:
     ``potentials``: {site: (least, greatest)} in thresholds, over some inputs and steps; ``x`` are the inputs.
     """
 
-    snn: Root
+    snn: SpikingNetwork
     chip: Chip
     x: Tensor
     potentials: dict[str, tuple[float, float]]

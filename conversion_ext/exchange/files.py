@@ -7,20 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from conversion_ext.backends import available, get_backend
-from conversion_ext.errors import ConversionError, FileError, require
+from conversion_ext.errors import ConversionError, FileError
 from conversion_ext.exchange import container, graphs
 from conversion_ext.exchange.modules import Modules
 from conversion_ext.exchange.tensors import Tensors
 from conversion_ext.network.record import Options, installed_versions
-from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.network.state import reset
+from conversion_ext.simulation.samples import require_network
 
 __all__ = ["load", "save"]
 
 PACKAGES = ("conversion-ext", "torch", "spikingjelly", "snntorch")
 
 
-def save(snn: Root, path: str | Path) -> Path:
+def save(snn: SpikingNetwork, path: str | Path) -> Path:
     """Write ``snn`` to the file ``path`` and return where it is.
 
     One safetensors file: weights, thresholds and all else that is numbers as tensors; the graph, the recipe, versions
@@ -36,9 +37,7 @@ def save(snn: Root, path: str | Path) -> Path:
         FileError: The network holds what a file cannot name (a module of a class of one's own that was not given to
             ``register_operator``), or the file cannot be written.
     """
-    require(
-        isinstance(snn, Root), f"snn is a {type(snn).__name__}; pass what conversion_ext.convert returned.", TypeError
-    )
+    require_network(snn)
     path = Path(path)
     tensors = Tensors()
     modules = Modules(tensors)
@@ -59,7 +58,7 @@ def _kept(options: Options) -> Options:
     return replace(options, forward=None, leaf=tuple(entry for entry in options.leaf if isinstance(entry, str)))
 
 
-def load(path: str | Path, *, backend: str | None = None, device: Any = None) -> Root:
+def load(path: str | Path, *, backend: str | None = None, device: Any = None) -> SpikingNetwork:
     """Return the network that ``save`` wrote to ``path``; nothing but classes and functions of closed lists is used.
 
     The ANN and its class are not needed. Simulated on the device and with the release of torch with which it was
@@ -83,7 +82,7 @@ def load(path: str | Path, *, backend: str | None = None, device: Any = None) ->
         modules.backend = get_backend(backend or (record.backend if record.backend in available() else None))
         body = graphs.read(facts["graph"], modules)
         record = replace(record, backend=modules.backend.name)
-        snn: Any = modules.backend.root(Root)(body, record).eval()
+        snn: Any = modules.backend.root(SpikingNetwork)(body, record).eval()
         reset(snn)
     except ConversionError as error:
         raise type(error)(f"{path} cannot be loaded: {error}") from error

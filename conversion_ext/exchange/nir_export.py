@@ -14,12 +14,13 @@ from conversion_ext.exchange.modules import Modules
 from conversion_ext.exchange.nir_canvas import Canvas
 from conversion_ext.exchange.readers import reader_of
 from conversion_ext.exchange.tensors import Tensors
-from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.spiking_network import SpikingNetwork
+from conversion_ext.simulation.samples import require_network
 
 __all__ = ["to_nir"]
 
 
-def to_nir(snn: Root, *, reader: str | None = None, T: int | None = None) -> Any:
+def to_nir(snn: SpikingNetwork, *, reader: str | None = None, T: int | None = None) -> Any:
     """Return a folded network as a ``nir.NIRGraph``, which ``nir.write`` puts into an HDF5 file.
 
     NIR's IF neuron knows neither soft reset nor an initial potential. Both stand in its metadata, from which
@@ -39,9 +40,7 @@ def to_nir(snn: Root, *, reader: str | None = None, T: int | None = None) -> Any
 
     Reference: Pedersen et al., Nat. Commun. 2024 (NIR).
     """
-    require(
-        isinstance(snn, Root), f"snn is a {type(snn).__name__}; pass what conversion_ext.convert returned.", TypeError
-    )
+    require_network(snn)
     require(
         T is None or (isinstance(T, int) and T >= 1), f"T={T!r}: the number of steps to write for is an integer >= 1."
     )
@@ -118,7 +117,7 @@ def _order(canvas: Canvas) -> None:
         waiting += [b for a, b in reversed(canvas.edges) if a == name]
 
 
-def _metadata(snn: Root, canvas: Canvas) -> dict[str, Any]:
+def _metadata(snn: SpikingNetwork, canvas: Canvas) -> dict[str, Any]:
     """Return what ``from_nir`` needs to decode as this network does."""
     if not canvas.reader.metadata:
         return {}

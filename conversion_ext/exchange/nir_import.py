@@ -22,7 +22,7 @@ from conversion_ext.exchange.tensors import Tensors
 from conversion_ext.graph.shapes import propagate
 from conversion_ext.network.record import Record, installed_versions
 from conversion_ext.network.site import SpikingSite
-from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.network.state import reset
 from conversion_ext.network.time import ExpandTime
 from conversion_ext.neurons import IF, LIF, Filtered, Neuron
@@ -33,7 +33,7 @@ from conversion_ext.types import PerLayer, Reset, Steps
 __all__ = ["from_nir"]
 
 
-def from_nir(source: Any, *, backend: str | None = None, dt: float = 1e-4) -> Root:
+def from_nir(source: Any, *, backend: str | None = None, dt: float = 1e-4) -> SpikingNetwork:
     """Return a NIR graph as a network that ``simulate`` runs: one of ``to_nir`` spike for spike, others by rules.
 
     A step is Euler's: IF neurons add ``r dt`` times their current, or the current itself where r is 1 or 1 / dt, as
@@ -73,7 +73,7 @@ class _Import:
         self.keys: list[str] = []
         self.neuron: Neuron = IF()
 
-    def network(self) -> Root:
+    def network(self) -> SpikingNetwork:
         """Return the network; raise UnsupportedError with all that has no form here."""
         order = _sorted(self.nodes, self.edges)
         known = {getattr(self.nir, name) for name in (*RULES, "Input", "Output")}
@@ -97,7 +97,7 @@ class _Import:
         example = tuple(torch.zeros(1, *_shape(self.nodes[name].input_type["input"])) for name in inputs)
         self.know(body, example)
         channels_last(body)
-        snn: Any = self.backend.root(Root)(body, self.record()).eval()
+        snn: Any = self.backend.root(SpikingNetwork)(body, self.record()).eval()
         reset(snn)
         return snn
 

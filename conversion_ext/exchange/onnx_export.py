@@ -14,8 +14,8 @@ from conversion_ext import graph
 from conversion_ext.analysis.twins import twin
 from conversion_ext.backends import get_backend
 from conversion_ext.errors import Problem, UnsupportedError, optional_import
-from conversion_ext.network.spiking_network import Root, hosted
-from conversion_ext.network.state import Memories
+from conversion_ext.network.spiking_network import SpikingNetwork, hosted
+from conversion_ext.network.state import NetworkState
 from conversion_ext.nn.max_pool import SpikingMaxPool
 from conversion_ext.nn.stateful import Stateful
 from conversion_ext.simulation.samples import require_network
@@ -24,7 +24,7 @@ from conversion_ext.types import Steps
 __all__ = ["Step", "to_onnx"]
 
 
-def to_onnx(snn: Root, x: Tensor, path: str | Path, *, T: int | None = None) -> Path:
+def to_onnx(snn: SpikingNetwork, x: Tensor, path: str | Path, *, T: int | None = None) -> Path:
     """Write ``snn`` to an ONNX file and return its path; onnxruntime computes the same.
 
     Without ``T`` the file holds one step: inputs ``x`` and ``state_0``, ..., outputs ``y`` and ``next_0``, ...; the
@@ -87,7 +87,7 @@ class Step(nn.Module):
         UnsupportedError: With the modules whose state is more than that of neurons.
     """
 
-    def __init__(self, snn: Root) -> None:
+    def __init__(self, snn: SpikingNetwork) -> None:
         super().__init__()
         self.net = hosted(snn, get_backend("reference")).eval()
         sites = self.net.sites().values()
@@ -119,10 +119,10 @@ class Step(nn.Module):
         """Advance by one step."""
         self._recall([part.clone() for part in state])
         y = self.net(x)
-        return (y, *(part for site in Memories(self.net).sites for part in site.backend.state(site.neuron) or ()))
+        return (y, *(part for site in NetworkState(self.net).sites for part in site.backend.state(site.neuron) or ()))
 
     def _recall(self, state: Sequence[Tensor]) -> None:
-        memories, parts = Memories(self.net), iter(state)
+        memories, parts = NetworkState(self.net), iter(state)
         memories.reset()
         for site in memories.sites:
             site.backend.set_state(site.neuron, tuple(next(parts) for _ in site.spec.state))

@@ -13,7 +13,7 @@ from conversion_ext import graph
 from conversion_ext.errors import Problem, UnsupportedError, require
 from conversion_ext.exchange.chip_subject import pair
 from conversion_ext.graph.layers import WEIGHTS
-from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.network.state import reset
 from conversion_ext.operators.base import operator_of
 from conversion_ext.operators.movement import Movement
@@ -21,7 +21,7 @@ from conversion_ext.operators.movement import Movement
 __all__ = ["sum_pools"]
 
 
-def sum_pools(snn: Root) -> Root:
+def sum_pools(snn: SpikingNetwork) -> SpikingNetwork:
     """Return a copy of a folded network whose average pools add, with their divisor in the weights behind them.
 
     A chip's pool passes every spike on and divides by nothing. The copy computes the same but for rounding.

@@ -19,7 +19,7 @@ from conversion_ext.graph.shapes import propagate
 from conversion_ext.integer.forms import MEANS, Grid, integer_form, refused, scaled
 from conversion_ext.integer.modules import IntegerInput
 from conversion_ext.network.record import Widths
-from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.network.state import reset
 from conversion_ext.nn.channel_scale import ChannelScale
 from conversion_ext.operators.arithmetic import Multiple
@@ -27,6 +27,7 @@ from conversion_ext.operators.base import Elementwise, NodeContext, Operator, co
 from conversion_ext.operators.linear_map import LinearMap
 from conversion_ext.operators.movement import Element, Movement
 from conversion_ext.operators.synapse import Synapse
+from conversion_ext.simulation.samples import require_network
 from conversion_ext.types import Family, Steps
 
 __all__ = ["integers"]
@@ -36,8 +37,14 @@ MOST = {"weight": 16, "state": 32, "input": 16}
 
 
 def integers(
-    snn: Root, x: Any, *, weight_bits: int = 8, state_bits: int = 24, input_bits: int = 8, overflow: str = "refuse"
-) -> Root:
+    snn: SpikingNetwork,
+    x: Any,
+    *,
+    weight_bits: int = 8,
+    state_bits: int = 24,
+    input_bits: int = 8,
+    overflow: str = "refuse",
+) -> SpikingNetwork:
     """Return a copy of ``snn`` that computes in integers: weights, inputs, currents and potentials.
 
     Each is an integer times a power of two, which floating point adds without error, so that the neurons of every
@@ -66,9 +73,7 @@ def integers(
         UnsupportedError: with every module that has no integer form.
         ValueError: for widths out of range.
     """
-    require(
-        isinstance(snn, Root), f"snn is a {type(snn).__name__}; pass what conversion_ext.convert returned.", TypeError
-    )
+    require_network(snn)
     require(snn.conversion.folded, "integers() needs thresholds within the weights; convert with fold=True.")
     require(snn.conversion.widths is None, "snn is in integers already; pass the network from which they were made.")
     require(overflow in ("refuse", "saturate"), f'overflow={overflow!r}: use "refuse" or "saturate".')
@@ -88,7 +93,7 @@ def integers(
     with torch.no_grad():
         _Rewrite(body, inputs, snn.conversion.recipe.encoder.family, widths, like).apply()
     channels_last(body)
-    new = get_backend(snn.record.backend).root(Root)(body, replace(snn.record, widths=widths)).eval()
+    new = get_backend(snn.record.backend).root(SpikingNetwork)(body, replace(snn.record, widths=widths)).eval()
     reset(new)
     return new  # type: ignore[return-value]
 

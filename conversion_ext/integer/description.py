@@ -13,7 +13,7 @@ from conversion_ext.errors import require
 from conversion_ext.graph.layers import TRANSPOSED
 from conversion_ext.integer.modules import IntegerInput, IntegerStepping
 from conversion_ext.network.site import SpikingSite
-from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.nn.channel_scale import ChannelScale
 
 __all__ = ["IntegerLayer", "IntegerNeurons", "overflows", "parameters"]
@@ -42,7 +42,7 @@ class IntegerNeurons:
     bias: Tensor
 
 
-def parameters(snn: Root) -> dict[str, IntegerLayer | IntegerNeurons | IntegerInput]:
+def parameters(snn: SpikingNetwork) -> dict[str, IntegerLayer | IntegerNeurons | IntegerInput]:
     """Return {key: integers} of every input, weight layer, scale and site of what ``integers`` made, in graph order."""
     require(snn.conversion.widths is not None, "snn is not in integers; pass what integers() returned.")
     found: dict[str, IntegerLayer | IntegerNeurons | IntegerInput] = {}
@@ -78,7 +78,7 @@ def _int(value: Tensor) -> Tensor:
     return value.detach().round().to(torch.int64)
 
 
-def overflows(snn: Root) -> dict[str, int]:
+def overflows(snn: SpikingNetwork) -> dict[str, int]:
     """Return {site or input: how many values stopped at the end of their width} since the last call."""
     parts = [part for part in snn.modules() if isinstance(part, (IntegerInput, IntegerStepping))]
     found = {part.key: part.overflows for part in parts}

@@ -25,10 +25,10 @@ from conversion_ext.network.table import Conversion
 from conversion_ext.nn.stateful import Memory, Stateful
 from conversion_ext.types import Steps
 
-__all__ = ["Root", "SpikesAndPotential", "fold_time", "hosted", "unfold_time"]
+__all__ = ["SpikesAndPotential", "SpikingNetwork", "fold_time", "hosted", "unfold_time"]
 
 
-class Root(nn.Module):
+class SpikingNetwork(nn.Module):
     """A spiking network; ``snn(x)`` is the readout current of a step, in units of the ANN's output.
 
     In step mode "s" an input is one step, [N, ...]; in "m" it is a sequence [T, N, ...] and so is the output.
@@ -164,7 +164,7 @@ class Root(nn.Module):
         for node, known in zip(self.body.graph.nodes, kept, strict=True):
             graph.note(node, **vars(known))
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Root:
+    def __deepcopy__(self, memo: dict[int, Any]) -> SpikingNetwork:
         # States are not leaves of autograd after a forward with gradients: copy them detached, then forget them.
         for module in self.modules():
             for value in vars(module).get("_memories", {}).values():  # those of SpikingJelly's stock nodes
@@ -180,7 +180,7 @@ class Root(nn.Module):
 class SpikesAndPotential(nn.Module):
     """A converted network whose forward returns (spk, mem), one step per call; both [N, classes]."""
 
-    def __init__(self, net: Root) -> None:
+    def __init__(self, net: SpikingNetwork) -> None:
         super().__init__()
         self.net = net
         self.total = PotentialOfOutput()
@@ -209,7 +209,7 @@ class PotentialOfOutput(Memory):
         return self.potential
 
 
-def hosted(snn: Root, backend: Backend) -> Root:
+def hosted(snn: SpikingNetwork, backend: Backend) -> SpikingNetwork:
     """Return a copy of ``snn`` whose neurons are those of ``backend``, without state."""
     copied = copy.deepcopy(snn)
     for site in copied.sites().values():
@@ -218,7 +218,7 @@ def hosted(snn: Root, backend: Backend) -> Root:
             for name in site.spec.learned:
                 getattr(neuron, name).copy_(getattr(site.neuron, name))
         site.neuron, site.backend_name = neuron, backend.name
-    new: Any = backend.root(Root)(copied.body, replace(snn.record, backend=backend.name))
+    new: Any = backend.root(SpikingNetwork)(copied.body, replace(snn.record, backend=backend.name))
     return new.train(snn.training)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from conversion_ext.network.site import SpikingSite
 from conversion_ext.nn.stateful import Memory, Stateful
 
-__all__ = ["Memories", "reset"]
+__all__ = ["NetworkState", "reset"]
 
 
 def reset(snn: nn.Module) -> None:
@@ -19,10 +19,10 @@ def reset(snn: nn.Module) -> None:
 
     Works for converted networks of each framework and for hand-written ones that hold conversion_ext.nn modules.
     """
-    Memories(snn).reset()
+    NetworkState(snn).reset()
 
 
-class Memories:
+class NetworkState:
     """All that a network remembers, found by one walk over its modules, which takes as long as a step or two."""
 
     def __init__(self, snn: nn.Module) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from conversion_ext import graph
-from conversion_ext.calibration.histogram import arranged, check_channels
+from conversion_ext.calibration.histogram import as_channels, check_channels
 from conversion_ext.calibration.moments import Moments
 from conversion_ext.errors import CalibrationError, Problem, UnsupportedError, require
 from conversion_ext.normalizers.base import Normalizer, of_site, positive, register_normalizer
@@ -130,7 +130,7 @@ class Currents:
 
     def see(self, x: Tensor, a: Tensor) -> None:
         """Take up the current x of one call."""
-        x = arranged(x, self.granularity, self.key)
+        x = as_channels(x, self.granularity, self.key)
         require(
             bool(torch.isfinite(x).all()),
             f"The currents of {self.key} hold NaN or infinite values; check the calibration data and the weights.",

@@ -13,8 +13,8 @@ from conversion_ext import graph
 from conversion_ext.errors import require
 from conversion_ext.exact import state_dtype
 from conversion_ext.graph.values import map_tensors
-from conversion_ext.network.spiking_network import Root
-from conversion_ext.network.state import Memories
+from conversion_ext.network.spiking_network import SpikingNetwork
+from conversion_ext.network.state import NetworkState
 from conversion_ext.neurons import advance, advance_compiled
 from conversion_ext.simulation.inputs import Reader
 from conversion_ext.simulation.precision import narrowed
@@ -34,7 +34,7 @@ class Engine:
 
     def __init__(
         self,
-        snn: Root,
+        snn: SpikingNetwork,
         dtype: str | torch.dtype | None = None,
         weights: str | None = None,
         compile: bool = False,  # noqa: A002
@@ -50,7 +50,7 @@ class Engine:
             self.main = split(narrowed(snn.body, dtype, weights))[1]
         self.narrow = dtype is not None
         self.sites = snn.sites()
-        self.memories = Memories(snn)
+        self.memories = NetworkState(snn)
         sizes = [graph.info(n).shape.numel() for n in snn.body.graph.nodes if graph.info(n).is_tensor]
         self.size = sum(sizes) / max(1, len(sizes))
 

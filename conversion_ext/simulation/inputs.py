@@ -11,7 +11,7 @@ from torch import Tensor
 
 from conversion_ext.encoders.base import Encoder
 from conversion_ext.errors import require
-from conversion_ext.network.spiking_network import Root, fold_time
+from conversion_ext.network.spiking_network import SpikingNetwork, fold_time
 from conversion_ext.types import Steps
 
 __all__ = ["Presentation", "Reader", "encoded", "frames", "means"]
@@ -70,7 +70,7 @@ class Presentation:
 
     def __init__(
         self,
-        snn: Root,
+        snn: SpikingNetwork,
         inputs: tuple[Any, ...],
         T: int,
         block: int,
@@ -85,7 +85,7 @@ class Presentation:
             self.read = None if encoder.constant else encoded(encoder, inputs, T, generator)
 
     def steps(self, first: int, count: int, block: int) -> tuple[tuple[Any, ...], Steps]:
-        """Return ``count`` steps (or blocks), to be called in order: inputs as ``Root.run`` takes them, and steps."""
+        """Return ``count`` steps (or blocks), to be called in order: inputs for ``SpikingNetwork.run``, and steps."""
         if self.read is None:
             return self.inputs, Steps(count, constant=True, block=block)
         frames = means(self.read, block)(first, count)

@@ -13,7 +13,7 @@ from torch import Tensor
 from conversion_ext.data.inputs import tensors_of
 from conversion_ext.errors import CalibrationError, StateError, require
 from conversion_ext.graph.values import map_tensors
-from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.nn.softmax import SpikingSoftmax
 from conversion_ext.readouts.base import Readout
 from conversion_ext.recipes.recipe import Recipe
@@ -94,7 +94,7 @@ class Runner:
 
     def __init__(
         self,
-        snn: Root,
+        snn: SpikingNetwork,
         T: int | None,
         at: Iterable[int] | None = None,
         options: RunOptions | None = None,

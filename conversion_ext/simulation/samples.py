@@ -12,7 +12,7 @@ from torch import Tensor
 from conversion_ext.data.batches import batches, call_inputs, check_inputs, target_of
 from conversion_ext.data.sequences import Layout, frames_as_samples, time_axis, time_first
 from conversion_ext.errors import CalibrationError, require
-from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.spiking_network import SpikingNetwork
 
 __all__ = ["Batch", "Samples", "batches_of", "is_tensor_pair", "require_network", "require_steps", "steps_to_try"]
 
@@ -52,7 +52,7 @@ class Batch:
 class Samples:
     """The inputs of the batches of ``data``, [N, ...] each, as often as they are asked for; frames are samples."""
 
-    def __init__(self, snn: Root, data: Any, sequence: Layout = None) -> None:
+    def __init__(self, snn: SpikingNetwork, data: Any, sequence: Layout = None) -> None:
         self.snn, self.data, self.sequence = snn, data, sequence
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
@@ -64,10 +64,12 @@ class Samples:
         return model(*inputs)
 
 
-def require_network(snn: Any) -> Root:
+def require_network(snn: Any) -> SpikingNetwork:
     """Return ``snn``; raise TypeError where it is no converted network."""
     require(
-        isinstance(snn, Root), f"snn is a {type(snn).__name__}; pass what conversion_ext.convert returned.", TypeError
+        isinstance(snn, SpikingNetwork),
+        f"snn is a {type(snn).__name__}; pass what conversion_ext.convert returned.",
+        TypeError,
     )
     return snn
 
@@ -96,7 +98,7 @@ def is_tensor_pair(data: Any) -> bool:
 
 
 def batches_of(
-    snn: Root,
+    snn: SpikingNetwork,
     data: Any,
     what: str = "data",
     *,
@@ -122,7 +124,7 @@ def batches_of(
         yield _batch(snn, batch, f"Batch {index}", options.sequence if sequence is None else sequence, device)
 
 
-def _batch(snn: Root, batch: Any, where: str, sequence: Layout, device: torch.device | None) -> Batch:
+def _batch(snn: SpikingNetwork, batch: Any, where: str, sequence: Layout, device: torch.device | None) -> Batch:
     if isinstance(batch, Batch):  # read already
         return batch
     inputs = call_inputs(batch, snn.record.options.forward)

@@ -9,7 +9,7 @@ from conversion_ext.errors import require
 from conversion_ext.network.clocks import latency_of
 from conversion_ext.network.depths import depths
 from conversion_ext.network.site import SpikingSite
-from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.spiking_network import SpikingNetwork
 
 __all__ = ["Schedule", "schedule"]
 
@@ -32,7 +32,7 @@ class Schedule:
 
 
 def schedule(
-    snn: Root,
+    snn: SpikingNetwork,
     sites: Mapping[str, SpikingSite],
     T: int | None,
     block: int | None = None,

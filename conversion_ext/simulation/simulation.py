@@ -10,7 +10,7 @@ import torch
 from conversion_ext.data.batches import as_inputs, check_inputs
 from conversion_ext.data.inputs import with_arrays_as_tensors
 from conversion_ext.errors import require
-from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.readouts.base import Readout
 from conversion_ext.readouts.confidence import Confidence
 from conversion_ext.simulation.options import RunOptions
@@ -21,7 +21,7 @@ __all__ = ["Simulation", "simulate"]
 
 
 def simulate(
-    snn: Root,
+    snn: SpikingNetwork,
     x: Any = None,
     T: int | None = None,
     *,
@@ -82,7 +82,7 @@ def simulate(
     return Runner(snn, T, at, options, record, reset)(inputs, x_seq is not None)
 
 
-def _inputs(snn: Root, x: Any, x_seq: Any) -> tuple[Any, ...]:
+def _inputs(snn: SpikingNetwork, x: Any, x_seq: Any) -> tuple[Any, ...]:
     """Check the input before anything runs."""
     require_network(snn)
     require((x is None) != (x_seq is None), "Give either x, an input [N, ...], or x_seq, a sequence [T, N, ...].")

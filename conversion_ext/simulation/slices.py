@@ -36,7 +36,7 @@ def joined(values: Sequence[Any], dim: int) -> Any:
 
 
 def joined_state(states: Sequence[Any]) -> Any:
-    """Return what ``Memories.values`` gave for each slice as what the whole batch would have left."""
+    """Return what ``NetworkState.values`` gave for each slice as what the whole batch would have left."""
     first = states[0]
     if isinstance(first, Tensor):
         return torch.cat(list(states))

@@ -17,14 +17,15 @@ from torch.utils.data import DataLoader
 
 from conversion_ext.data.distributed import processes
 from conversion_ext.errors import require
+from conversion_ext.exact import bytes_of
 from conversion_ext.graph.values import tensors_in
 
 __all__ = [
-    "Plain",
+    "SingleProcess",
+    "accelerator_or_single",
     "check_writable",
     "data_digest",
     "load_checkpoint",
-    "mechanics_of",
     "name_of",
     "save_checkpoint",
     "tensor_digest",
@@ -46,7 +47,7 @@ KEYS = {
 }
 
 
-class Plain:
+class SingleProcess:
     """What training needs of an ``accelerate.Accelerator``, in one process and where the network is."""
 
     is_main_process = True
@@ -69,8 +70,8 @@ class Plain:
         nn.utils.clip_grad_norm_(parameters, max_norm)
 
 
-def mechanics_of(accelerator: Any, device: torch.device) -> Any:
-    """Return the accelerator given, or ``Plain``; a duck, since accelerate is optional."""
+def accelerator_or_single(accelerator: Any, device: torch.device) -> Any:
+    """Return the accelerator given, or ``SingleProcess``; a duck, since accelerate is optional."""
     if accelerator is None:
         require(
             processes() == 1,
@@ -78,7 +79,7 @@ def mechanics_of(accelerator: Any, device: torch.device) -> Any:
             "Training(accelerator=accelerate.Accelerator()) "
             '(pip install "conversion-ext[accelerate]").',
         )
-        return Plain(device)
+        return SingleProcess(device)
     require(
         all(hasattr(accelerator, name) for name in ("prepare", "backward", "clip_grad_norm_", "is_main_process")),
         f"accelerator={accelerator!r}: give an accelerate.Accelerator(), or None.",
@@ -141,9 +142,8 @@ def tensor_digest(tensors: Iterable[Tensor]) -> str:
     """Return a digest of the values of tensors, in order."""
     digest = hashlib.sha256()
     for tensor in tensors:
-        value = tensor.detach().cpu().contiguous()
-        digest.update(f"{value.dtype} {list(value.shape)}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+        digest.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(bytes_of(tensor))
     return digest.hexdigest()
 
 

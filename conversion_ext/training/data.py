@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subse
 from conversion_ext.data.batches import batches
 from conversion_ext.data.sequences import Layout
 from conversion_ext.errors import CalibrationError, require
-from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.simulation.samples import Batch, batches_of, is_tensor_pair
 
 __all__ = ["Placed", "divide"]
@@ -27,7 +27,7 @@ OWN = ("self", "dataset", "batch_size", "shuffle", "sampler", "batch_sampler", "
 class Placed:
     """Batches on a device, as a network is given them, as often as they are asked for."""
 
-    def __init__(self, snn: Root, data: Any, device: torch.device, sequence: Layout = None) -> None:
+    def __init__(self, snn: SpikingNetwork, data: Any, device: torch.device, sequence: Layout = None) -> None:
         self.snn, self.data, self.device, self.sequence = snn, data, device, sequence
         self.generator: torch.Generator | None = getattr(data, "generator", None)
 

@@ -18,19 +18,19 @@ from conversion_ext.conversion.folding import folded
 from conversion_ext.data.distributed import all_or_none
 from conversion_ext.data.sequences import Layout
 from conversion_ext.errors import CalibrationError, require
-from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.network.state import reset
 from conversion_ext.simulation.inputs import Presentation
 from conversion_ext.simulation.run import Runner
 from conversion_ext.simulation.samples import Batch, require_network
 from conversion_ext.tables import Report, Sheet
-from conversion_ext.training.checkpoints import mechanics_of
+from conversion_ext.training.checkpoints import accelerator_or_single
 from conversion_ext.training.data import Placed, divide
 from conversion_ext.training.gradients.base import Gradient, gradient_of
 from conversion_ext.training.loop import Epoch, Loop, Run, Terms
 from conversion_ext.training.losses import Loss, RateCrossEntropy, loss_of
 from conversion_ext.training.optimization import Training
-from conversion_ext.training.student import Student, check_trainable, give_back, in_spikes
+from conversion_ext.training.student import Student, check_trainable, in_spikes, write_learned
 from conversion_ext.training.task_losses import BinaryCrossEntropy, OutputSquaredError
 from conversion_ext.training.teacher import Teacher
 from conversion_ext.training.terms import Distillation, OutputDistillation, RateDistillation
@@ -49,7 +49,7 @@ class FinetuneResult(Report):
     ``metric``: what the scores of the epochs measure.
     """
 
-    snn: Root
+    snn: SpikingNetwork
     history: tuple[Epoch, ...]
     best: int
     samples: int
@@ -80,7 +80,7 @@ class Task:
     distillation: Distillation | OutputDistillation
 
     @classmethod
-    def of(cls, snn: Root, example: Batch, T: int, metric: Any) -> Task:
+    def of(cls, snn: SpikingNetwork, example: Batch, T: int, metric: Any) -> Task:
         """Return the task of a network, told from one batch; raise where its targets fit no metric."""
         sigmoid = ends_in_sigmoid(snn)
         output = Runner(snn, T, (T,))(example.inputs, example.sequence).output
@@ -96,7 +96,7 @@ class Task:
 @torch.inference_mode(False)
 @torch.enable_grad()
 def finetune(
-    snn: Root,
+    snn: SpikingNetwork,
     loader: Any,
     *,
     T: int,
@@ -174,7 +174,7 @@ def finetune(
     student = Student(snn, learn, rule.surrogate, rule.detach_reset, watch)
     learned = [p for p in student.parameters() if p.requires_grad]
     require(bool(learned), "Nothing of this network is to be learned: its parameters are all frozen.")
-    mechanics = mechanics_of(settings.accelerator, learned[0].device)
+    mechanics = accelerator_or_single(settings.accelerator, learned[0].device)
     if normalize:
         block = snn.conversion.recipe.block_of(T)
         noise = torch.Generator().manual_seed(0)
@@ -264,11 +264,11 @@ def _terms(
     return Terms(measure, tuple(regularizers), said, voice)
 
 
-def _result(snn: Root, loop: Loop, how: str, example: Batch | None) -> FinetuneResult:
+def _result(snn: SpikingNetwork, loop: Loop, how: str, example: Batch | None) -> FinetuneResult:
     """Return the best network where ``snn`` lies, with a note of what was done to it; with an example it is folded."""
     best, history, T = loop.winner(), loop.history, loop.run.T
     found = loop.judged if best else copy.deepcopy(snn)
-    give_back(found, loop.chosen)
+    write_learned(found, loop.chosen)
     found = found.to(next(snn.parameters()).device)
     if best:
         note = (

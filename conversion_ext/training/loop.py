@@ -20,7 +20,7 @@ from conversion_ext.analysis.evaluation import Evaluation, evaluate
 from conversion_ext.analysis.metrics import Metric
 from conversion_ext.data.distributed import added, all_or_none, gathered, processes, rank
 from conversion_ext.data.sequences import Layout
-from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.network.state import reset
 from conversion_ext.simulation.inputs import Presentation
 from conversion_ext.simulation.samples import Batch
@@ -34,7 +34,7 @@ from conversion_ext.training.checkpoints import (
 )
 from conversion_ext.training.data import Placed
 from conversion_ext.training.gradients.base import Gradient, Objective
-from conversion_ext.training.student import Student, give_back
+from conversion_ext.training.student import Student, write_learned
 from conversion_ext.training.teacher import Teacher
 from conversion_ext.training.terms import Distillation, OutputDistillation, RateDistillation
 
@@ -98,7 +98,7 @@ class Terms:
 class Run:
     """What a training consists of: networks, rule, objective, optimizer, data and numbers."""
 
-    snn: Root
+    snn: SpikingNetwork
     student: Student
     rule: Gradient
     terms: Terms
@@ -144,7 +144,7 @@ class Loop:
         # One process writes it, and it may lie where the others do not see it.
         (state, *_) = gathered(all_or_none(lambda: self._load(path) if rank() == 0 else None))
         if state is not None:
-            give_back(self.run.student.snn, state["student"])
+            write_learned(self.run.student.snn, state["student"])
             self.optimizer.load_state_dict(state["optimizer"])
             if self.run.mechanics.scaler is not None:
                 self.run.mechanics.scaler.load_state_dict(state["scaler"])
@@ -211,7 +211,7 @@ class Loop:
         student = self.run.student
         student.agree()
         learned = student.learned() if self.number else {}  # folding BatchNorm rounds
-        give_back(self.judged, learned)
+        write_learned(self.judged, learned)
         found = self._evaluated(self.judges)
         self.samples, self.metric = found.samples, found.metric
         self.history.append(Epoch(self.number, loss, float(found.score[-1]), seconds))
@@ -294,7 +294,7 @@ class Loop:
             for index, batch in enumerate(tried):
                 self.descend(batch, index, 1 - index / count)
             new_loss, new_score = self._measured(judges)
-            give_back(self.run.student.snn, student)
+            write_learned(self.run.student.snn, student)
             self.optimizer.load_state_dict(copy.deepcopy(optimizer))
             if new_loss <= loss and new_score >= score:
                 break
@@ -308,7 +308,7 @@ class Loop:
         losses = [sum(float(loss) for loss in self.losses(batch, 0)) for batch in batches]
         loss, count = added(torch.tensor([sum(losses), len(losses)], dtype=torch.float64)).tolist()
         self.run.student.agree()
-        give_back(self.judged, self.run.student.learned())
+        write_learned(self.judged, self.run.student.learned())
         found = self._evaluated(batches)
         return loss / count, float(found.score[-1]) * (1 if found.metric.maximize else -1)
 

@@ -15,14 +15,14 @@ from conversion_ext.analysis.scores import main_output
 from conversion_ext.data.distributed import added, processes
 from conversion_ext.errors import require
 from conversion_ext.network.site import SpikingSite
-from conversion_ext.network.spiking_network import Root, unfold_time
-from conversion_ext.network.state import Memories, reset
+from conversion_ext.network.spiking_network import SpikingNetwork, unfold_time
+from conversion_ext.network.state import NetworkState, reset
 from conversion_ext.neurons import Heaviside
 from conversion_ext.training.batch_norm import Normalized, normalizable
 from conversion_ext.training.losses import Loss
 from conversion_ext.types import Steps
 
-__all__ = ["LEARN", "Student", "check_trainable", "give_back", "in_spikes"]
+__all__ = ["LEARN", "Student", "check_trainable", "in_spikes", "write_learned"]
 
 LEARN = ("weights", "thresholds", "gains", "potentials", "neurons")
 BUFFERS = {"thresholds": "threshold", "gains": "gain", "potentials": "v_init"}  # of a site
@@ -38,7 +38,12 @@ class Student(nn.Module):
     """
 
     def __init__(
-        self, snn: Root, learn: Sequence[str], surrogate: str | Heaviside | None, detach_reset: bool, watch: bool
+        self,
+        snn: SpikingNetwork,
+        learn: Sequence[str],
+        surrogate: str | Heaviside | None,
+        detach_reset: bool,
+        watch: bool,
     ) -> None:
         super().__init__()
         self.snn = copy.deepcopy(snn)
@@ -121,13 +126,13 @@ class Student(nn.Module):
         for first in range(0, steps.T, recompute):
             part = steps._replace(T=min(recompute, steps.T - first))
             given = inputs if steps.constant else tuple(_cut(v, steps.T, first, part.T) for v in inputs)
-            output, rates = checkpoint(self._resume, Memories(self.snn).values(), given, part, use_reentrant=False)
+            output, rates = checkpoint(self._resume, NetworkState(self.snn).values(), given, part, use_reentrant=False)
             outputs.append(output)
             sums = {key: part.T * rate + sums.get(key, 0.0) for key, rate in rates.items()}
         return torch.cat(outputs), {key: value / steps.T for key, value in sums.items()}
 
     def _resume(self, before: Any, inputs: tuple[Any, ...], steps: Steps) -> tuple[Any, dict[str, Tensor]]:
-        Memories(self.snn).recall(before)  # once more in the backward pass, when the state is another
+        NetworkState(self.snn).recall(before)  # once more in the backward pass, when the state is another
         return self._run(inputs, steps)
 
     def _run(self, inputs: tuple[Any, ...], steps: Steps) -> tuple[Any, dict[str, Tensor]]:
@@ -148,7 +153,7 @@ def _cut(value: Any, T: int, first: int, count: int) -> Any:
     return value.unflatten(0, (T, -1))[first : first + count].flatten(0, 1)
 
 
-def check_trainable(snn: Root, learn: Sequence[str]) -> None:
+def check_trainable(snn: SpikingNetwork, learn: Sequence[str]) -> None:
     """Raise ValueError unless ``snn`` can be trained and has what is to be learned."""
     unknown = [kind for kind in learn if kind not in LEARN]
     require(bool(learn) and not unknown, f"learn={tuple(learn)!r}: name some of {', '.join(LEARN)}.")
@@ -169,7 +174,7 @@ def check_trainable(snn: Root, learn: Sequence[str]) -> None:
     )
 
 
-def in_spikes(loss: Loss, snn: Root) -> Callable[[Tensor, Tensor], Tensor]:
+def in_spikes(loss: Loss, snn: SpikingNetwork) -> Callable[[Tensor, Tensor], Tensor]:
     """Return ``loss`` as a function of what ``snn`` emits: spikes of its output neurons times what they are worth."""
     require(
         snn.conversion.recipe.readout.spiking,
@@ -182,7 +187,7 @@ def in_spikes(loss: Loss, snn: Root) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda outputs, target: loss(outputs / site.amplitude(outputs.dim() - 1), target)
 
 
-def give_back(snn: Root, learned: Mapping[str, Tensor]) -> None:
+def write_learned(snn: SpikingNetwork, learned: Mapping[str, Tensor]) -> None:
     """Write learned values into a converted network, in place."""
     values = dict(snn.named_parameters()) | dict(snn.named_buffers())
     with torch.no_grad():

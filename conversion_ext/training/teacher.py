@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from conversion_ext.analysis.scores import main_output
 from conversion_ext.conversion.observation import traced_for
 from conversion_ext.graph.values import map_tensors
-from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.operators.sites import Site
 from conversion_ext.simulation.samples import Batch
 
-__all__ = ["Said", "Teacher"]
+__all__ = ["Teacher", "TeacherOutput"]
 
 
-class Said(NamedTuple):
+class TeacherOutput(NamedTuple):
     """The output of the teacher [N, C] and, where asked for, {site: the rate that its activation asks for [N, ...]}."""
 
     output: Any
@@ -28,13 +28,13 @@ class Said(NamedTuple):
 class Teacher:
     """A copy of ``ann`` in evaluation; with ``layers`` it is traced as ``convert`` does it, and has ``snn``'s sites."""
 
-    def __init__(self, ann: nn.Module, snn: Root, device: torch.device, layers: bool) -> None:
+    def __init__(self, ann: nn.Module, snn: SpikingNetwork, device: torch.device, layers: bool) -> None:
         self.ann, self.snn, self.layers = copy.deepcopy(ann).to(device).eval(), snn, layers
         self.activations: dict[str, Tensor] = {}
         self.traced = not layers
 
     @torch.no_grad()
-    def of(self, batch: Batch) -> Said:
+    def of(self, batch: Batch) -> TeacherOutput:
         """Return what the teacher says to a batch; to a sequence of frames, the means over them."""
         inputs = batch.samples()
         if not self.traced:  # it takes an input to trace a network
@@ -50,7 +50,7 @@ class Teacher:
             site, wanted = sites[key], mean(activation)
             rate = wanted / site.amplitude(wanted.dim())
             rates[key] = rate.clamp(site.spec.lowest, site.levels)
-        return Said(main_output(output)[0], rates)
+        return TeacherOutput(main_output(output)[0], rates)
 
     def _with_sites(self, inputs: tuple[Any, ...]) -> nn.Module:
         recipe, options = self.snn.conversion.recipe, self.snn.record.options

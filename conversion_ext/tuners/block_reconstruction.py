@@ -17,13 +17,14 @@ from tqdm import tqdm
 from conversion_ext import graph
 from conversion_ext.data.distributed import added, all_or_none, gathered, rank
 from conversion_ext.errors import CalibrationError, require
+from conversion_ext.exact import bytes_of
 from conversion_ext.network.differentiation import SurrogateStepping
 from conversion_ext.network.site import SpikingSite
 from conversion_ext.network.state import reset
 from conversion_ext.neurons import SignedEncoder
 from conversion_ext.tuners.base import Tuner, register_tuner
 from conversion_ext.tuners.blocks import Block, blocks_of
-from conversion_ext.tuners.tensor_store import Shelf
+from conversion_ext.tuners.tensor_store import TensorStore
 from conversion_ext.tuners.walk import Task
 from conversion_ext.types import Steps
 
@@ -66,14 +67,14 @@ class BlockReconstruction(Tuner):
 
     def tune_network(self, task: Task) -> None:
         """Reconstruct every block of ``task.body``, in place."""
-        with Shelf() as shelf:
+        with TensorStore() as shelf:
             _Reconstruction(self, task, shelf).run()
 
 
 class _Reconstruction:
     """The blocks in order, and on the shelf what enters the next of them, for every part of the data."""
 
-    def __init__(self, tuner: BlockReconstruction, task: Task, shelf: Shelf) -> None:
+    def __init__(self, tuner: BlockReconstruction, task: Task, shelf: TensorStore) -> None:
         self.tuner, self.task, self.shelf = tuner, task, shelf
         self.steps = Steps(task.T // task.block, constant=True, block=task.block)
         self.device = next((p.device for p in task.body.parameters()), torch.device("cpu"))
@@ -96,7 +97,7 @@ class _Reconstruction:
                 digest = hashlib.sha256()
                 for index, value in enumerate(values):
                     self.shelf["input", index, len(digests)] = value
-                    digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+                    digest.update(bytes_of(value))
                 digests.append(digest.digest())
         return digests
 

@@ -10,14 +10,14 @@ from torch import Tensor
 from conversion_ext.data.distributed import added, gathered, greatest
 from conversion_ext.errors import CalibrationError, require
 from conversion_ext.exact import power_of_two
-from conversion_ext.tuners.tensor_store import Shelf
+from conversion_ext.tuners.tensor_store import TensorStore
 
 __all__ = ["peak", "total", "total_within"]
 
 BITS = 53  # of a float64, all of which the largest sum may take
 
 
-def total(terms: Iterable[tuple[Tensor, ...]], shelf: Shelf, device: torch.device) -> tuple[Tensor, ...]:
+def total(terms: Iterable[tuple[Tensor, ...]], shelf: TensorStore, device: torch.device) -> tuple[Tensor, ...]:
     """Return the sums of the first, second, ... tensors of all ``terms`` of all processes, in float64.
 
     Floating-point sums depend on the order of addition. To make the result identical for any order, every entry is
@@ -76,7 +76,7 @@ def peak(values: Iterable[Tensor], shape: Sequence[int], device: torch.device) -
     return greatest(most)
 
 
-def _taken(shelf: Shelf, place: int, count: int) -> Iterable[Tensor]:
+def _taken(shelf: TensorStore, place: int, count: int) -> Iterable[Tensor]:
     for index in range(1, count + 1):
         yield shelf["term", place, index]
         shelf.pop(("term", place, index))

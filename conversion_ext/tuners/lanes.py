@@ -13,7 +13,7 @@ from conversion_ext import graph
 from conversion_ext.network.site import SpikingSite
 from conversion_ext.network.state import reset
 from conversion_ext.nn.stateful import Memory
-from conversion_ext.tuners.tensor_store import Shelf, pack, unpack
+from conversion_ext.tuners.tensor_store import TensorStore, pack, unpack
 from conversion_ext.types import Steps
 
 __all__ = ["Lane", "SpikingLane", "mean_of"]
@@ -25,7 +25,7 @@ class Lane:
     The values of some nodes, here of all, are computed once and kept until the last node that reads them has run.
     """
 
-    def __init__(self, model: GraphModule, shelf: Shelf, parts: int) -> None:
+    def __init__(self, model: GraphModule, shelf: TensorStore, parts: int) -> None:
         self.model, self.shelf, self.parts = model, shelf, parts
         nodes = list(model.graph.nodes)
         self.order = {node: index for index, node in enumerate(nodes)}
@@ -112,7 +112,7 @@ class SpikingLane(Lane):
     of the mean input.
     """
 
-    def __init__(self, model: GraphModule, shelf: Shelf, parts: int, steps: Steps) -> None:
+    def __init__(self, model: GraphModule, shelf: TensorStore, parts: int, steps: Steps) -> None:
         self.steps = steps
         self.sites: dict[Node, SpikingSite] = dict(graph.modules_called(model, SpikingSite))
         super().__init__(model, shelf, parts)

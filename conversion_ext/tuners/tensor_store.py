@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Shelf", "pack", "unpack"]
+__all__ = ["TensorStore", "pack", "unpack"]
 
 BUDGET = 1 << 30  # bytes in memory before tensors go to disk
 
 
-class Shelf:
+class TensorStore:
     """A mapping of keys to tensors whose memory is bounded by ``budget`` bytes; what exceeds it lies in a file each.
 
-    >>> with Shelf(budget=0) as shelf:
+    >>> with TensorStore(budget=0) as shelf:
     ...     shelf["a"] = torch.arange(3)
     ...     shelf["a"].tolist(), len(shelf), shelf.held
     ([0, 1, 2], 1, 0)
@@ -30,7 +30,7 @@ class Shelf:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._files = 0
 
-    def __enter__(self) -> Shelf:
+    def __enter__(self) -> TensorStore:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -15,6 +15,7 @@ from torch.fx import GraphModule, Node
 from conversion_ext import graph
 from conversion_ext.data.distributed import all_or_none, gathered, rank
 from conversion_ext.errors import CalibrationError, require
+from conversion_ext.exact import bytes_of
 from conversion_ext.network.site import SpikingSite
 from conversion_ext.network.state import reset
 from conversion_ext.neurons import SignedEncoder, advance
@@ -23,7 +24,7 @@ from conversion_ext.operators.base import operator_of
 from conversion_ext.operators.synapse import Synapse
 from conversion_ext.tuners.exact_sums import peak, total, total_within
 from conversion_ext.tuners.lanes import Lane, SpikingLane, mean_of
-from conversion_ext.tuners.tensor_store import Shelf
+from conversion_ext.tuners.tensor_store import TensorStore
 from conversion_ext.types import Steps
 
 __all__ = ["SiteStop", "SynapseStop", "Task", "walk"]
@@ -59,7 +60,7 @@ def walk(task: Task) -> Iterator[SiteStop | SynapseStop]:
     are kept until the last layer that reads them has run; the data is read once. Of several processes each runs its
     own part of it, and all find the same: what tuners need of all data they ask of ``stop.total``.
     """
-    with Shelf() as shelf:
+    with TensorStore() as shelf:
         pair = _Pair(task, shelf)
         sites = list(pair.body.sites.values())
         for site in sites:
@@ -220,7 +221,7 @@ class SiteStop(_Stop):
 class _Pair:
     """The two graphs, and which node of one answers to which of the other."""
 
-    def __init__(self, task: Task, shelf: Shelf) -> None:
+    def __init__(self, task: Task, shelf: TensorStore) -> None:
         self.T = task.T
         self.steps = Steps(task.T // task.block, constant=True, block=task.block)
         self.shelf = shelf
@@ -250,7 +251,7 @@ class _Pair:
                 self.samples += len(values[0])
                 for index, value in enumerate(values):
                     self.shelf["sample", index, len(digests)] = value
-                    digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+                    digest.update(bytes_of(value))
                 digests.append(digest.digest())
             parts, size = range(first, len(digests)), max(1, GROUP // rows)
             self.groups += [tuple(parts[i : i + size]) for i in range(0, len(parts), size)]

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from conversion_ext.backends import get_backend
-from conversion_ext.backends.spikingjelly import adopt, call, choose_kernel
+from conversion_ext.backends.spikingjelly import call, choose_kernel, make_memory_module
 from conversion_ext.errors import StateError
-from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.neurons import IF, LIF, PLIF, Neuron, SignedEncoder, SignedIF
 from conversion_ext.types import Reset
 
@@ -124,7 +124,7 @@ def test_adopted_modules_are_reset_and_switched_without_complaint(
     assert complaints().count("Trying to") == 3  # what adoption is for
     before = complaints()
     module = kind()
-    net = nn.Sequential(adopt(module))
+    net = nn.Sequential(make_memory_module(module))
     assert net[0] is module
     assert isinstance(module, kind)
     assert isinstance(module, base.MemoryModule)
@@ -145,12 +145,12 @@ def test_adopted_modules_are_reset_and_switched_without_complaint(
 def test_adoption_leaves_other_modules_alone() -> None:
     for module in (nn.Linear(2, 2), neuron.IFNode(), backend.neuron(SignedIF())):
         before = type(module)
-        assert type(adopt(module)) is before
+        assert type(make_memory_module(module)) is before
 
 
 def test_the_root_makes_citizens_of_all_it_is_built_from(complaints: Callable[[], str]) -> None:
     body = nn.Sequential(nn.Conv2d(1, 2, 3), backend.neuron(IF()), nn.Sequential(Counter()), backend.neuron(SignedIF()))
-    snn = backend.root(Root)(body, None)
+    snn = backend.root(SpikingNetwork)(body, None)
     assert isinstance(snn, base.StepModule)
     use_functional(snn)
     functional.set_step_mode(snn, "m")

@@ -24,7 +24,7 @@ from spikingjelly.activation_based.ann2snn import Converter, RateCodingRecipe
 from torch import Tensor, nn
 
 import conversion_ext as cx
-from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.spiking_network import SpikingNetwork
 from tests.benchmarks.speed import leaky
 from tests.benchmarks.speed import network as speed_network
 
@@ -91,7 +91,7 @@ def forwards(ann: nn.Module, x: Tensor, T: int) -> Iterator[tuple[str, Callable[
         yield "ANN x T CUDA graph", lambda: captured(ann, x, T)
 
 
-def ours(snn: Root, x: Tensor, T: int) -> Iterator[tuple[str, Callable[[], Run]]]:
+def ours(snn: SpikingNetwork, x: Tensor, T: int) -> Iterator[tuple[str, Callable[[], Run]]]:
     """Yield simulations of ``snn``."""
     yield "simulate float32", lambda: lambda: cx.simulate(snn, x, T, at=[T])
     yield "simulate bfloat16", lambda: lambda: cx.simulate(snn, x, T, at=[T], dtype="bfloat16")
@@ -136,7 +136,7 @@ def _reset_and(net: nn.Module, step: Run, reset: Callable[[nn.Module], object] =
 
 
 def table(
-    ann: nn.Module, snn: Root, x: Tensor, T: int, batches: list[tuple[Tensor, Tensor]], repeats: int
+    ann: nn.Module, snn: SpikingNetwork, x: Tensor, T: int, batches: list[tuple[Tensor, Tensor]], repeats: int
 ) -> Iterator[str]:
     """Yield the rows of a simulation table: milliseconds per sample and the ratio to the unit, or why there is none."""
     unit: float | None = None
@@ -175,7 +175,7 @@ class Streamed:
             yield pinned.to(self.device, non_blocking=True)
 
 
-def tuning(snn: Root, images: Tensor, labels: Tensor, device: torch.device) -> Iterator[str]:
+def tuning(snn: SpikingNetwork, images: Tensor, labels: Tensor, device: torch.device) -> Iterator[str]:
     """Yield a row: an epoch of fine-tuning for 4 steps."""
     data = list(zip(images.split(64), labels.split(64), strict=True))
     spent = seconds(lambda: cx.finetune(snn, data, T=4, epochs=1, progress=False), device, 1)

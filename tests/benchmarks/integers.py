@@ -16,7 +16,7 @@ import conversion_ext as cx
 from conversion_ext.data import load
 from conversion_ext.integer.conversion import integers
 from conversion_ext.integer.description import overflows
-from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.spiking_network import SpikingNetwork
 from tests.benchmarks.hybrid import of_snn
 from tests.benchmarks.train import HELD_OUT, trained
 
@@ -52,7 +52,7 @@ def main() -> None:
                 )
 
 
-def judge(snn: Root, x: torch.Tensor, y: torch.Tensor, T: int) -> tuple[float, float]:
+def judge(snn: SpikingNetwork, x: torch.Tensor, y: torch.Tensor, T: int) -> tuple[float, float]:
     """Return the accuracy after T steps in per cent, and the CPU seconds that it took."""
     began = time.process_time()
     return 100 * of_snn(snn, T)(x, y), time.process_time() - began

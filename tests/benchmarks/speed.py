@@ -33,7 +33,7 @@ import conversion_ext as cx
 from conversion_ext.capture.preparation import prepare
 from conversion_ext.data import load
 from conversion_ext.demo.bench import Run, forwards, loop, medians, ours
-from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.readouts.confidence import Confidence
 from tests.benchmarks.train import HELD_OUT, trained
 
@@ -49,7 +49,9 @@ def network(name: str) -> tuple[nn.Module, Tensor]:
     return trained(name), load("fashion-mnist").train.tensors[0][-HELD_OUT:]
 
 
-def contenders(ann: nn.Module, snn: Root, x: Tensor, calibration: Tensor, T: int) -> Iterator[tuple[str, Run]]:
+def contenders(
+    ann: nn.Module, snn: SpikingNetwork, x: Tensor, calibration: Tensor, T: int
+) -> Iterator[tuple[str, Run]]:
     """Yield (name, run) of everything that is compared."""
     batches = [(part, torch.zeros(len(part))) for part in calibration.split(64)]
     yield from forwards(ann, x, T)
@@ -73,7 +75,7 @@ def contenders(ann: nn.Module, snn: Root, x: Tensor, calibration: Tensor, T: int
     yield "snnTorch loop", loop(leaky(ann, x), x, T, snntorch.utils.reset)
 
 
-def prepared(snn: Root, x: Tensor, T: int, rule: Confidence | None) -> Iterator[tuple[str, Run]]:
+def prepared(snn: SpikingNetwork, x: Tensor, T: int, rule: Confidence | None) -> Iterator[tuple[str, Run]]:
     """Yield (name, run) of simulations that take a first run to name: compiled, unless torch cannot, and an exit."""
 
     def run() -> None:
@@ -93,12 +95,12 @@ def prepared(snn: Root, x: Tensor, T: int, rule: Confidence | None) -> Iterator[
         yield f"simulate float32, early exit after {mean:.1f} steps", lambda: cx.simulate(snn, x, T, exit=rule)
 
 
-def convert(ann: nn.Module, images: Tensor | Sequence[Tensor]) -> Root:
+def convert(ann: nn.Module, images: Tensor | Sequence[Tensor]) -> SpikingNetwork:
     """Return the network converted for SpikingJelly."""
     return cx.convert(ann, images, backend="spikingjelly", progress=False)
 
 
-def exit_rule(snn: Root, x: Tensor, y: Tensor, T: int) -> Confidence:
+def exit_rule(snn: SpikingNetwork, x: Tensor, y: Tensor, T: int) -> Confidence:
     """Return the early exit that loses 0.1 points on images like ``x``."""
     return Confidence.calibrate(torch.cat([cx.simulate(snn, part, T).outputs for part in x.split(250)], 1), y)
 
@@ -160,7 +162,7 @@ def calibration_seconds(ann: nn.Module, images: Tensor, device: str) -> dict[str
     return medians(runs, 3, device)
 
 
-def accuracy(snn: Root, x: Tensor, y: Tensor, T: int) -> Iterator[str]:
+def accuracy(snn: SpikingNetwork, x: Tensor, y: Tensor, T: int) -> Iterator[str]:
     """Yield a row per precision and for early exit: accuracy on the second half of x [N, ...], and their mean steps.
 
     The exit is calibrated on the first half, for a loss of 0.1 points.

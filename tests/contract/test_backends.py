@@ -284,10 +284,10 @@ def test_a_neuron_with_its_own_dynamics_runs_everywhere(backend: Backend) -> Non
 
 
 def test_the_root_is_a_root(backend: Backend) -> None:
-    from conversion_ext.network.spiking_network import Root
+    from conversion_ext.network.spiking_network import SpikingNetwork
 
-    assert issubclass(backend.root(Root), Root)
-    assert backend.root(Root) is backend.root(Root)
+    assert issubclass(backend.root(SpikingNetwork), SpikingNetwork)
+    assert backend.root(SpikingNetwork) is backend.root(SpikingNetwork)
 
 
 def test_an_initial_potential_that_does_not_fit_is_refused(backend: Backend, spec: Neuron) -> None:

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 import conversion_ext as cx
 from conversion_ext.backends import available
-from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.spiking_network import SpikingNetwork
 from tests import laws, zoo
 from tests.live import live_inputs, make_live
 
@@ -37,7 +37,7 @@ def network(name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, T
     return ann, live_inputs(ann, *shape, samples=6, seed=5)
 
 
-def converted(ann: nn.Module, x: Tensor, recipe: cx.Recipe = PER_CHANNEL, **options) -> Root:
+def converted(ann: nn.Module, x: Tensor, recipe: cx.Recipe = PER_CHANNEL, **options) -> SpikingNetwork:
     return cx.convert(ann, x, recipe=recipe, progress=False, **{"backend": "reference", **options})
 
 

@@ -17,7 +17,7 @@ from conversion_ext.backends import available
 from conversion_ext.calibration.calibration import Calibration
 from conversion_ext.conversion.observation import calibrate
 from conversion_ext.tuners.exact_sums import total, total_within
-from conversion_ext.tuners.tensor_store import Shelf
+from conversion_ext.tuners.tensor_store import TensorStore
 from tests import processes
 from tests.processes import NETWORKS, NORMALIZERS, PARTS, TRAININGS, data
 
@@ -90,7 +90,7 @@ def test_sums_are_the_same_in_any_order():
     terms = terms * 2.0 ** torch.randint(-9, 9, (40, 3), generator=generator)
     sums = []
     for order in (range(40), range(39, -1, -1), torch.randperm(40, generator=generator).tolist()):
-        with Shelf(budget=200) as shelf:
+        with TensorStore(budget=200) as shelf:
             sums.append(total(((terms[i], torch.tensor(1)) for i in order), shelf, torch.device("cpu")))
             assert len(shelf) == 0
         assert torch.equal(sums[0][0], sums[-1][0])
@@ -107,7 +107,7 @@ def test_sums_are_the_same_in_any_order():
     ],
 )
 def test_sums_that_cannot_be_are_refused(terms, said):
-    with Shelf() as shelf, pytest.raises(cx.CalibrationError, match=said):
+    with TensorStore() as shelf, pytest.raises(cx.CalibrationError, match=said):
         total(((term,) for term in terms), shelf, torch.device("cpu"))
 
 

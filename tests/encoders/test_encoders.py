@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import conversion_ext as cx
 from conversion_ext.encoders import ConstantCurrent, Delta, Encoder, Latency, Poisson
-from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.types import Family
 
 ENCODERS = (ConstantCurrent(), Poisson(), Poisson(gain=0.5, signed=True), Latency(), Latency(linear=True), Delta())
@@ -26,7 +26,7 @@ def steps(encoder: Encoder, x: Tensor, T: int, seed: int = 0) -> Tensor:
     return encoder(x.expand(T, *x.shape), seeded(seed))
 
 
-def network(encoder: Encoder, **choices) -> tuple[nn.Module, Root]:
+def network(encoder: Encoder, **choices) -> tuple[nn.Module, SpikingNetwork]:
     ann = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 5)).double()
     recipe = cx.Recipe(cx.Maximum(), encoder=encoder, **choices)
     return ann, cx.convert(ann, IMAGES.double(), recipe=recipe, backend="reference", progress=False)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import conversion_ext as cx
 from conversion_ext.integer import integers
-from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.neurons import PLIF
 from tests.papers import bias_free, images, network_for
 from tests.zoo import SMALL
@@ -25,15 +25,15 @@ __all__ = ["networks", "write"]
 T = 8
 
 
-def networks() -> dict[str, tuple[Root, Tensor]]:
+def networks() -> dict[str, tuple[SpikingNetwork, Tensor]]:
     """Return {name: (network, inputs)}: every kind of neuron, module and option that a file can hold."""
     torch.manual_seed(0)
     x = images()
 
-    def made(ann: nn.Module, inputs: Tensor = x, **options) -> tuple[Root, Tensor]:
+    def made(ann: nn.Module, inputs: Tensor = x, **options) -> tuple[SpikingNetwork, Tensor]:
         return cx.convert(ann.eval(), inputs, **{"T": T, "backend": "reference", "progress": False, **options}), inputs
 
-    def of_zoo(name: str, **options) -> tuple[Root, Tensor]:
+    def of_zoo(name: str, **options) -> tuple[SpikingNetwork, Tensor]:
         build, shape = SMALL[name]
         return made(build(), torch.rand(4, *shape), **options)
 

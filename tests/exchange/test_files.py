@@ -15,7 +15,7 @@ import conversion_ext as cx
 from conversion_ext.errors import FileError
 from conversion_ext.exchange import catalogue
 from conversion_ext.integer import integers
-from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.neurons import PLIF, Filtered, Neuron
 from tests.live import make_live
 from tests.papers import bias_free, images, network_for
@@ -33,7 +33,7 @@ def assert_same(first: cx.Simulation, second: cx.Simulation) -> None:
     assert all(torch.equal(rate, second.firing_rate[key]) for key, rate in first.firing_rate.items())
 
 
-def assert_kept(snn: Root, x: Tensor, folder: Path, **options) -> Root:
+def assert_kept(snn: SpikingNetwork, x: Tensor, folder: Path, **options) -> SpikingNetwork:
     """Save, load, compare; return what was loaded."""
     loaded = cx.load(cx.save(snn, folder / "network.safetensors"), **options)
     T = 8 + getattr(snn.conversion.recipe.readout, "start", 0)
@@ -46,7 +46,7 @@ def assert_kept(snn: Root, x: Tensor, folder: Path, **options) -> Root:
     return loaded
 
 
-def small(backend: str = "reference", **options) -> Root:
+def small(backend: str = "reference", **options) -> SpikingNetwork:
     return cx.convert(bias_free(), images(), **{"T": 8, "backend": backend, "progress": False, **options})
 
 

@@ -16,7 +16,7 @@ import conversion_ext as cx
 from conversion_ext.errors import UnsupportedError
 from conversion_ext.exchange import from_nir, to_nir
 from conversion_ext.integer import integers
-from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.neurons import LIF, PLIF, SignedIF
 from tests.benchmarks.nir import compare
 from tests.exchange.readers import INSTALLED, networks
@@ -32,7 +32,7 @@ def images(n: int = 20) -> Tensor:
     return torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
-def converted(ann: nn.Module | str, **options: Any) -> Root:
+def converted(ann: nn.Module | str, **options: Any) -> SpikingNetwork:
     if isinstance(ann, str):
         torch.manual_seed(0)
         ann = networks()[ann]
@@ -40,7 +40,7 @@ def converted(ann: nn.Module | str, **options: Any) -> Root:
     return cx.convert(ann.eval(), images(64), **options)
 
 
-def assert_equal(first: Root, second: Root, x: Tensor) -> None:
+def assert_equal(first: SpikingNetwork, second: SpikingNetwork, x: Tensor) -> None:
     ours, theirs = (cx.simulate(snn, x, T=T, record=("spikes",)) for snn in (first, second))
     assert torch.equal(ours.outputs, theirs.outputs)
     assert list(ours.recorded["spikes"]) == list(theirs.recorded["spikes"])

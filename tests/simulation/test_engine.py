@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import conversion_ext as cx
 from conversion_ext.backends import available, get_backend
 from conversion_ext.backends.base import Backend, advance_in_place
-from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.neurons import IF, LIF, BurstIF, Filtered, Neuron, SignedEncoder, SignedIF, advance, compiled
 from conversion_ext.simulation.engine import Engine
 from conversion_ext.types import Reset
@@ -41,7 +41,7 @@ def network() -> nn.Module:
     )  # fmt: skip
 
 
-def converted(backend: str = "reference", **options) -> Root:
+def converted(backend: str = "reference", **options) -> SpikingNetwork:
     return cx.convert(network(), images(), backend=backend, progress=False, **options)
 
 

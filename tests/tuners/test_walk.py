@@ -10,7 +10,7 @@ import torch
 import conversion_ext as cx
 from conversion_ext.tuners import Tuner, walk
 from conversion_ext.tuners import tensor_store as shelf
-from conversion_ext.tuners.tensor_store import Shelf
+from conversion_ext.tuners.tensor_store import TensorStore
 from tests import zoo
 from tests.contract.test_tuners import activations
 from tests.live import live_inputs, make_live
@@ -83,7 +83,7 @@ def test_a_layer_s_goal_is_the_sum_it_goes_into(name):
 
 def test_a_small_budget_gives_the_same_network_from_files(monkeypatch):
     _, x, _, snn = noted("residual")
-    monkeypatch.setattr(walk, "Shelf", lambda: Shelf(budget=1000))
+    monkeypatch.setattr(walk, "TensorStore", lambda: TensorStore(budget=1000))
     saved = []
     monkeypatch.setattr(
         shelf.torch, "save", lambda value, path, save=torch.save: (saved.append(path), save(value, path))

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from conversion_ext.errors import require
-from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.neurons import Heaviside
 from conversion_ext.registry import Registry
 from conversion_ext.simulation.inputs import Presentation
@@ -34,7 +34,7 @@ class Gradient:
     surrogate: str | Heaviside | None = field(default=None, repr=False)
     detach_reset: bool = field(default=True, repr=False)
 
-    def prepare(self, snn: Root) -> None:
+    def prepare(self, snn: SpikingNetwork) -> None:
         """Change the copy that is trained, once."""
 
     def losses(

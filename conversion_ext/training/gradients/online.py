@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from conversion_ext.errors import require
-from conversion_ext.network.state import Memories
+from conversion_ext.network.state import NetworkState
 from conversion_ext.simulation.inputs import Presentation
 from conversion_ext.training.gradients.base import Gradient, Objective, register_gradient
 from conversion_ext.training.student import Student
@@ -43,7 +43,7 @@ class Online(Gradient):
     ) -> Iterator[Tensor]:
         """Yield a loss for every part of the steps."""
         total, past, sent = batch.T // batch.block, list[Tensor](), dict[str, Tensor]()
-        memories = Memories(student.snn)
+        memories = NetworkState(student.snn)
         for first in range(0, total, self.steps):
             count = min(self.steps, total - first)
             memories.map(torch.detach)

@@ -12,7 +12,7 @@ from conversion_ext import graph
 from conversion_ext.errors import require
 from conversion_ext.graph.layers import WEIGHTS
 from conversion_ext.network.site import SpikingSite
-from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.neurons import IF, LIF
 from conversion_ext.nn.stateful import Memory
 from conversion_ext.training.gradients.base import register_gradient
@@ -37,7 +37,7 @@ class OTTT(Online):
         super().__post_init__()
         require(self.steps == 1, f"OTTT(steps={self.steps!r}): a trace is that of single steps; leave it at 1.")
 
-    def prepare(self, snn: Root) -> None:
+    def prepare(self, snn: SpikingNetwork) -> None:
         """Let every weight layer before a site have a trace."""
         for layer, kept in _before_sites(snn).items():
             trace = Trace(kept)
@@ -74,7 +74,7 @@ class _InPlaceOf(torch.autograd.Function):
         return grad_outputs[0], None
 
 
-def _before_sites(snn: Root) -> dict[nn.Module, float]:
+def _before_sites(snn: SpikingNetwork) -> dict[nn.Module, float]:
     """Return {weight layer: what the neurons behind it keep of their potential}, if there are any."""
     kept: dict[Any, float] = {}
     found: dict[nn.Module, float] = {}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from conversion_ext.errors import require
-from conversion_ext.network.spiking_network import Root
+from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.network.stepping import Neurons, Stepping
 from conversion_ext.neurons import Neuron
 from conversion_ext.simulation.inputs import Presentation
@@ -35,7 +35,7 @@ class WholeTrains(Gradient):
         """Return what steps the neurons of a site while it is trained; raise where they have no such gradient."""
         raise TypeError(f"{type(self).__name__} must define stepping().")
 
-    def prepare(self, snn: Root) -> None:
+    def prepare(self, snn: SpikingNetwork) -> None:
         """Let every site be stepped so."""
         for site in snn.sites().values():
             require(
