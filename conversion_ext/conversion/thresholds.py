@@ -40,8 +40,11 @@ def _normalized(
     """Return what the normalizer chooses: for ReLU sites, and for signed ones whose encoder leaves it the choice."""
     signed = [site for site in sites if site.kind is SiteKind.SIGNED and recipe.signed_encoder.headroom is None]
     plain = [site for site in sites if site.kind is not SiteKind.SIGNED]
-    levels = None if T is None else round(T * recipe.neuron.levels)
-    chosen = recipe.normalizer.thresholds(model, plain, stats, levels)
+    chosen: dict[str, Tensor] = {}
+    for m in sorted({recipe.copies_of(site) for site in plain}):  # one number for all, but where copies are for some
+        levels = None if T is None else round(T * recipe.neuron.levels) * m
+        found = recipe.normalizer.thresholds(model, plain, stats, levels)
+        chosen |= {site.key: found[site.key] for site in plain if recipe.copies_of(site) == m}
     return chosen | (recipe.normalizer.thresholds(model, signed, stats, T) if signed else {})
 
 
