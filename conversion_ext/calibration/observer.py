@@ -22,6 +22,7 @@ class Observer:
     """While open, collects ``stats`` {site key: ActivationStats} from every call of ``model``.
 
     >>> from torch.fx import symbolic_trace
+    >>> from conversion_ext.types import PerLayer
     >>> model = symbolic_trace(nn.Sequential(nn.ReLU()))
     >>> with Observer(model, [Site("act", "0")], PerLayer()) as observer:
     ...     y = model(torch.tensor([[-1.0, 3.0]]))

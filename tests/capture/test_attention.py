@@ -14,6 +14,7 @@ from conversion_ext.backends import available
 from conversion_ext.capture.attention import OpenAttention
 from conversion_ext.capture.preparation import prepare
 from tests import laws
+from tests.live import live_inputs, make_live
 
 E, HEADS, POSITIONS = 12, 3, 5
 
@@ -158,6 +159,21 @@ def test_attention_over_time_is_exact(name: str, backend: str) -> None:
     torch.manual_seed(1)
     x = torch.randn(6, POSITIONS, E, dtype=torch.float64)
     snn = cx.convert(ann, x, recipe=cx.Recipe(cx.Maximum()), backend=backend, progress=False)
+    laws.assert_sites_exact(snn, (x[:2],), T=8)
+    laws.assert_is_ann_of_rates(ann, snn, (x[:2],), T=8)
+    with torch.no_grad():
+        errors = [float((cx.simulate(snn, x, T).output - ann(x)).norm()) for T in (16, 256)]
+    assert errors[1] < 0.15 * errors[0]
+
+
+def test_a_vision_transformer_of_torchvision_converts() -> None:
+    """Class token, positions, convolution in front: exact without spikes, and with spikes into all linear layers."""
+    models = pytest.importorskip("torchvision.models")
+    torch.manual_seed(0)
+    ann: Any = make_live(models.VisionTransformer(32, 8, 1, 2, 16, 32, num_classes=5), 3, 32, 32).double()
+    x = live_inputs(ann, 3, 32, 32, samples=6)
+    assert cx.check(ann, x) == []
+    snn = cx.convert(ann, x, recipe=cx.Recipe(cx.Maximum()), backend="reference", relay=True, progress=False)
     laws.assert_sites_exact(snn, (x[:2],), T=8)
     laws.assert_is_ann_of_rates(ann, snn, (x[:2],), T=8)
     with torch.no_grad():

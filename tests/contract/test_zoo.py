@@ -201,12 +201,6 @@ class Steered(nn.Module):
         return self.head(nn.functional.layer_norm(x, x.shape[1:]))
 
 
-def vision_transformer() -> nn.Module:
-    from torchvision.models import VisionTransformer
-
-    return VisionTransformer(32, 8, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=5)
-
-
 def swin() -> nn.Module:
     from torchvision.models import SwinTransformer
 
@@ -214,7 +208,6 @@ def swin() -> nn.Module:
 
 
 UNSUPPORTED = {
-    "vision transformer": (vision_transformer, (3, 32, 32), ["encoder.layers.encoder_layer_0.self_attention"], ""),
     "swin": (swin, (3, 32, 32), ["features.1.0.attn.reshape"], "reshape(B * num_windows"),
     "recurrent": (Recurrent, (5, 4), ["lstm"], "self.lstm(x)"),
     "branching": (Branching, (4,), ["Branching"], "if x.sum() > 0"),
