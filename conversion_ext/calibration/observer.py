@@ -21,6 +21,7 @@ __all__ = ["Bins", "Observer"]
 class Observer:
     """While open, collects ``stats`` {site key: ActivationStats} from every call of ``model``.
 
+    >>> import torch
     >>> from torch.fx import symbolic_trace
     >>> from conversion_ext.types import PerLayer
     >>> model = symbolic_trace(nn.Sequential(nn.ReLU()))

@@ -7,7 +7,8 @@ Without: the 99.9th percentile per channel, which suits any number of steps and 
 ``default-copies`` has two neurons for each activation: binary spikes after T steps, with twice the neurons.
 ``default`` decides after T steps. ``default-lookahead`` (binary spikes at even pace) and ``default-weighted`` (binary
 spikes whose weight falls with time; needs T) let every site lag one step behind its input, so that they decide after
-``T + depth`` steps: a few steps later, but with less error at small T.
+``T + depth`` steps: a few steps later, but with less error at small T. ``default-tuned`` goes on block by block, with
+weights that descend on what whole spike trains say.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from conversion_ext.neurons import IF, BurstIF, Neuron, SignedIF, WeightedIF
 from conversion_ext.normalizers import MeanSquaredError, Percentile
 from conversion_ext.recipes import register_recipe
 from conversion_ext.recipes.recipe import Recipe
-from conversion_ext.tuners import DecisionTable, InitialPotential, WeightCompensation
+from conversion_ext.tuners import BlockReconstruction, DecisionTable, InitialPotential, Tuner, WeightCompensation
 from conversion_ext.types import Family
 
 
-def _register(name: str, neuron: Neuron, copies: int = 1, *, use: str) -> None:
-    tuners = (WeightCompensation(), InitialPotential())
+def _register(name: str, neuron: Neuron, copies: int = 1, *, more: tuple[Tuner, ...] = (), use: str) -> None:
+    tuners = (WeightCompensation(), InitialPotential(), *more)
     timed = Recipe(MeanSquaredError(), neuron, tuners=tuners, family=neuron.family, copies=copies)
     plain = Recipe(Percentile(99.9), neuron, family=neuron.family, copies=copies)
     register_recipe(name, timed, without_T=plain, use=use)
@@ -34,6 +35,12 @@ _register(
     use="Use it when latency may grow by a step per layer: spikes come evenly.",
 )
 _register("default-copies", IF(v_init=0.5), copies=2, use="Use it when the number of neurons may double.")
+_register(
+    "default-tuned",
+    IF(v_init=0.5),
+    more=(BlockReconstruction(steps=400, rate=0.02),),
+    use="Use it where T must be the latency, 2 to 8 steps, and minutes may be spent; without labels.",
+)
 _register("default-signed", SignedIF(v_init=0.5), use="Use it when the target takes spikes of -1.")
 _register("default-multilevel", BurstIF(v_init=0.5), use="Use it when the target takes several spikes per step.")
 register_recipe(
