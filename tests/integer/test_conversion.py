@@ -352,7 +352,7 @@ REFUSED = {
     "dense": r"norms.0 .*: BatchNorm2d stands where no weight layer absorbs it",
     "tied": "mul multiplies by a constant outside",
     "gated": r"silu .*: Differential has no integer form",
-    "unet": "interpolate averages windows of unequal sizes",
+    "unet": "Upsample averages windows of unequal sizes, or weighs their values",
 }
 
 

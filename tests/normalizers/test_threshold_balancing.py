@@ -98,9 +98,10 @@ def test_equals_the_recipe_of_spikingjelly_bit_for_bit():
     recipes = pytest.importorskip("spikingjelly.activation_based.ann2snn.recipes")
     from spikingjelly.activation_based import ann2snn
 
-    # Without BatchNorm, which SpikingJelly folds in float32 and we in float64.
+    # Without BatchNorm, which SpikingJelly folds in float32 and we in float64; channels last, as ours is calibrated.
     ann = nn.Sequential(*[layer for layer in network() if not isinstance(layer, nn.BatchNorm2d)])
-    batches = list(torch.randn(120, 2, 6, 6).split(30))
+    ann = ann.to(memory_format=torch.channels_last)
+    batches = list(torch.randn(120, 2, 6, 6).to(memory_format=torch.channels_last).split(30))
     ours = thresholds(ann, batches)
     recipe = recipes.LocalThresholdBalancingRecipe(batches)
     theirs = ann2snn.Converter(recipe).convert(ann)

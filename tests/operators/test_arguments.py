@@ -66,6 +66,14 @@ CALLS: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
         ((6,), {"mode": "nearest-exact"})]),
     "pad": [(((1, 2),), {}), (((1, 1, 1, 1, 1, 2),), {}), (((1, 1),), {"value": 0.5}), (((1, 1),), {"value": -0.5}),
             (((1, 1, 1, 1),), {"mode": "reflect"}), (((1, 1, 1, 1),), {"mode": "circular"})],
+    "glu": [((1,), {}), ((), {"dim": 2}), ((), {})],
+    **dict.fromkeys(("std", "var"), [((1,), {}), (((2, 3),), {"keepdim": True}), ((), {"dim": 1, "correction": 0})]),
+    "norm": [((2, 1), {}), ((), {"p": 1, "dim": (2, 3), "keepdim": True}), ((1, -1), {}), ((), {"dim": 1})],
+    **dict.fromkeys(("linalg_norm", "linalg_vector_norm"),
+                    [((2, 1), {}), ((), {"dim": (2, 3), "keepdim": True}), ((), {"ord": 1, "dim": 1})]),
+    "cosine_similarity": [((Y,), {}), ((Y,), {"dim": 2, "eps": 0.1}), ((P,), {"dim": -1})],
+    "pairwise_distance": [((Y,), {}), ((Y,), {"p": 1.0, "eps": 0.1, "keepdim": True})],
+    "cdist": [((Y,), {}), ((P,), {"p": 1.0})],
 }  # fmt: skip
 
 
