@@ -1,7 +1,7 @@
 """The console script ``conversion-ext``: it reads the command line before torch is imported, so that help is instant.
 
-It lies beside the package because importing any module of the package imports torch. The commands themselves are in
-``conversion_ext.__main__``.
+It is installed as a package of its own, because importing any module of ``conversion_ext`` imports torch. The commands
+themselves are in ``conversion_ext.__main__``.
 """
 
 from __future__ import annotations
