@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import conversion_ext as cx
 from conversion_ext import recipes
 from conversion_ext.backends.base import backends
-from conversion_ext.demo import datasets
+from conversion_ext.data import datasets
 from conversion_ext.errors import optional_import, require
 from conversion_ext.exchange.summary import summary
 from conversion_ext.normalizers import normalizers

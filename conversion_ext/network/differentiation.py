@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from conversion_ext.backends.base import initial_potential
+from conversion_ext.backends.reference import heaviside
 from conversion_ext.network.stepping import Neurons, Stepping
 from conversion_ext.neurons import IF, Neuron
 from conversion_ext.neurons.base import State
 from conversion_ext.types import Reset
 
-__all__ = ["SurrogateStepping", "heaviside"]
+__all__ = ["SurrogateStepping"]
 
 
 class SurrogateStepping(Stepping):
@@ -44,23 +45,6 @@ class SurrogateStepping(Stepping):
             s, self.held = spec.step(z, self.held, heaviside)
             emitted.append(s)
         return torch.stack(emitted).to(z_seq.dtype)
-
-
-def heaviside(z: Tensor) -> Tensor:
-    """Return [z >= 0] in the dtype of z, with the gradient of ``arctan(pi z) / pi``."""
-    return _Step.apply(z)
-
-
-class _Step(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, z: Tensor) -> Tensor:
-        ctx.save_for_backward(z)
-        return (z >= 0).to(z.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
-        (z,) = ctx.saved_tensors
-        return grad_outputs[0] * _slope(z)
 
 
 class _SoftReset(torch.autograd.Function):

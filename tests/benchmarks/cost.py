@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 import conversion_ext as cx
 from conversion_ext.conversion import pipeline
-from conversion_ext.demo.datasets import load
+from conversion_ext.data.datasets import load
 from conversion_ext.tuners import tuners
 from tests.benchmarks.published_networks import NETWORKS, available, data_folder, with_convolutions
 from tests.benchmarks.train import HELD_OUT, trained
