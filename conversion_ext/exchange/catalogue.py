@@ -12,6 +12,7 @@ from conversion_ext.backends.base import is_citizen
 from conversion_ext.capture.demands import Demand
 from conversion_ext.encoders import Encoder
 from conversion_ext.errors import FileError, require
+from conversion_ext.exchange.names import class_name
 from conversion_ext.graph import is_stock
 from conversion_ext.network.record import Options, Record, Widths
 from conversion_ext.neurons import Neuron
@@ -39,9 +40,9 @@ def values() -> dict[str, type]:
     A class that a plug-in derives from one of the bases is in it as soon as it is imported.
     """
     load_plugins()
-    found: dict[str, type] = {cls.__name__: cls for cls in SINGLE}
+    found: dict[str, type] = {class_name(cls): cls for cls in SINGLE}
     for kind, base in KINDS.items():
-        found |= {f"{kind}.{cls.__name__}": cls for cls in family(base)}
+        found |= {f"{kind}.{class_name(cls)}": cls for cls in family(base)}
     return found
 
 
@@ -56,7 +57,7 @@ def modules() -> dict[str, type[nn.Module]]:
     for cls in family(nn.Module):
         ours = cls.__module__.startswith("conversion_ext.") and not is_citizen(cls)
         if ours and getattr(sys.modules[cls.__module__], cls.__qualname__, None) is cls:
-            found[f"cx.{cls.__name__}"] = cls
+            found[f"cx.{class_name(cls)}"] = cls
     for target in operators.keys().values():
         if isinstance(target, type) and issubclass(target, nn.Module) and target not in found.values():
             found[f"{target.__module__}.{target.__qualname__}"] = target

@@ -13,6 +13,7 @@ from conversion_ext import graph
 from conversion_ext.errors import FileError, require
 from conversion_ext.exchange import catalogue
 from conversion_ext.exchange.modules import Modules
+from conversion_ext.exchange.names import parts_read, parts_written
 
 __all__ = ["read", "write"]
 
@@ -40,7 +41,7 @@ def write(body: GraphModule, modules: Modules) -> dict[str, Any]:
             "target": values.write(node.target),
             "args": [values.write(part) for part in node.args],
             "kwargs": {key: values.write(part) for key, part in node.kwargs.items()},
-            "info": {key: values.write(part) for key, part in _known(node).items()},
+            "info": parts_written(graph.NodeInfo, {key: values.write(part) for key, part in _known(node).items()}),
         }
         for node in body.graph.nodes
     ]
@@ -71,7 +72,7 @@ def read(written: dict[str, Any], modules: Modules) -> GraphModule:
         if target is getattr:
             require(len(args) == 2 and args[1] in SHAPES, f"it asks a tensor for {args[1:]}.", FileError)
         node = new.create_node(call["op"], target, args, kwargs, _identifier(call["name"]))
-        graph.note(node, **{key: values.read(part) for key, part in call["info"].items()})
+        graph.note(node, **parts_read(graph.NodeInfo, {key: values.read(part) for key, part in call["info"].items()}))
         values.nodes[call["name"]] = node
     ends = [node.op for node in new.nodes].count("output"), next(iter(reversed(new.nodes))).op
     require(ends == (1, "output"), "its graph does not end in one output.", FileError)

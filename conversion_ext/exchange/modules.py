@@ -11,6 +11,7 @@ from conversion_ext.backends import Backend
 from conversion_ext.backends.base import framework_attributes, is_citizen
 from conversion_ext.errors import FileError, require
 from conversion_ext.exchange import catalogue, neurons
+from conversion_ext.exchange.names import parts_read, parts_written
 from conversion_ext.exchange.tensors import Tensors
 from conversion_ext.exchange.values import Values
 from conversion_ext.network.site import SpikingSite
@@ -22,6 +23,7 @@ __all__ = ["Modules"]
 
 RESERVED = frozenset({*vars(nn.Module()), *dir(nn.Module)})
 POOLS = tuple(f"{kind}max_pool{dims}d" for kind in ("", "adaptive_") for dims in (1, 2, 3))
+OF_FRAMEWORKS = frozenset({"_backend"})  # what SpikingJelly 0.0.0.0.14 has, and we gave to modules for it
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))  # hooks, parameters, children: written in their own way, or not at all
 
 
@@ -61,22 +63,24 @@ class Modules:
         cls = catalogue.kept_class(module, self._names)
         derived = cls is not type(module) and not is_citizen(type(module))
         plain: dict[str, Any] = module.__getstate__()
-        left_out = OF_EVERY_MODULE | framework_attributes(module)
+        left_out = OF_EVERY_MODULE | OF_FRAMEWORKS | framework_attributes(module)
         attributes = {key: value for key, value in plain.items() if key not in left_out}
-        written: dict[str, Any] = {"class": self._names[cls], "attributes": self._attributes(attributes, derived)}
+        attributes = parts_written(cls, self._attributes(attributes, derived))
+        written: dict[str, Any] = {"class": self._names[cls], "attributes": attributes}
         for kind, held in (("parameters", module._parameters), ("buffers", module._buffers)):  # noqa: SLF001 (None too)
             if held:
                 written[kind] = {
                     key: value if value is None else self.tensors.name_of(value, f"{path}.{key}")
-                    for key, value in held.items()
+                    for key, value in parts_written(cls, held).items()
                 }
-        passing = written.get("buffers", {}).keys() - module.state_dict().keys() if "buffers" in written else ()
+        passing = parts_written(cls, module._buffers).keys() - parts_written(cls, module.state_dict()).keys()  # noqa: SLF001
         if passing:
             written["passing"] = sorted(passing)
         children = dict(module.named_children())
         if isinstance(module, SpikingSite):
             written["neuron"] = neurons.write(module, children.pop("neuron"), self.tensors, path)
         if children:
+            children = parts_written(cls, children)
             written["children"] = {key: self.index_of(child, f"{path}.{key}") for key, child in children.items()}
         return written
 
@@ -94,13 +98,16 @@ class Modules:
     def _read(self, written: dict[str, Any]) -> nn.Module:
         cls = catalogue.listed(self._classes, written["class"], "module")
         attributes = {key: self.values.read(value) for key, value in written["attributes"].items()}
+        attributes = {key: value for key, value in parts_read(cls, attributes).items() if key not in OF_FRAMEWORKS}
         for key in attributes:
             taken = key in RESERVED or callable(getattr(cls, key, None)) or not key.isidentifier()
-            require(not taken, f"it sets {key!r}, which is no attribute that a {cls.__name__} keeps.", FileError)
+            require(not taken, _no_attribute(cls, key), FileError)
+        parameters, buffers, children = (
+            parts_read(cls, written.get(kind, {})) for kind in ("parameters", "buffers", "children")
+        )
         held = {
-            **{key: self._tensor(name) for key, name in written.get("parameters", {}).items()},
-            **{key: self._tensor(name) for key, name in written.get("buffers", {}).items()},
-            **{key: self.at(number) for key, number in written.get("children", {}).items()},
+            **{key: self._tensor(name) for key, name in (parameters | buffers).items()},
+            **{key: self.at(number) for key, number in children.items()},
         }
         if issubclass(cls, SpikingSite):
             assert self.backend is not None
@@ -109,10 +116,11 @@ class Modules:
         module = self._new(cls, attributes | held)
         for key in held:
             vars(module).pop(key, None)  # None until there is one
-        for key in written.get("parameters", {}):
+        for key in parameters:
             module.register_parameter(key, held[key])
-        for key in written.get("buffers", {}):
-            module.register_buffer(key, held[key], persistent=key not in written.get("passing", ()))
+        passing = parts_read(cls, dict.fromkeys(written.get("passing", ())))
+        for key in buffers:
+            module.register_buffer(key, held[key], persistent=key not in passing)
         for key, child in held.items():
             if isinstance(child, nn.Module):
                 module.add_module(key, child)
@@ -125,15 +133,20 @@ class Modules:
 
     def _new(self, cls: type[nn.Module], given: dict[str, Any]) -> nn.Module:
         """Return an object of ``cls`` with the defaults of this release, which a file of an older one may lack."""
-        if issubclass(cls, SpikingSite):
-            assert self.backend is not None
-            return cls(given["key"], given["spec"], self.backend, given["threshold"], PerLayer())
         parameters = inspect.signature(cls.__init__).parameters.values()
         needed = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD][1:]
-        if cls.__module__.startswith("conversion_ext.") and all(name in given for name in needed):
-            return cls(**{name: given[name] for name in needed})
-        module = cls.__new__(cls)
-        nn.Module.__init__(module)
+        if issubclass(cls, SpikingSite):
+            assert self.backend is not None
+            module = cls(given["key"], given["spec"], self.backend, given["threshold"], PerLayer())
+        elif cls.__module__.startswith("conversion_ext.") and all(name in given for name in needed):
+            module = cls(**{name: given[name] for name in needed})
+        else:
+            module = cls.__new__(cls)
+            nn.Module.__init__(module)
+            return module
+        # An attribute that was renamed would be set under its old name, and the new one keep its default.
+        unknown = [name for name in given if name not in dir(module)]
+        require(not unknown, _no_attribute(cls, *unknown), FileError)
         return module
 
     @staticmethod
@@ -144,3 +157,7 @@ class Modules:
         if isinstance(module, SpikingMaxPool):
             known = module.function in POOLS
             require(known, f"it pools by {module.function!r}, not one of {', '.join(POOLS)}.", FileError)
+
+
+def _no_attribute(cls: type, *names: str) -> str:
+    return f"it sets {', '.join(map(repr, names))}, which no {cls.__name__} of this release keeps."

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from conversion_ext.backends import Backend
+from conversion_ext.exchange.names import parts_read, parts_written
 from conversion_ext.exchange.tensors import Tensors
 from conversion_ext.network.site import SpikingSite
 from conversion_ext.neurons import Neuron
@@ -22,14 +23,15 @@ def write(site: SpikingSite, neuron: nn.Module, tensors: Tensors, path: str) -> 
     held = site.spec.holding(neuron)
     return {
         "backend": site.backend_name,
-        "learned": {name: getattr(held, name).item() for name in site.spec.learned},
+        "learned": parts_written(type(site.spec), {name: getattr(held, name).item() for name in site.spec.learned}),
         "parameters": {key: tensors.name_of(value, f"{path}.neuron.{key}") for key, value in neuron.named_parameters()},
     }
 
 
 def read(written: dict[str, Any], spec: Neuron, backend: Backend, tensors: Tensors) -> nn.Module:
     """Return neurons of ``backend`` for ``spec`` with what ``written`` says they learned."""
-    learned = {name: max(float(written["learned"][name]), LEAST) for name in spec.learned}
+    kept = parts_read(type(spec), written["learned"])
+    learned = {name: max(float(kept[name]), LEAST) for name in spec.learned}
     same = written["backend"] == backend.name
     neuron = backend.neuron(replace(spec, **learned) if learned and not same else spec)
     if same:

@@ -15,6 +15,7 @@ from torch.fx import Node
 
 from conversion_ext.errors import FileError, require
 from conversion_ext.exchange import catalogue
+from conversion_ext.exchange.names import parts_read, parts_written
 from conversion_ext.exchange.tensors import Tensors
 from conversion_ext.network.time import Function
 
@@ -63,8 +64,8 @@ class Values:
         ((tag, form),) = written.items()
         if tag == "value":
             name, fields = form
-            given = {key: self.read(part) for key, part in fields.items()}
-            return catalogue.listed(self.classes, name, "value")(**given)
+            cls = catalogue.listed(self.classes, name, "value")
+            return cls(**parts_read(cls, {key: self.read(part) for key, part in fields.items()}))
         if tag == "function":
             return catalogue.listed(self.functions, form, "function")
         return catalogue.listed(FORMS, tag, "kind of value").read(self, form)
@@ -74,7 +75,8 @@ class Values:
         return self.class_names[type(value)]
 
     def _fields(self, value: Any) -> dict[str, Any]:
-        return {f.name: self.write(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+        fields = {f.name: self.write(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+        return parts_written(type(value), fields)
 
     def enum(self, written: list[Any]) -> Enum:
         """Return the member of an enumeration for [name of the class, value]."""

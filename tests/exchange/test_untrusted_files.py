@@ -177,6 +177,7 @@ TRAPS = {
     "module's method": first_module("torch.nn.Conv2d", {"forward": {"function": "torch.cat"}}),
     "module's call": first_module("torch.nn.Conv2d", {"_call_impl": {"function": "torch.cat"}}),
     "module's compiled call": first_module("torch.nn.Conv2d", {"_compiled_call_impl": {"function": "torch.cat"}}),
+    "attribute that no site has": first_module("cx.SpikingSite", {"unheard_of": 1}),
     "module's hooks": first_module("torch.nn.Conv2d", {"_forward_hooks": {"dict": [[0, {"function": "torch.cat"}]]}}),
     "module's class": first_module("torch.nn.Conv2d", {"__class__": 1}),
     "module that holds itself": set_in("modules", 0, "children", value={"a": 0}),
