@@ -1,6 +1,6 @@
 """What files call classes and their parts: as releases wrote them, whatever the code calls them today.
 
-Who renames a class, a field of a value, or an attribute or buffer of a module adds a line here; files keep the old name.
+Who renames a class, a field of a value, or an attribute or buffer of a module adds a line; files keep the old name.
 """
 
 from __future__ import annotations
