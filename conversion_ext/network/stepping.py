@@ -47,12 +47,12 @@ class Stepping(Memory):
     """Turn the currents of a site into what its neurons emit, [T, N, ...] to [T, N, ...]; here by running them.
 
     A subclass defines ``steps`` and the properties that ``schedule`` reads: ``warm_up``, remaining warm-up steps of the
-    whole network; ``wait``, steps by which the output of a site lags behind its input (adds up over depth);
-    ``together``, minimum number of steps in the first call. To record spikes, register a forward hook on this module:
+    whole network; ``lag_steps``, steps by which the output of a site lags behind its input (adds up over depth);
+    ``min_first_call``, minimum number of steps in the first call. To record spikes, register a forward hook on this module:
     it returns the spikes [T, N, ...].
     """
 
-    wait: int = 0
+    lag_steps: int = 0
 
     @property
     def plain(self) -> bool:
@@ -65,7 +65,7 @@ class Stepping(Memory):
         return 0
 
     @property
-    def together(self) -> int:
+    def min_first_call(self) -> int:
         """The steps that the next call must hold."""
         return 1
 

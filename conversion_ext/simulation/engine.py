@@ -69,7 +69,7 @@ class Engine:
             time_chunk is None or time_chunk >= plan.T or not any(site.clock for site in self.sites.values()),
             f"time_chunk={time_chunk}: this network looks ahead, so all T={plan.T} steps are one call; leave it out.",
         )
-        chunk = max(plan.together, time_chunk // plan.block if time_chunk else int(CACHE / (4 * N * self.size)))
+        chunk = max(plan.min_first_call, time_chunk // plan.block if time_chunk else int(CACHE / (4 * N * self.size)))
         for steps in (plan.warm_up, plan.T // plan.block):
             yield from (min(chunk, steps - first) for first in range(0, steps, chunk))
 

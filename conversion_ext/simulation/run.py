@@ -180,7 +180,7 @@ class Runner:
             f"readout={readout!r} reads from step {readout.first_step} on, and the last output is that of step "
             f"{steps[-1]}; simulate more steps or let it start earlier.",
         )
-        single = plan.block == 1 and plan.together == 1
+        single = plan.block == 1 and plan.min_first_call == 1
         require(
             "potential" not in self.record or single,
             "record=('potential',) needs single steps, so block=1 and a recipe without OffsetSpike and look-ahead.",

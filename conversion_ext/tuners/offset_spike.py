@@ -57,10 +57,10 @@ class Shifted(Stepping):
     def __init__(self, rho: int, iterations: int) -> None:
         super().__init__()
         self.rho, self.iterations = rho, iterations
-        self.wait = rho * iterations
+        self.lag_steps = rho * iterations
 
     @property
-    def together(self) -> int:
+    def min_first_call(self) -> int:
         """The steps that the next call must hold."""
         return 1 if self.t else self.rho
 
