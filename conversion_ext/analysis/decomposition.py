@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from conversion_ext.conversion.observation import example_of, traced_for
+from conversion_ext.conversion.observation import example_of, prepared_for
 from conversion_ext.data.inputs import tensors_of
 from conversion_ext.data.sequences import Layout
 from conversion_ext.errors import require
@@ -95,15 +95,15 @@ def decompose(
     options = snn.record.options
     samples = Samples(snn, data, sequence)
     example = example_of(ann, samples, None, Samples.call)
-    traced = traced_for(recipe, ann, example, True, options.relay, options.skip, options.leaf)
-    ours, theirs = set(snn.sites()), {site.key for site in traced.sites}
+    prepared = prepared_for(recipe, ann, example, True, options.relay, options.skip, options.leaf)
+    ours, theirs = set(snn.sites()), {site.key for site in prepared.sites}
     require(
         ours == theirs,
         f"snn and ann differ in the sites {sorted(ours ^ theirs)}; pass the network that was converted.",
     )
     body = copy.deepcopy(snn).body
     places, sites = depths(body), list[SiteErrors]()
-    for stop in walk(Task(traced.model, body, samples, tensors_of, T, recipe.block_of(T), progress=False)):
+    for stop in walk(Task(prepared.model, body, samples, tensors_of, T, recipe.block_of(T), progress=False)):
         if isinstance(stop, SiteStop):
             sites.append(SiteErrors(stop.site.key, places[stop.site.key], *_errors(stop)))
     return Decomposition(T, tuple(sites))
@@ -123,13 +123,13 @@ def _checked(snn: SpikingNetwork, T: int) -> Recipe:
 @torch.no_grad()
 def _errors(stop: SiteStop) -> list[float]:
     """Return the four parts of the error of a site and the whole, relative to the ANN's activation."""
-    (squares,) = stop.total(lambda part: (_squares(stop, part),))
+    (squares,) = stop.exact_sum(lambda part: (_squares(stop, part),))
     return (squares[1:] / squares[0]).sqrt().tolist()
 
 
 def _squares(stop: SiteStop, part: int) -> Tensor:
     """Return the sums of squares of the ANN's activation, the four parts of the error and the whole error, [6]."""
-    site, a = stop.site, stop.wanted(part)
+    site, a = stop.site, stop.target(part)
     signed = isinstance(site.spec, SignedEncoder)  # it encodes what a function before it computes
     amplitude = site.amplitude(a.dim())
     # A folded site takes and emits units of lambda.

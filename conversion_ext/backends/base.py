@@ -29,7 +29,7 @@ __all__ = [
     "get_backend",
     "initial_potential",
     "initial_state",
-    "is_citizen",
+    "is_framework_subclass",
     "is_hooked",
     "learn",
     "named_surrogate",
@@ -239,15 +239,15 @@ def framework_subclass(module: str, name: str, *ours: type[nn.Module]) -> type[n
     The same arguments give the same class.
     """
     key = (module, name, *ours)
-    if key not in _citizens:
+    if key not in _framework_subclasses:
         theirs = getattr(importlib.import_module(module), name)
         namespace = {
             "__module__": ours[0].__module__,
             "__doc__": ours[0].__doc__,
-            "__reduce_ex__": lambda self, protocol: (_new_citizen, key, self.__getstate__()),
+            "__reduce_ex__": lambda self, protocol: (_new_instance, key, self.__getstate__()),
         }
-        _citizens[key] = type(ours[0].__name__, (*ours, theirs), namespace)
-    return _citizens[key]
+        _framework_subclasses[key] = type(ours[0].__name__, (*ours, theirs), namespace)
+    return _framework_subclasses[key]
 
 
 def is_hooked(module: nn.Module) -> bool:
@@ -255,20 +255,20 @@ def is_hooked(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
-def is_citizen(cls: type) -> bool:
+def is_framework_subclass(cls: type) -> bool:
     """Return whether ``cls`` is a class that ``framework_subclass`` made."""
-    return cls in _citizens.values()
+    return cls in _framework_subclasses.values()
 
 
 def framework_attributes(module: nn.Module) -> frozenset[str]:
     """Return the names of the attributes that ``module``, made one of a framework's, has from there."""
-    key = next((key for key, cls in _citizens.items() if cls is type(module)), None)
+    key = next((key for key, cls in _framework_subclasses.items() if cls is type(module)), None)
     return frozenset() if key is None else frozenset(vars(getattr(importlib.import_module(key[0]), key[1])()))
 
 
-_citizens: dict[tuple[Any, ...], type[nn.Module]] = {}
+_framework_subclasses: dict[tuple[Any, ...], type[nn.Module]] = {}
 
 
-def _new_citizen(module: str, name: str, *ours: type[nn.Module]) -> nn.Module:
+def _new_instance(module: str, name: str, *ours: type[nn.Module]) -> nn.Module:
     cls = framework_subclass(module, name, *ours)
     return cls.__new__(cls)

@@ -51,8 +51,8 @@ class OnlyReLU(Demand):
         """Return the activations that are something else."""
         found = []
         for node in model.graph.nodes:
-            meaning = operator_of(model, node)
-            if isinstance(meaning, Activation) and (meaning.kind is not SiteKind.RELU or meaning.cap is not None):
+            operator = operator_of(model, node)
+            if isinstance(operator, Activation) and (operator.kind is not SiteKind.RELU or operator.cap is not None):
                 found.append(_problem(node, "it is an activation other than ReLU.", "Train with ReLU in its place."))
         return found
 
@@ -65,8 +65,8 @@ class NoSignedSites(Demand):
         """Return the activations that need both."""
         reason = "its values have either sign, and encoders of those send rates, which cannot follow weighted spikes."
         remedy = "Train with ReLU in its place, or take a recipe of another family, such as default-lookahead."
-        meanings = ((node, operator_of(model, node)) for node in model.graph.nodes)
-        signed = (node for node, m in meanings if isinstance(m, Activation) and m.kind is SiteKind.SIGNED)
+        operators = ((node, operator_of(model, node)) for node in model.graph.nodes)
+        signed = (node for node, m in operators if isinstance(m, Activation) and m.kind is SiteKind.SIGNED)
         return [_problem(node, reason, remedy) for node in signed]
 
 

@@ -21,13 +21,13 @@ from conversion_ext.errors import Problem, UnsupportedError
 from conversion_ext.operators.base import Activation, operator_of
 from conversion_ext.operators.sites import Site, SiteKind
 
-__all__ = ["Traced", "examine", "find_sites", "prepare", "problems_of", "silence_of", "trace"]
+__all__ = ["Prepared", "examine", "find_sites", "prepare", "problems_of", "silence_of", "trace"]
 
 NETWORK = "the network"  # where nothing smaller can be named
 
 
 @dataclass(frozen=True)
-class Traced:
+class Prepared:
     """A network ready for calibration: graph, sites, inputs of one call, keys of output neurons, what is to be said."""
 
     model: GraphModule
@@ -47,7 +47,7 @@ def trace(
     relay: bool = False,
     skip: Sequence[str] = (),
     leaf: Sequence[Any] = (),
-) -> Traced:
+) -> Prepared:
     """Return the graph of ``ann`` with all sites that it will have; raise UnsupportedError with every obstacle.
 
     Args:
@@ -63,7 +63,7 @@ def trace(
     model = prepare(ann, inputs, skip, leaf, graded, demands)
     outputs = insert_output_neurons(model) if output_neurons else []
     notes = [f"A relay was added: {key}." for key in insert_relays(model)] if relay else []
-    return Traced(model, find_sites(model), tensors_of(inputs), outputs, notes)
+    return Prepared(model, find_sites(model), tensors_of(inputs), outputs, notes)
 
 
 def silence_of(model: GraphModule) -> str:
@@ -129,12 +129,12 @@ def problems_of(model: GraphModule, inputs: tuple[Any, ...] | None, graded: bool
     found: list[Problem] = []
     activations = 0
     for node in model.graph.nodes:
-        meaning = operator_of(model, node)
-        if isinstance(meaning, Problem):
-            found.append(meaning)
-        elif isinstance(meaning, Activation):
+        operator = operator_of(model, node)
+        if isinstance(operator, Problem):
+            found.append(operator)
+        elif isinstance(operator, Activation):
             activations += 1
-            if meaning.kind is SiteKind.GRADED and not graded:
+            if operator.kind is SiteKind.GRADED and not graded:
                 found.append(
                     Problem(
                         graph.key_of(node),
@@ -176,8 +176,8 @@ def find_sites(model: GraphModule) -> list[Site]:
     """Return the places that get a threshold, in graph order."""
     sites = []
     for node in model.graph.nodes:
-        meaning = operator_of(model, node)
-        if isinstance(meaning, Activation) and meaning.kind is not SiteKind.GRADED:
-            trained = meaning.threshold, meaning.neuron
-            sites.append(Site(graph.key_of(node), str(node.target), meaning.kind, meaning.cap, *trained))
+        operator = operator_of(model, node)
+        if isinstance(operator, Activation) and operator.kind is not SiteKind.GRADED:
+            trained = operator.threshold, operator.neuron
+            sites.append(Site(graph.key_of(node), str(node.target), operator.kind, operator.cap, *trained))
     return sites

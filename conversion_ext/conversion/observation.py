@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 from conversion_ext.calibration.calibration import Calibration
 from conversion_ext.calibration.observer import Observer
 from conversion_ext.capture.environment import in_plain_modes
-from conversion_ext.capture.preparation import Traced, trace
+from conversion_ext.capture.preparation import Prepared, trace
 from conversion_ext.conversion.budget import OBSERVING, Progress
 from conversion_ext.conversion.memory_format import channels_last
 from conversion_ext.data.batches import Forward, batches, call_inputs, check_inputs
@@ -25,7 +25,7 @@ from conversion_ext.operators.sites import SiteKind
 from conversion_ext.recipes import resolve_recipe
 from conversion_ext.recipes.recipe import Recipe
 
-__all__ = ["calibrate", "example_of", "observe", "traced_for"]
+__all__ = ["calibrate", "example_of", "observe", "prepared_for"]
 
 
 @in_plain_modes
@@ -50,12 +50,12 @@ def calibrate(
     _, recipe = resolve_recipe(recipe)
     data = batches(data)
     inputs = example_of(ann, data, example_input, forward)
-    traced = traced_for(recipe, ann, inputs, graded, relay, skip, leaf)
+    prepared = prepared_for(recipe, ann, inputs, graded, relay, skip, leaf)
     with Progress(progress and rank() == 0, OBSERVING) as bar:
-        return observe(traced, recipe.normalizer, data, forward, bar)
+        return observe(prepared, recipe.normalizer, data, forward, bar)
 
 
-def traced_for(
+def prepared_for(
     recipe: Recipe,
     ann: nn.Module,
     inputs: tuple[Any, ...],
@@ -63,14 +63,14 @@ def traced_for(
     relay: bool = False,
     skip: Sequence[str] = (),
     leaf: Sequence[Any] = (),
-) -> Traced:
+) -> Prepared:
     """Return the graph of ``ann`` with all sites that ``recipe`` gives it, laid out in memory to run it often."""
-    traced = trace(
+    prepared = trace(
         ann, inputs, recipe.demands, output_neurons=recipe.readout.spiking, graded=graded,
         relay=relay or recipe.relay, skip=skip, leaf=leaf,
     )  # fmt: skip
-    channels_last(traced.model)
-    return traced
+    channels_last(prepared.model)
+    return prepared
 
 
 def example_of(ann: nn.Module, data: Any, example_input: Any, forward: Forward | None) -> tuple[Any, ...]:
@@ -92,13 +92,15 @@ def example_of(ann: nn.Module, data: Any, example_input: Any, forward: Forward |
     return found
 
 
-def observe(traced: Traced, normalizer: Normalizer, data: Any, forward: Forward | None, bar: Progress) -> Calibration:
+def observe(
+    prepared: Prepared, normalizer: Normalizer, data: Any, forward: Forward | None, bar: Progress
+) -> Calibration:
     """Return the statistics of ``data``, which each of several processes has a part of, or ``data`` if that is they."""
-    sites = [site for site in traced.sites if site.threshold is None]
+    sites = [site for site in prepared.sites if site.threshold is None]
     signed = any(site.kind is not SiteKind.RELU for site in sites)
     if data is None or not sites or not (normalizer.needs_calibration or signed):
-        return Calibration({}, 0, traced.inputs)
-    observer = Observer(traced.model, sites, normalizer.granularity, normalizer.statistics)
+        return Calibration({}, 0, prepared.inputs)
+    observer = Observer(prepared.model, sites, normalizer.granularity, normalizer.statistics)
     if isinstance(data, Calibration):
         data.check(observer)
         return data
@@ -107,10 +109,10 @@ def observe(traced: Traced, normalizer: Normalizer, data: Any, forward: Forward 
         f"{normalizer} depends on the order of its batches and cannot be shared out to {processes()} processes; "
         "calibrate it in one.",
     )
-    samples = all_or_none(lambda: _run(traced.model, observer, normalizer.runs, data, forward, bar))
+    samples = all_or_none(lambda: _run(prepared.model, observer, normalizer.runs, data, forward, bar))
     total = sum(gathered(samples))
     require(total > 0, "The calibration data holds no batch; pass at least one.", CalibrationError)
-    return Calibration({key: merged(stats) for key, stats in observer.stats.items()}, total, traced.inputs)
+    return Calibration({key: merged(stats) for key, stats in observer.stats.items()}, total, prepared.inputs)
 
 
 @torch.inference_mode()

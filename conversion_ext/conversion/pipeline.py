@@ -18,7 +18,7 @@ from conversion_ext.conversion.assembly import assemble
 from conversion_ext.conversion.budget import FirstSamples, Plan, Progress, check_budget, first_samples
 from conversion_ext.conversion.folding import fold as fold_units
 from conversion_ext.conversion.memory_format import channels_last
-from conversion_ext.conversion.observation import example_of, observe, traced_for
+from conversion_ext.conversion.observation import example_of, observe, prepared_for
 from conversion_ext.conversion.thresholds import thresholds_of
 from conversion_ext.data.batches import Forward, batches, call_inputs
 from conversion_ext.data.distributed import rank
@@ -111,21 +111,21 @@ def convert(
     options = Options(tuple(skip), tuple(leaf), graded, relay, forward, sequence_layout(sequence))
     data: Any
     data, forward = _samples(_data(calibration, normalizer, calibrated, example_input), options, ann)
-    traced = traced_for(recipe, ann, example_of(ann, data, example_input, forward), graded, relay, skip, leaf)
-    model, sites, notes = traced.model, traced.sites, traced.notes
+    prepared = prepared_for(recipe, ann, example_of(ann, data, example_input, forward), graded, relay, skip, leaf)
+    model, sites, notes = prepared.model, prepared.sites, prepared.notes
     if silence := silence_of(model):
         warn(silence)
         notes.append(silence)
     recipe.check_sites(sites)
     plan = Plan(model, T, bool(calibrated))
     if budget_s is not None and data is not None and not isinstance(data, Calibration):
-        data = first_samples(data, model, traced.inputs, plan.passes, forward, budget_s)
+        data = first_samples(data, model, prepared.inputs, plan.passes, forward, budget_s)
     with Progress(progress and rank() == 0, plan.passes) as bar:
-        seen = observe(traced, normalizer, data, forward, bar)
-        _require_positive(traced.outputs, seen.stats)
+        seen = observe(prepared, normalizer, data, forward, bar)
+        _require_positive(prepared.outputs, seen.stats)
         thresholds = thresholds_of(model, sites, seen.stats, recipe, T)
         # One for all output neurons, or their counts would not compare.
-        thresholds |= {key: thresholds[key].amax() for key in traced.outputs}
+        thresholds |= {key: thresholds[key].amax() for key in prepared.outputs}
         captured = copy.deepcopy(model) if calibrated else model
         assemble(model, sites, thresholds, recipe, framework, generator or torch.Generator().manual_seed(0))
         set_clocks(model, T)
@@ -140,7 +140,7 @@ def convert(
         notes.append(
             f"budget_s={budget_s}: {seen.samples} samples were read, the rest of the calibration data was not."
         )
-    notes += fold_units(model, traced.inputs) if fold else []
+    notes += fold_units(model, prepared.inputs) if fold else []
     for tuner in recipe.tuners:
         if isinstance(tuner, SteppingTuner):
             tuner.install(model)

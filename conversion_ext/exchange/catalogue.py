@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from conversion_ext.backends.base import is_citizen
+from conversion_ext.backends.base import is_framework_subclass
 from conversion_ext.capture.demands import Demand
 from conversion_ext.encoders import Encoder
 from conversion_ext.errors import FileError, require
@@ -55,7 +55,7 @@ def modules() -> dict[str, type[nn.Module]]:
         if isinstance(cls, type) and issubclass(cls, nn.Module) and cls is not nn.Module
     }
     for cls in family(nn.Module):
-        ours = cls.__module__.startswith("conversion_ext.") and not is_citizen(cls)
+        ours = cls.__module__.startswith("conversion_ext.") and not is_framework_subclass(cls)
         if ours and getattr(sys.modules[cls.__module__], cls.__qualname__, None) is cls:
             found[f"cx.{class_name(cls)}"] = cls
     for target in operators.keys().values():
@@ -68,7 +68,7 @@ def kept_class(module: nn.Module, kept: Collection[type]) -> type[nn.Module]:
     """Return the class as which ``module`` is kept; one that only inherits ``forward`` counts as its base."""
     kind = type(module)
     base = next((cls for cls in kind.__mro__ if cls in kept), nn.Module)
-    same = base is kind or is_citizen(kind) or is_stock(module)
+    same = base is kind or is_framework_subclass(kind) or is_stock(module)
     require(
         base is not nn.Module and same,
         f"The network holds a {kind.__module__}.{kind.__qualname__}, and a file holds layers of torch.nn, modules of "

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from conversion_ext.backends import Backend
-from conversion_ext.backends.base import framework_attributes, is_citizen
+from conversion_ext.backends.base import framework_attributes, is_framework_subclass
 from conversion_ext.errors import FileError, require
 from conversion_ext.exchange import catalogue, neurons
 from conversion_ext.exchange.names import parts_read, parts_written
@@ -61,7 +61,7 @@ class Modules:
 
     def _write(self, module: nn.Module, path: str) -> dict[str, Any]:
         cls = catalogue.kept_class(module, self._names)
-        derived = cls is not type(module) and not is_citizen(type(module))
+        derived = cls is not type(module) and not is_framework_subclass(type(module))
         plain: dict[str, Any] = module.__getstate__()
         left_out = OF_EVERY_MODULE | OF_FRAMEWORKS | framework_attributes(module)
         attributes = {key: value for key, value in plain.items() if key not in left_out}

@@ -122,7 +122,7 @@ class Step(nn.Module):
         return (y, *(part for site in NetworkState(self.net).sites for part in site.backend.state(site.neuron) or ()))
 
     def _recall(self, state: Sequence[Tensor]) -> None:
-        memories, parts = NetworkState(self.net), iter(state)
-        memories.reset()
-        for site in memories.sites:
+        network, parts = NetworkState(self.net), iter(state)
+        network.reset()
+        for site in network.sites:
             site.backend.set_state(site.neuron, tuple(next(parts) for _ in site.spec.state))

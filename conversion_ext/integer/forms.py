@@ -16,7 +16,7 @@ from conversion_ext import graph
 from conversion_ext.errors import Problem, UnsupportedError
 from conversion_ext.graph.layers import ADAPTIVE_AVERAGE_POOLS, AVERAGE_POOLS, BATCH_NORMS, TRANSPOSED
 from conversion_ext.integer.modules import IntegerStepping
-from conversion_ext.network.meanings import Spiking
+from conversion_ext.network.module_operators import Spiking
 from conversion_ext.network.record import Widths
 from conversion_ext.neurons import IF, BurstIF, SignedEncoder, SignedIF
 from conversion_ext.nn.channel_scale import ChannelScale

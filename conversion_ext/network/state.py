@@ -23,7 +23,7 @@ def reset(snn: nn.Module) -> None:
 
 
 class NetworkState:
-    """All that a network remembers, found by one walk over its modules, which takes as long as a step or two."""
+    """The state of a network. It is collected by one walk over the modules, which takes as long as a step or two."""
 
     def __init__(self, snn: nn.Module) -> None:
         parts = list(snn.modules())
@@ -31,13 +31,13 @@ class NetworkState:
         self.others = [part for part in parts if isinstance(part, Memory)]
 
     def reset(self) -> None:
-        """Forget it."""
+        """Forget the state."""
         for site in self.sites:
             site.restart()
         for module in self.others:
             module.reset()
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> None:
+    def apply(self, change: Callable[[Tensor], Tensor]) -> None:
         """Replace every tensor, [N, ...] each, by ``change`` of it."""
         for site in self.sites:
             state = site.backend.state(site.neuron)
@@ -48,13 +48,13 @@ class NetworkState:
         for module in self.others:
             module.map_state(change)
 
-    def values(self) -> list[Any]:
-        """Return it, for ``recall``; tensors are not copied."""
-        held = [{name: getattr(module, name) for name in module.remembered} for module in self.others]
+    def snapshot(self) -> list[Any]:
+        """Return the state, for ``restore``; tensors are not copied."""
+        held = [{name: getattr(module, name) for name in module.state_fields} for module in self.others]
         return [*(site.backend.state(site.neuron) for site in self.sites), *held]
 
-    def recall(self, kept: Sequence[Any]) -> None:
-        """Make what ``values`` returned what the network remembers."""
+    def restore(self, kept: Sequence[Any]) -> None:
+        """Give the network the state that ``snapshot`` returned."""
         self.reset()
         for site, state in zip(self.sites, kept, strict=False):
             if state is not None:
@@ -63,9 +63,9 @@ class NetworkState:
             for name, value in held.items():
                 setattr(module, name, value)
 
-    def keep(self, index: Tensor) -> None:
-        """Go on with some of the samples: their numbers ``index`` in the present batch."""
-        self.map(lambda part: torch.index_select(part, 0, index, out=torch.empty_like(part[: len(index)])))
+    def select(self, index: Tensor) -> None:
+        """Keep the state of some samples only: their numbers ``index`` [n] in the present batch."""
+        self.apply(lambda part: torch.index_select(part, 0, index, out=torch.empty_like(part[: len(index)])))
         for module in self.others:
             if isinstance(module, Stateful):
                 module.forget_shapes()

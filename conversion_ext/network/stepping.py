@@ -48,8 +48,8 @@ class Stepping(Memory):
 
     A subclass defines ``steps`` and the properties that ``schedule`` reads: ``warm_up``, remaining warm-up steps of the
     whole network; ``lag_steps``, steps by which the output of a site lags behind its input (adds up over depth);
-    ``min_first_call``, minimum number of steps in the first call. To record spikes, register a forward hook on this module:
-    it returns the spikes [T, N, ...].
+    ``min_first_call``, minimum number of steps in the first call. To record spikes, register a forward hook on this
+    module: it returns the spikes [T, N, ...].
     """
 
     lag_steps: int = 0

@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 
 from conversion_ext import graph
 from conversion_ext.network.clocks import latency_of
-from conversion_ext.network.meanings import Spiking
+from conversion_ext.network.module_operators import Spiking
 from conversion_ext.network.record import Record, Widths
 from conversion_ext.network.site import SpikingSite
 from conversion_ext.nn.channel_scale import ChannelScale

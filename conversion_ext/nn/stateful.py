@@ -50,18 +50,18 @@ class Memory(nn.Module):
         super().__init__()
         self.reset()
 
-    def _unused(self) -> dict[str, Any]:
+    def _initial_fields(self) -> dict[str, Any]:
         """Return what a module remembers before its first step."""
         return {"t": 0, **dict.fromkeys(self.state_names)}
 
     @property
-    def remembered(self) -> tuple[str, ...]:
+    def state_fields(self) -> tuple[str, ...]:
         """The attributes that change from step to step."""
-        return tuple(self._unused())
+        return tuple(self._initial_fields())
 
     def reset(self) -> None:
         """Forget all steps seen so far."""
-        for name, value in self._unused().items():
+        for name, value in self._initial_fields().items():
             setattr(self, name, value)
 
     def map_state(self, change: Callable[[Tensor], Tensor]) -> None:
@@ -73,7 +73,7 @@ class Memory(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # Tensors made under autograd cannot be deep-copied, and a copy is a new network: it starts at step 0.
-        return {**self.__dict__, **self._unused()}
+        return {**self.__dict__, **self._initial_fields()}
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         # A state cast to a narrower dtype would be wrong silently, so .to(...) starts a new simulation.
@@ -131,8 +131,8 @@ class Stateful(Memory):
         """Advance the state over inputs [T, N, ...], ``self.t`` steps after the reset; return outputs [T, N, ...]."""
         raise NotImplementedError
 
-    def _unused(self) -> dict[str, Any]:
-        return {**super()._unused(), "_seen": (None,) * self.inputs}
+    def _initial_fields(self) -> dict[str, Any]:
+        return {**super()._initial_fields(), "_seen": (None,) * self.inputs}
 
     def forget_shapes(self) -> None:
         """Accept steps of another shape from now on, for whoever has changed the state accordingly."""

@@ -57,8 +57,8 @@ def run_until_safe(
                 rows, waiting = rows[on], waiting[on]
                 decoder.keep(on)
                 recorder.keep(on)
-                engine.memories.keep(on)
+                engine.state.select(on)
                 inputs = tuple(v[on] if isinstance(v, Tensor) else v for v in inputs)
                 static = engine.prologue(*inputs)
-    engine.memories.reset()
+    engine.state.reset()
     return outputs.clone(), steps.clone()

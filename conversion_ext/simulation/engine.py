@@ -50,7 +50,7 @@ class Engine:
             self.main = split(narrowed(snn.body, dtype, weights))[1]
         self.narrow = dtype is not None
         self.sites = snn.sites()
-        self.memories = NetworkState(snn)
+        self.state = NetworkState(snn)
         sizes = [graph.info(n).shape.numel() for n in snn.body.graph.nodes if graph.info(n).is_tensor]
         self.size = sum(sizes) / max(1, len(sizes))
 
@@ -76,7 +76,7 @@ class Engine:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Own the state of the network: no autograd, and it is overwritten where that saves a copy."""
-        self.memories.map(lambda part: part.detach().clone())
+        self.state.apply(lambda part: part.detach().clone())
         try:
             for site in self.sites.values():
                 site.owner = self.run
@@ -86,7 +86,7 @@ class Engine:
             for site in self.sites.values():
                 site.owner = None
             # What was made in inference mode cannot be written to, or have gradients, after it.
-            self.memories.map(lambda part: part.clone() if part.is_inference() else part)
+            self.state.apply(lambda part: part.clone() if part.is_inference() else part)
 
     def constant(self, inputs: tuple[Any, ...], chunks: Iterable[int], block: int = 1) -> Iterator[tuple[int, Any]]:
         """Yield (K, output [K*N, ...]) of ``chunks`` of K steps under constant current, the prologue run once."""

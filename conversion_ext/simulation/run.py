@@ -122,7 +122,7 @@ class Runner:
         """Run on inputs [N, ...], or frames [T, N, ...]; ``last``: keep the output of the last step alone."""
         inputs = tensors_of(inputs)
         if self.reset:
-            self.engine.memories.reset()
+            self.engine.state.reset()
         length = len(inputs[0]) if sequence else None
         plan = self.engine.schedule(self.T, self.block, length)
         steps = times((plan.T,) if last else self.at, plan.T, plan.block)
@@ -145,12 +145,12 @@ class Runner:
 
     def _in_turn(self, parts: list[tuple[Any, ...]], plan: Schedule, steps: tuple[int, ...]) -> Simulation:
         """Run slices of a batch, and leave the state that the whole batch would have left."""
-        memories, runs, states = self.engine.memories, list[Simulation](), list[Any]()
+        state, runs, states = self.engine.state, list[Simulation](), list[Any]()
         for part in parts:
-            memories.reset()
+            state.reset()
             runs.append(self._run(part, plan, steps, False))
-            states.append(memories.values())
-        memories.recall(joined_state(states))
+            states.append(state.snapshot())
+        state.restore(joined_state(states))
         first = runs[0]
         return Simulation(
             joined([each.outputs for each in runs], 1), first.at, joined([each.firing_rate for each in runs], 0),

@@ -126,13 +126,15 @@ class Student(nn.Module):
         for first in range(0, steps.T, recompute):
             part = steps._replace(T=min(recompute, steps.T - first))
             given = inputs if steps.constant else tuple(_cut(v, steps.T, first, part.T) for v in inputs)
-            output, rates = checkpoint(self._resume, NetworkState(self.snn).values(), given, part, use_reentrant=False)
+            output, rates = checkpoint(
+                self._resume, NetworkState(self.snn).snapshot(), given, part, use_reentrant=False
+            )
             outputs.append(output)
             sums = {key: part.T * rate + sums.get(key, 0.0) for key, rate in rates.items()}
         return torch.cat(outputs), {key: value / steps.T for key, value in sums.items()}
 
     def _resume(self, before: Any, inputs: tuple[Any, ...], steps: Steps) -> tuple[Any, dict[str, Tensor]]:
-        NetworkState(self.snn).recall(before)  # once more in the backward pass, when the state is another
+        NetworkState(self.snn).restore(before)  # once more in the backward pass, when the state is another
         return self._run(inputs, steps)
 
     def _run(self, inputs: tuple[Any, ...], steps: Steps) -> tuple[Any, dict[str, Tensor]]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from conversion_ext.analysis.scores import main_output
-from conversion_ext.conversion.observation import traced_for
+from conversion_ext.conversion.observation import prepared_for
 from conversion_ext.graph.values import map_tensors
 from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.operators.sites import Site
@@ -54,12 +54,12 @@ class Teacher:
 
     def _with_sites(self, inputs: tuple[Any, ...]) -> nn.Module:
         recipe, options = self.snn.conversion.recipe, self.snn.record.options
-        traced = traced_for(recipe, self.ann, inputs, True, options.relay, options.skip, options.leaf)
+        prepared = prepared_for(recipe, self.ann, inputs, True, options.relay, options.skip, options.leaf)
         shared = self.snn.sites().keys()
-        for site in traced.sites:
+        for site in prepared.sites:
             if site.key in shared:
-                traced.model.get_submodule(site.target).register_forward_hook(self._seeing(site))
-        return traced.model
+                prepared.model.get_submodule(site.target).register_forward_hook(self._seeing(site))
+        return prepared.model
 
     def _seeing(self, site: Site) -> Any:
         def see(module: nn.Module, args: Any, output: Tensor) -> None:

@@ -26,8 +26,8 @@ class Tuner:
 
     All tuners of a recipe share one walk over the calibration data (see ``walk``): at each weight layer and then at
     each site, in graph order, every tuner is called in turn. A tuner changes only what its docstring declares, and
-    never makes its objective worse on the calibration data. What it adds up over the data it adds with ``stop.total``,
-    so that several processes, each with a part of the data, find the same.
+    never makes its objective worse on the calibration data. Sums over the data are taken by
+    ``stop.exact_sum``, so that several processes, each with a part of the data, get the same result.
     """
 
     @property

@@ -49,10 +49,10 @@ class BiasCorrection(Tuner):
     def tune_site(self, stop: SiteStop) -> None:
         """Correct the bias of one site."""
         site = stop.site
-        wanted = _wanted(stop)
+        target = _target_sums(stop)
         best, least = site.bias, torch.tensor(torch.inf)
         for _ in range(self.iterations + 1):
-            gaps = self._gaps(stop, wanted)
+            gaps = self._gaps(stop, target)
             distance = _distance(gaps)
             best = torch.where(distance < least, site.bias, best).to(site.bias.dtype)
             least = torch.minimum(distance, least)
@@ -62,9 +62,9 @@ class BiasCorrection(Tuner):
 
     def objective(self, stop: SiteStop | SynapseStop) -> Tensor | None:
         """Return how far the mean outputs of each channel of a site are from those of the ANN."""
-        return _distance(self._gaps(stop, _wanted(stop))) if isinstance(stop, SiteStop) else None
+        return _distance(self._gaps(stop, _target_sums(stop))) if isinstance(stop, SiteStop) else None
 
-    def _gaps(self, stop: SiteStop, wanted: tuple[Tensor, Tensor]) -> Tensor:
+    def _gaps(self, stop: SiteStop, target: tuple[Tensor, Tensor]) -> Tensor:
         """Return what the mean output of each channel lacks, in each step (or block) or on average: [S, C]."""
 
         def sums(part: int) -> tuple[Tensor]:
@@ -72,13 +72,13 @@ class BiasCorrection(Tuner):
             emitted = emitted if self.per_step else emitted.mean(0, keepdim=True)
             return (torch.stack([channel_sums(step, stop.site.dim)[0] for step in emitted]),)
 
-        total, count = wanted
-        return (total - stop.total(sums)[0]) / count
+        total, count = target
+        return (total - stop.exact_sum(sums)[0]) / count
 
 
-def _wanted(stop: SiteStop) -> tuple[Tensor, Tensor]:
+def _target_sums(stop: SiteStop) -> tuple[Tensor, Tensor]:
     """Return the sum of the ANN's activations of each channel, and their number."""
-    total, count = stop.total(lambda part: channel_sums(stop.wanted(part), stop.site.dim))
+    total, count = stop.exact_sum(lambda part: channel_sums(stop.target(part), stop.site.dim))
     return total, count
 
 

@@ -67,15 +67,15 @@ class BlockReconstruction(Tuner):
 
     def tune_network(self, task: Task) -> None:
         """Reconstruct every block of ``task.body``, in place."""
-        with TensorStore() as shelf:
-            _Reconstruction(self, task, shelf).run()
+        with TensorStore() as store:
+            _Reconstruction(self, task, store).run()
 
 
 class _Reconstruction:
-    """The blocks in order, and on the shelf what enters the next of them, for every part of the data."""
+    """The blocks in order, and in the store what enters the next of them, for every part of the data."""
 
-    def __init__(self, tuner: BlockReconstruction, task: Task, shelf: TensorStore) -> None:
-        self.tuner, self.task, self.shelf = tuner, task, shelf
+    def __init__(self, tuner: BlockReconstruction, task: Task, store: TensorStore) -> None:
+        self.tuner, self.task, self.store = tuner, task, store
         self.steps = Steps(task.T // task.block, constant=True, block=task.block)
         self.device = next((p.device for p in task.body.parameters()), torch.device("cpu"))
         digests = all_or_none(self._read)
@@ -90,13 +90,13 @@ class _Reconstruction:
         self.inputs = [n for n in task.ann.graph.nodes if n.op == "placeholder"]
 
     def _read(self) -> list[bytes]:
-        """Put the inputs on the shelf in parts of a batch each; return a digest of each."""
+        """Put the inputs in the store in parts of a batch each; return a digest of each."""
         digests = list[bytes]()
         for batch in self.task.batches:
             for values in zip(*[v.split(self.tuner.batch) for v in self.task.inputs(batch)], strict=True):
                 digest = hashlib.sha256()
                 for index, value in enumerate(values):
-                    self.shelf["input", index, len(digests)] = value
+                    self.store["input", index, len(digests)] = value
                     digest.update(bytes_of(value))
                 digests.append(digest.digest())
         return digests
@@ -121,7 +121,7 @@ class _Reconstruction:
     @torch.no_grad()
     def _advance_ann(self, block: Block) -> None:
         for part in self.own.values():
-            self.shelf["ann", part] = block.run(self._known(block, "ann", part, self.inputs))
+            self.store["ann", part] = block.run(self._known(block, "ann", part, self.inputs))
 
     @torch.no_grad()
     def _advance_body(self, block: Block) -> None:
@@ -131,14 +131,14 @@ class _Reconstruction:
             if isinstance(site, SpikingSite) and _in_bytes(site, self.steps):
                 worth = site.amplitude(value.dim() - 1) if site.scaled else torch.ones(())
                 value = (value * self.steps.block / worth).round().to(torch.int8)
-            self.shelf["body", part] = value.flatten(0, 1)
+            self.store["body", part] = value.flatten(0, 1)
 
     def _known(self, block: Block, lane: str, part: int, inputs: Iterable[Node]) -> dict[Node, Any]:
         """Return the values that a block reads, of one part of the data."""
         if block.start is None:
-            known = {node: self.shelf["input", i, part] for i, node in enumerate(inputs)}
+            known = {node: self.store["input", i, part] for i, node in enumerate(inputs)}
         else:
-            value, site = self.shelf[lane, part], graph.module_of(block.model, block.start)
+            value, site = self.store[lane, part], graph.module_of(block.model, block.start)
             if isinstance(site, SpikingSite) and value.dtype is torch.int8:
                 value = site.emitted(value.to(site.threshold.dtype) / self.steps.block)
             known = {block.start: value}
@@ -152,8 +152,8 @@ class _Reconstruction:
         return value.unflatten(0, (self.steps.T, -1))
 
     def _error(self, block: Block, part: int) -> Tensor:
-        wanted = self.shelf["ann", part]
-        return (self._emitted(block, part).mean(0) - wanted).square().mean() / wanted.square().mean().clamp_min(1e-12)
+        target = self.store["ann", part]
+        return (self._emitted(block, part).mean(0) - target).square().mean() / target.square().mean().clamp_min(1e-12)
 
     @torch.no_grad()
     def _judged(self, block: Block) -> float:
@@ -201,8 +201,8 @@ class _Reconstruction:
             self._emitted(block, self.own[0])
         for handle in handles:
             handle.remove()
-        told = gathered([found[node] for node in layers] if found else [])
-        return dict(zip(layers, max(told, key=len), strict=True))
+        everywhere = gathered([found[node] for node in layers] if found else [])
+        return dict(zip(layers, max(everywhere, key=len), strict=True))
 
 
 class _Learner:

@@ -53,16 +53,16 @@ class Compensation(Tuner):
             return None
 
         def error(part: int) -> tuple[Tensor]:
-            return ((stop.mean_emitted(part).double() - stop.wanted(part)).square().sum(),)
+            return ((stop.mean_emitted(part).double() - stop.target(part)).square().sum(),)
 
-        return stop.total(error)[0]
+        return stop.exact_sum(error)[0]
 
     def _fitted(self, stop: SiteStop) -> float:
         def products(part: int) -> tuple[Tensor, Tensor]:
             emitted = stop.mean_emitted(part).double()
-            return (emitted * stop.wanted(part)).sum(), emitted.square().sum()
+            return (emitted * stop.target(part)).sum(), emitted.square().sum()
 
-        product, power = map(float, stop.total(products))
+        product, power = map(float, stop.exact_sum(products))
         return max(1.0, product / power) if power else 1.0
 
 

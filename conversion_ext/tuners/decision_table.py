@@ -57,7 +57,7 @@ class DecisionTable(Tuner):
         for k in range(stop.T - 1 - site.clock.d):
             unit = torch.linspace(-1, 1, self.candidates, dtype=torch.float64, device=site.threshold.device)
             shifts = unit * sum(site.spec.known[k:])
-            (costs,) = stop.total(partial(_costs, stop, site.spec, k, shifts))
+            (costs,) = stop.exact_sum(partial(_costs, stop, site.spec, k, shifts))
             nearest = shifts.abs().argsort(stable=True)  # of equal ones the least change
             best = nearest[costs[:, nearest].argmin(1)]
             site.decisions[k] = -shifts[best].to(site.decisions)

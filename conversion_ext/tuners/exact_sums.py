@@ -12,18 +12,18 @@ from conversion_ext.errors import CalibrationError, require
 from conversion_ext.exact import power_of_two
 from conversion_ext.tuners.tensor_store import TensorStore
 
-__all__ = ["peak", "total", "total_within"]
+__all__ = ["exact_sum", "exact_sum_bounded", "largest_magnitude"]
 
 BITS = 53  # of a float64, all of which the largest sum may take
 
 
-def total(terms: Iterable[tuple[Tensor, ...]], shelf: TensorStore, device: torch.device) -> tuple[Tensor, ...]:
+def exact_sum(terms: Iterable[tuple[Tensor, ...]], store: TensorStore, device: torch.device) -> tuple[Tensor, ...]:
     """Return the sums of the first, second, ... tensors of all ``terms`` of all processes, in float64.
 
     Floating-point sums depend on the order of addition. To make the result identical for any order, every entry is
     first rounded to a multiple of u = 2^(e + b - 53), where 2^e bounds the largest term and 2^b the number of terms.
     All partial sums are then multiples of u below 2^53 u, hence exact in float64. Cost: an error of at most u/2 per
-    term. Terms are kept until all have been seen: see ``total_within``.
+    term. Terms are kept until all have been seen: see ``exact_sum_bounded``.
     Raises CalibrationError where a term is NaN or infinite.
     """
     count, shapes, largest = 0, set[tuple[torch.Size, ...]](), list[Tensor]()
@@ -33,9 +33,9 @@ def total(terms: Iterable[tuple[Tensor, ...]], shelf: TensorStore, device: torch
         if len(shapes) == 1:
             largest = [torch.maximum(*pair) for pair in zip(largest or sizes, sizes, strict=True)]
         for place, value in enumerate(term):
-            shelf["term", place, count] = value
-    told = gathered((count, shapes))
-    kinds = set[tuple[torch.Size, ...]]().union(*(there for _, there in told))
+            store["term", place, count] = value
+    counts = gathered((count, shapes))
+    kinds = set[tuple[torch.Size, ...]]().union(*(there for _, there in counts))
     require(
         len(kinds) == 1,
         f"What a tuner adds up has the shapes {sorted(map(str, kinds))}; give calibration data of one size.",
@@ -44,12 +44,12 @@ def total(terms: Iterable[tuple[Tensor, ...]], shelf: TensorStore, device: torch
     sums = []
     for place, shape in enumerate(kinds.pop()):
         most = greatest(largest[place] if largest else torch.zeros(shape, dtype=torch.float64, device=device))
-        sums.append(total_within(_taken(shelf, place, count), shape, most, sum(number for number, _ in told)))
+        sums.append(exact_sum_bounded(_taken(store, place, count), shape, most, sum(number for number, _ in counts)))
     return tuple(sums)
 
 
-def total_within(terms: Iterable[Tensor], shape: Sequence[int], bound: Tensor, count: int) -> Tensor:
-    """Return the sum of all ``terms`` of all processes, in ``shape``, as ``total`` does, without keeping any.
+def exact_sum_bounded(terms: Iterable[Tensor], shape: Sequence[int], bound: Tensor, count: int) -> Tensor:
+    """Return the sum of all ``terms`` of all processes, in ``shape``, as ``exact_sum`` does, without keeping any.
 
     ``bound`` (float64, broadcast) is not exceeded by an entry of a term, ``count`` is the most terms that there can be;
     both are the same in all processes.
@@ -68,7 +68,7 @@ def total_within(terms: Iterable[Tensor], shape: Sequence[int], bound: Tensor, c
     return added(sums)
 
 
-def peak(values: Iterable[Tensor], shape: Sequence[int], device: torch.device) -> Tensor:
+def largest_magnitude(values: Iterable[Tensor], shape: Sequence[int], device: torch.device) -> Tensor:
     """Return the largest absolute value of each entry over all ``values`` of all processes; infinite for NaN."""
     most = torch.zeros(shape, dtype=torch.float64, device=device)
     for value in values:
@@ -76,10 +76,10 @@ def peak(values: Iterable[Tensor], shape: Sequence[int], device: torch.device) -
     return greatest(most)
 
 
-def _taken(shelf: TensorStore, place: int, count: int) -> Iterable[Tensor]:
+def _taken(store: TensorStore, place: int, count: int) -> Iterable[Tensor]:
     for index in range(1, count + 1):
-        yield shelf["term", place, index]
-        shelf.pop(("term", place, index))
+        yield store["term", place, index]
+        store.pop(("term", place, index))
 
 
 def _size(value: Tensor) -> Tensor:

@@ -68,12 +68,12 @@ class InitialPotential(Tuner):
         whole = isinstance(self.granularity, PerNeuron)
 
         def lacking(part: int) -> tuple[Tensor, Tensor]:
-            lacks = stop.wanted(part) - stop.mean_emitted(part)
+            lacks = stop.target(part) - stop.mean_emitted(part)
             dims = [d for d in range(lacks.dim()) if d == 0 or not (whole or d == stop.site.dim % lacks.dim())]
             sums = lacks.sum(dims, keepdim=True).double()
             return sums, torch.tensor(lacks.numel() // sums.numel(), device=sums.device)
 
-        sums, count = stop.total(lacking, stop.parts if whole else stop.sample(SAMPLES, VALUES))
+        sums, count = stop.exact_sum(lacking, stop.parts if whole else stop.sample(SAMPLES, VALUES))
         return sums / count
 
 

@@ -17,9 +17,9 @@ BUDGET = 1 << 30  # bytes in memory before tensors go to disk
 class TensorStore:
     """A mapping of keys to tensors whose memory is bounded by ``budget`` bytes; what exceeds it lies in a file each.
 
-    >>> with TensorStore(budget=0) as shelf:
-    ...     shelf["a"] = torch.arange(3)
-    ...     shelf["a"].tolist(), len(shelf), shelf.held
+    >>> with TensorStore(budget=0) as store:
+    ...     store["a"] = torch.arange(3)
+    ...     store["a"].tolist(), len(store), store.held
     ([0, 1, 2], 1, 0)
     """
 

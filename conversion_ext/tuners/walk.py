@@ -22,8 +22,8 @@ from conversion_ext.neurons import SignedEncoder, advance
 from conversion_ext.operators.arithmetic import Sum
 from conversion_ext.operators.base import operator_of
 from conversion_ext.operators.synapse import Synapse
-from conversion_ext.tuners.exact_sums import peak, total, total_within
-from conversion_ext.tuners.lanes import Lane, SpikingLane, mean_of
+from conversion_ext.tuners.exact_sums import exact_sum, exact_sum_bounded, largest_magnitude
+from conversion_ext.tuners.graph_runners import GraphRunner, SpikingGraphRunner, mean_of
 from conversion_ext.tuners.tensor_store import TensorStore
 from conversion_ext.types import Steps
 
@@ -58,10 +58,10 @@ def walk(task: Task) -> Iterator[SiteStop | SynapseStop]:
     When the walk stops at a layer, everything before it is tuned already: its input is what the finished network will
     send it in T steps of constant current, beside what the ANN sends. A layer is run in T steps once, and its spikes
     are kept until the last layer that reads them has run; the data is read once. Of several processes each runs its
-    own part of it, and all find the same: what tuners need of all data they ask of ``stop.total``.
+    own part of it, and all find the same: what tuners need of all data they ask of ``stop.exact_sum``.
     """
-    with TensorStore() as shelf:
-        pair = _Pair(task, shelf)
+    with TensorStore() as store:
+        pair = _SideBySide(task, store)
         sites = list(pair.body.sites.values())
         for site in sites:
             site.owner = advance
@@ -83,16 +83,16 @@ class _Stop:
     its content decides and not where it is or when it was read. ``groups`` joins parts of one batch.
     """
 
-    def __init__(self, pair: _Pair, node: Node, goal: Node) -> None:
-        self.pair, self.node, self.goal = pair, node, goal
+    def __init__(self, pair: _SideBySide, node: Node, compared_at: Node) -> None:
+        self.pair, self.node, self.compared_at = pair, node, compared_at
         self.T = pair.T
         self.parts = range(len(pair.numbers))
         self.numbers, self.count, self.groups = pair.numbers, pair.count, pair.groups
         self.held: list[Any] = []
 
-    def wanted(self, part: int) -> Tensor:
+    def target(self, part: int) -> Tensor:
         """Return what the ANN computes here, [N, ...]."""
-        return self.pair.ann.value(self.pair.counterpart[graph.key_of(self.goal)], part)
+        return self.pair.ann.value(self.pair.counterpart[graph.key_of(self.compared_at)], part)
 
     def mean_input(self, part: int) -> Tensor:
         """Return the mean over the T steps of what the layer is given, [N, ...]."""
@@ -109,10 +109,10 @@ class _Stop:
     def kept(self, name: str, part: Any, compute: Callable[[], Tensor]) -> Tensor:
         """Return what is computed once at this stop, and kept until it ends, for tuners ask again and again."""
         key = (name, part)
-        if key not in self.pair.shelf:
-            self.pair.shelf[key] = compute()
+        if key not in self.pair.store:
+            self.pair.store[key] = compute()
             self.held.append(key)
-        return self.pair.shelf[key]
+        return self.pair.store[key]
 
     def sample(self, samples: int, values: int) -> list[int]:
         """Return parts of this process of which all processes together have enough: a random part of the data.
@@ -124,56 +124,60 @@ class _Stop:
         chosen = math.ceil(self.count * max(samples, values / positions) / self.pair.samples)
         return [part for part in self.parts if self.numbers[part] < chosen]
 
-    def total(self, of: Callable[[Any], tuple[Tensor, ...]], parts: Iterable[Any] | None = None) -> tuple[Tensor, ...]:
+    def exact_sum(
+        self, of: Callable[[Any], tuple[Tensor, ...]], parts: Iterable[Any] | None = None
+    ) -> tuple[Tensor, ...]:
         """Return the sums of ``of(part)`` over the parts (or those given) of all processes, to the same bit in each."""
         chosen = self.parts if parts is None else parts
-        return total((of(part) for part in chosen), self.pair.shelf, self.pair.device)
+        return exact_sum((of(part) for part in chosen), self.pair.store, self.pair.device)
 
-    def total_within(
+    def exact_sum_bounded(
         self, of: Callable[[Any], Tensor], shape: Sequence[int], bound: Tensor, parts: Iterable[Any] | None = None
     ) -> Tensor:
-        """Return the sum of ``of(part)`` as ``total`` does, without keeping terms; ``bound`` no entry exceeds."""
-        return total_within(map(of, self.parts if parts is None else parts), shape, bound, self.count)
+        """Return the sum of ``of(part)`` as ``exact_sum`` does, without keeping terms; ``bound`` no entry exceeds."""
+        return exact_sum_bounded(map(of, self.parts if parts is None else parts), shape, bound, self.count)
 
-    def peak(self, of: Callable[[Any], Tensor], shape: Sequence[int], parts: Iterable[Any] | None = None) -> Tensor:
+    def largest_magnitude(
+        self, of: Callable[[Any], Tensor], shape: Sequence[int], parts: Iterable[Any] | None = None
+    ) -> Tensor:
         """Return the largest absolute value of each entry of ``of(part)``, in ``shape``, in all processes."""
-        return peak(map(of, self.parts if parts is None else parts), shape, self.pair.device)
+        return largest_magnitude(map(of, self.parts if parts is None else parts), shape, self.pair.device)
 
     def close(self) -> None:
         """Free what was kept for this stop alone."""
         for key in self.held:
-            self.pair.shelf.pop(key)
+            self.pair.store.pop(key)
 
 
 class SynapseStop(_Stop):
     """A weight layer (convolution, linear, BatchNorm).
 
-    ``goal``: the node whose value is compared with the ANN. It is the layer's own output or, if that only feeds
+    ``compared_at``: the node whose value is compared with the ANN. It is the layer's own output or, if that only feeds
     additions whose other operands are already computed (a shortcut), the output of the last such addition.
-    ``site`` is the ReLU site that alone reads the goal, or None; ``shared`` tells whether other calls use the weights.
+    ``site`` is the ReLU site that alone reads that node, or None; ``shared`` tells whether other calls use the weights.
     """
 
-    def __init__(self, pair: _Pair, node: Node, module: nn.Module) -> None:
-        super().__init__(pair, node, pair.goal(node))
+    def __init__(self, pair: _SideBySide, node: Node, module: nn.Module) -> None:
+        super().__init__(pair, node, pair.compared_at(node))
         self.module = module
         calls = [n for n in pair.body.model.graph.nodes if graph.module_of(pair.body.model, n) is module]
         self.shared = len(calls) > 1
         self.varies = node.args[0] in pair.body.varying
-        reader = pair.body.sites.get(next(iter(self.goal.users))) if len(self.goal.users) == 1 else None
+        reader = pair.body.sites.get(next(iter(self.compared_at.users))) if len(self.compared_at.users) == 1 else None
         self.site = None if reader is None or isinstance(reader.spec, SignedEncoder) else reader
 
-    def rest(self, part: int) -> Tensor:
+    def other_operands(self, part: int) -> Tensor:
         """Return the mean over the T steps of all that is added to the layer's output, [N, ...], or a zero []."""
         zero = torch.zeros((), device=self.pair.device)
-        if self.goal is self.node:
+        if self.compared_at is self.node:
             return zero
-        return self.pair.body.mean(self.goal, part, {self.node: zero})
+        return self.pair.body.mean(self.compared_at, part, {self.node: zero})
 
 
 class SiteStop(_Stop):
     """A spiking site; ``node`` is its call."""
 
-    def __init__(self, pair: _Pair, node: Node, site: SpikingSite) -> None:
+    def __init__(self, pair: _SideBySide, node: Node, site: SpikingSite) -> None:
         super().__init__(pair, node, node)
         self.site = site
 
@@ -187,11 +191,11 @@ class SiteStop(_Stop):
     def current(self, part: int) -> Tensor:
         """Return the site's input as its neurons get it, before ``site.bias``: [T*N, ...], or [N, ...] if constant."""
         key = ("current", part)
-        if key in self.pair.shelf:
-            return self.pair.shelf[key]
+        if key in self.pair.store:
+            return self.pair.store[key]
         current = self.pair.body.value(self.source, part)
-        if self.pair.shelf.fits(current):  # running the layer again is as cheap as a file
-            self.pair.shelf[key] = current
+        if self.pair.store.fits(current):  # running the layer again is as cheap as a file
+            self.pair.store[key] = current
             self.held.append(key)
         return current
 
@@ -214,17 +218,17 @@ class SiteStop(_Stop):
         if self.pair.body.is_read(self.node):
             for part in self.parts:
                 self.pair.body.keep_spikes(self.node, part, self._spikes(part))
-                self.pair.shelf.pop(("current", part))
+                self.pair.store.pop(("current", part))
         super().close()
 
 
-class _Pair:
+class _SideBySide:
     """The two graphs, and which node of one answers to which of the other."""
 
-    def __init__(self, task: Task, shelf: TensorStore) -> None:
+    def __init__(self, task: Task, store: TensorStore) -> None:
         self.T = task.T
         self.steps = Steps(task.T // task.block, constant=True, block=task.block)
-        self.shelf = shelf
+        self.store = store
         self.device = next((p.device for p in task.body.parameters()), torch.device("cpu"))
         self.groups: list[tuple[int, ...]] = []
         self.samples = 0
@@ -235,12 +239,12 @@ class _Pair:
         require(self.count > 0, "The calibration data holds no batch; pass at least one.", CalibrationError)
         order = {place: number for number, place in enumerate(sorted(places))}
         self.numbers = [order[each, rank(), i] for i, each in enumerate(digests)]
-        self.ann = Lane(task.ann, self.shelf, len(digests))
-        self.body = SpikingLane(task.body, self.shelf, len(digests), self.steps)
+        self.ann = GraphRunner(task.ann, self.store, len(digests))
+        self.body = SpikingGraphRunner(task.body, self.store, len(digests), self.steps)
         self.counterpart = {graph.key_of(node): node for node in task.ann.graph.nodes}
 
     def _read(self, task: Task) -> list[bytes]:
-        """Put the inputs on the shelf in parts of a size that suits T steps; return a digest of each part."""
+        """Put the inputs in the store in parts of a size that suits T steps; return a digest of each part."""
         shapes = [shape for n in task.ann.graph.nodes if isinstance(shape := graph.info(n).shape, torch.Size)]
         largest = 4 * max((shape.numel() for shape in shapes), default=1)
         digests, rows = list[bytes](), max(1, min(ROWS, BYTES // largest) // task.T)
@@ -250,7 +254,7 @@ class _Pair:
                 digest = hashlib.sha256()
                 self.samples += len(values[0])
                 for index, value in enumerate(values):
-                    self.shelf["sample", index, len(digests)] = value
+                    self.store["sample", index, len(digests)] = value
                     digest.update(bytes_of(value))
                 digests.append(digest.digest())
             parts, size = range(first, len(digests)), max(1, GROUP // rows)
@@ -269,14 +273,14 @@ class _Pair:
             elif isinstance(operator_of(model, node), Synapse):
                 yield SynapseStop(self, node, module)
 
-    def goal(self, node: Node) -> Node:
+    def compared_at(self, node: Node) -> Node:
         """Return the last of the sums that only the output of ``node`` and earlier values go into."""
         order, start = self.body.order, node
         while len(node.users) == 1:
             (user,) = node.users
-            meaning = operator_of(self.body.model, user)
+            operator = operator_of(self.body.model, user)
             known = all(source is node or order[source] < order[start] for source in user.all_input_nodes)
-            adds = isinstance(meaning, Sum) and not meaning.subtracts and graph.key_of(user) in self.counterpart
+            adds = isinstance(operator, Sum) and not operator.subtracts and graph.key_of(user) in self.counterpart
             if not (known and adds):
                 break
             node = user

@@ -65,7 +65,7 @@ class WeightCalibration(Tuner):
         for step in range(self.steps):
             adam.param_groups[0]["lr"] = self.lr * scale * (1 + math.cos(math.pi * step / self.steps)) / 2
             turn = [part for part in stop.parts if stop.numbers[part] == step % stop.count]
-            (moving.grad,) = (g.to(weight) for g in stop.total(lambda part: (gradient(stop, moving, part),), turn))
+            (moving.grad,) = (g.to(weight) for g in stop.exact_sum(lambda part: (gradient(stop, moving, part),), turn))
             adam.step()
             if (step + 1) % math.ceil(self.steps / 5) == 0 or step + 1 == self.steps:
                 error = total_error(stop, moving.detach())
@@ -89,10 +89,10 @@ def _weight(stop: SynapseStop) -> Any:
 
 def squared_errors(stop: SynapseStop, weight: Tensor, part: int) -> Tensor:
     """Return the squared errors [N, ...] of a part of the data for these weights."""
-    z = functional_call(stop.module, {"weight": weight}, (stop.mean_input(part),)) + stop.rest(part)
+    z = functional_call(stop.module, {"weight": weight}, (stop.mean_input(part),)) + stop.other_operands(part)
     if stop.site is None:
-        return (z - stop.wanted(part)).square()
-    return (rate(stop.site, z, stop.T) - stop.wanted(part).clamp_min(0)).square()
+        return (z - stop.target(part)).square()
+    return (rate(stop.site, z, stop.T) - stop.target(part).clamp_min(0)).square()
 
 
 def gradient(stop: SynapseStop, weight: Tensor, part: int) -> Tensor:
@@ -103,7 +103,7 @@ def gradient(stop: SynapseStop, weight: Tensor, part: int) -> Tensor:
 
 def total_error(stop: SynapseStop, weight: Tensor) -> float:
     """Return the sum of the squared errors of all data for these weights."""
-    return float(stop.total(lambda part: (squared_errors(stop, weight, part).sum(dtype=torch.float64),))[0])
+    return float(stop.exact_sum(lambda part: (squared_errors(stop, weight, part).sum(dtype=torch.float64),))[0])
 
 
 def rate(site: SpikingSite, z: Tensor, T: int) -> Tensor:

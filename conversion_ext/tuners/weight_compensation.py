@@ -27,12 +27,12 @@ BLOCK = 192  # features of a block of a Gram matrix
 
 @dataclass(frozen=True, kw_only=True)
 class WeightCompensation(Tuner):
-    """Refit each weight layer: ``W', b' = argmin E|W' x + b' + rest - z|^2 + anchor E|(W' - W) a + b' - b|^2``.
+    """Refit each weight layer: ``W', b' = argmin E|W' x + b' + o - z|^2 + anchor E|(W' - W) a + b' - b|^2``.
 
     Use it when T is 16 or less and weights may change: it gains most of all tuners.
 
     x is the mean over the T steps of what the spiking network sends the layer, a what the ANN does, z what the ANN
-    computes there and ``rest`` what else is added (a shortcut): errors of earlier layers and of the shortcut are
+    computes there and o the other operands of a sum (a shortcut): errors of earlier layers and of the shortcut are
     absorbed, and the anchor keeps the layer right for true inputs, to which x tends with more steps. A term
     ``ridge P |W' - W|^2``, P the mean power of x, keeps the problem regular. If the result feeds a single ReLU site,
     the loss ignores differences that the neuron cannot represent: for targets z <= 0 every non-positive current is
@@ -79,7 +79,7 @@ class WeightCompensation(Tuner):
 
 
 class _Rows:
-    """What a layer reads and what is wanted of it at some output positions of all samples, in groups of parts."""
+    """The inputs of a layer and its target outputs at some output positions of all samples, in groups of parts."""
 
     def __init__(self, stop: SynapseStop) -> None:
         self.stop = stop
@@ -96,10 +96,10 @@ class _Rows:
             return []
 
         def sizes(part: int) -> tuple[Tensor, Tensor]:
-            wanted = self.stop.wanted(part)
-            return torch.tensor(wanted[:, 0].numel()), torch.tensor(wanted.shape[2:])
+            target = self.stop.target(part)
+            return torch.tensor(target[:, 0].numel()), torch.tensor(target.shape[2:])
 
-        rows, sums = self.stop.total(sizes)
+        rows, sums = self.stop.exact_sum(sizes)
         sparse, strides = float(rows) / max(ROWS, ROWS_PER_FEATURE * self.width), list[int]()
         for axis, size in enumerate(sums / self.stop.count):
             even = int(sparse ** (1 / (self.axes - axis)))
@@ -115,17 +115,17 @@ class _Rows:
         """Return what the ANN sends the layer, and a one for the bias."""
         return self._joined("true features", group, lambda part: self._read(self.stop.true_input(part), part))
 
-    def wanted(self, group: tuple[int, ...]) -> Tensor:
+    def target(self, group: tuple[int, ...]) -> Tensor:
         """Return what the ANN computes, [groups, rows, outputs of a group]."""
-        return self._joined("wanted", group, lambda part: self._outputs(self.stop.wanted(part), part))
+        return self._joined("target", group, lambda part: self._outputs(self.stop.target(part), part))
 
-    def rest(self, group: tuple[int, ...]) -> Tensor:
+    def other_operands(self, group: tuple[int, ...]) -> Tensor:
         """Return what else is added to the layer's output, [groups, rows, outputs of a group]."""
 
-        def rest(part: int) -> Tensor:
-            return self._outputs(self.stop.rest(part).expand_as(self.stop.wanted(part)), part)
+        def at_positions(part: int) -> Tensor:
+            return self._outputs(self.stop.other_operands(part).expand_as(self.stop.target(part)), part)
 
-        return self._joined("rest", group, rest)
+        return self._joined("other operands", group, at_positions)
 
     def _joined(self, name: str, group: tuple[int, ...], of: Callable[[int], Tensor]) -> Tensor:
         return self.stop.kept(name, group, lambda: torch.cat([of(part) for part in group], 1))
@@ -150,15 +150,17 @@ class _Rows:
     def gram(self, features: Callable[[tuple[int, ...]], Tensor]) -> Tensor:
         """Return the Gram matrices of the features of all parts, [groups, features + 1, features + 1]."""
         shape, parts = (self.groups, self.width), self.stop.groups
-        largest = self.stop.peak(lambda group: features(group).abs().amax(1), shape, parts)
-        rows = self.stop.peak(lambda group: torch.tensor(features(group).shape[1]), (), parts)
+        largest = self.stop.largest_magnitude(lambda group: features(group).abs().amax(1), shape, parts)
+        rows = self.stop.largest_magnitude(lambda group: torch.tensor(features(group).shape[1]), (), parts)
         # In powers of two, which cost no bit, no feature is larger than 1, and no product than the number of rows.
         unit = power_of_two(-torch.frexp(largest.clamp(1e-30, 1e30)).exponent)[:, None]
 
         def product(group: tuple[int, ...]) -> Tensor:
             return _symmetric_product(features(group) * unit.to(features(group)))
 
-        gram = self.stop.total_within(product, (*shape, self.width), rows * (largest[:, None] * unit).amax(), parts)
+        gram = self.stop.exact_sum_bounded(
+            product, (*shape, self.width), rows * (largest[:, None] * unit).amax(), parts
+        )
         return gram.div_(unit).div_(unit.mT)
 
 
@@ -189,7 +191,7 @@ class _Regression:
         least, now = torch.inf, self.start
         for _ in range(iterations + 1):
             change = now - self.start
-            error, cross = self.stop.total(partial(self._errors, now), self.stop.groups)
+            error, cross = self.stop.exact_sum(partial(self._errors, now), self.stop.groups)
             loss = float((change @ penalty * change).sum() + error)
             if not loss < least:
                 break
@@ -198,25 +200,25 @@ class _Regression:
 
     def error(self) -> Tensor:
         """Return the sum of the squared errors of the present weights."""
-        return self.stop.total(lambda group: self._errors(self.start, group)[:1], self.stop.groups)[0]
+        return self.stop.exact_sum(lambda group: self._errors(self.start, group)[:1], self.stop.groups)[0]
 
     def _errors(self, now: Tensor, group: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """Return of a group the squared error of coefficients, and the products of what they should say with x."""
-        x, wanted, rest = self.rows.features(group), self.rows.wanted(group), self.rows.rest(group)
-        y = x @ now.mT.to(x.dtype) + rest
-        target = self._told(y, wanted)
-        return (y - target).square().sum().double(), (target - rest).mT @ x
+        """Return the squared error of coefficients on a group, and the products of their target outputs with x."""
+        x, others = self.rows.features(group), self.rows.other_operands(group)
+        y = x @ now.mT.to(x.dtype) + others
+        nearest = self._nearest_acceptable(y, self.rows.target(group))
+        return (y - nearest).square().sum().double(), (nearest - others).mT @ x
 
-    def _told(self, y: Tensor, wanted: Tensor) -> Tensor:
-        """Return the current nearest to ``y`` of those for which the site is right."""
+    def _nearest_acceptable(self, y: Tensor, target: Tensor) -> Tensor:
+        """Return the current nearest to ``y`` of those for which the site emits what it emits for ``target``."""
         site = self.stop.site
         if site is None:
-            return wanted
+            return target
         top = (site.threshold * site.spec.levels).to(y)
         if top.dim():
             top = top.view(self.groups, 1, -1)
-        told = torch.where(wanted <= 0, y.clamp(max=0), wanted)
-        return torch.where(wanted >= top, torch.maximum(y, top), told)
+        below = torch.where(target <= 0, y.clamp(max=0), target)
+        return torch.where(target >= top, torch.maximum(y, top), below)
 
     def install(self) -> None:
         """Give the layer the best weights found."""

@@ -148,7 +148,7 @@ def test_adoption_leaves_other_modules_alone() -> None:
         assert type(make_memory_module(module)) is before
 
 
-def test_the_root_makes_citizens_of_all_it_is_built_from(complaints: Callable[[], str]) -> None:
+def test_the_root_subclasses_all_it_is_built_from(complaints: Callable[[], str]) -> None:
     body = nn.Sequential(nn.Conv2d(1, 2, 3), backend.neuron(IF()), nn.Sequential(Counter()), backend.neuron(SignedIF()))
     snn = backend.root(SpikingNetwork)(body, None)
     assert isinstance(snn, base.StepModule)

@@ -16,7 +16,7 @@ import conversion_ext as cx
 from conversion_ext.backends import available
 from conversion_ext.calibration.calibration import Calibration
 from conversion_ext.conversion.observation import calibrate
-from conversion_ext.tuners.exact_sums import total, total_within
+from conversion_ext.tuners.exact_sums import exact_sum, exact_sum_bounded
 from conversion_ext.tuners.tensor_store import TensorStore
 from tests import processes
 from tests.processes import NETWORKS, NORMALIZERS, PARTS, TRAININGS, data
@@ -90,9 +90,9 @@ def test_sums_are_the_same_in_any_order():
     terms = terms * 2.0 ** torch.randint(-9, 9, (40, 3), generator=generator)
     sums = []
     for order in (range(40), range(39, -1, -1), torch.randperm(40, generator=generator).tolist()):
-        with TensorStore(budget=200) as shelf:
-            sums.append(total(((terms[i], torch.tensor(1)) for i in order), shelf, torch.device("cpu")))
-            assert len(shelf) == 0
+        with TensorStore(budget=200) as store:
+            sums.append(exact_sum(((terms[i], torch.tensor(1)) for i in order), store, torch.device("cpu")))
+            assert len(store) == 0
         assert torch.equal(sums[0][0], sums[-1][0])
         assert sums[-1][1] == 40
     for found, column in zip(sums[0][0].tolist(), terms.T.tolist(), strict=True):
@@ -107,8 +107,8 @@ def test_sums_are_the_same_in_any_order():
     ],
 )
 def test_sums_that_cannot_be_are_refused(terms, said):
-    with TensorStore() as shelf, pytest.raises(cx.CalibrationError, match=said):
-        total(((term,) for term in terms), shelf, torch.device("cpu"))
+    with TensorStore() as store, pytest.raises(cx.CalibrationError, match=said):
+        exact_sum(((term,) for term in terms), store, torch.device("cpu"))
 
 
 def test_sums_within_a_bound_round_nothing_that_fits():
@@ -116,7 +116,7 @@ def test_sums_within_a_bound_round_nothing_that_fits():
     terms = torch.randint(-(2**45), 2**45, (20, 4), generator=torch.Generator().manual_seed(0)).double()
     bound = torch.tensor(2.0**47, dtype=torch.float64)
     for order in (terms, terms.flip(0)):
-        assert torch.equal(total_within(order, (4,), bound, len(terms)), terms.long().sum(0).double())
+        assert torch.equal(exact_sum_bounded(order, (4,), bound, len(terms)), terms.long().sum(0).double())
 
 
 def test_several_processes_train_what_one_trains(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from torch import nn
 
 import conversion_ext as cx
 from conversion_ext import recipes
-from conversion_ext.backends.base import is_citizen
+from conversion_ext.backends.base import is_framework_subclass
 from conversion_ext.exchange import catalogue
 from conversion_ext.exchange.modules import Modules
 from conversion_ext.exchange.tensors import Tensors
@@ -61,7 +61,9 @@ def test_every_registered_method_is_listed() -> None:
 def test_every_class_named_by_a_base_has_a_name_of_its_own() -> None:
     for base in (*catalogue.KINDS.values(), nn.Module):
         own = [cls for cls in set(catalogue.family(base)) if cls.__module__.startswith("conversion_ext.")]
-        names = [cls.__name__ for cls in own if not is_citizen(cls)]  # those are made while networks are converted
+        names = [
+            cls.__name__ for cls in own if not is_framework_subclass(cls)
+        ]  # those are made while networks are converted
         ours = [name for name in names if base is not nn.Module or f"cx.{name}" in catalogue.modules()]
         assert len(ours) == len(set(ours)), sorted(ours)
 

@@ -95,7 +95,7 @@ class Distances(Tuner):
 
     def tune_site(self, stop):
         emitted = torch.cat([stop.emitted(part) for part in stop.parts], 1)
-        wanted = torch.cat([stop.wanted(part) for part in stop.parts])
+        wanted = torch.cat([stop.target(part) for part in stop.parts])
         self.seen[stop.site.key] = (emitted - wanted).movedim(2, 1).flatten(2).mean(2).cumsum(0)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import conversion_ext as cx
 from conversion_ext import graph
-from conversion_ext.conversion.observation import traced_for
+from conversion_ext.conversion.observation import prepared_for
 from conversion_ext.network.differentiation import SurrogateStepping
 from conversion_ext.network.site import SpikingSite
 from conversion_ext.tuners import BlockReconstruction
@@ -86,8 +86,8 @@ def test_neurons_of_every_kind_send_what_they_send_in_a_simulation(neuron: Any) 
 def test_blocks_one_after_the_other_are_the_network(name: str) -> None:
     ann, x = case(name, samples=4)
     snn = converted(ann, x, fold=False)
-    traced = traced_for(snn.conversion.recipe, ann, (x,), True, False, (), ())
-    pairs = blocks_of(traced.model, snn.body)
+    prepared = prepared_for(snn.conversion.recipe, ann, (x,), True, False, (), ())
+    pairs = blocks_of(prepared.model, snn.body)
     assert pairs
     steps = Steps(T, constant=True)
     *inputs, count = (node for node in snn.body.graph.nodes if node.op == "placeholder")
@@ -100,7 +100,7 @@ def test_blocks_one_after_the_other_are_the_network(name: str) -> None:
         cx.reset(snn)
         torch.testing.assert_close(end, snn.run((x,), steps))
     cx.reset(snn)
-    value: Any = {next(node for node in traced.model.graph.nodes if node.op == "placeholder"): x}
+    value: Any = {next(node for node in prepared.model.graph.nodes if node.op == "placeholder"): x}
     for _, block in pairs:
         value = {block.end: block.run(value)}
     torch.testing.assert_close(next(iter(value.values())), ann(x), rtol=1e-9, atol=1e-9)
@@ -109,8 +109,8 @@ def test_blocks_one_after_the_other_are_the_network(name: str) -> None:
 def test_a_residual_block_is_one_block() -> None:
     ann, x = case()
     snn = converted(ann, x, fold=False)
-    traced = traced_for(snn.conversion.recipe, ann, (x,), True, False, (), ())
-    pairs = blocks_of(traced.model, snn.body)
+    prepared = prepared_for(snn.conversion.recipe, ann, (x,), True, False, (), ())
+    pairs = blocks_of(prepared.model, snn.body)
     sums = [sum("add" in str(node.target) for node in body.nodes) for body, _ in pairs]
     assert len(pairs) > 2
     assert max(sums) == 1

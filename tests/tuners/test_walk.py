@@ -8,8 +8,7 @@ import pytest
 import torch
 
 import conversion_ext as cx
-from conversion_ext.tuners import Tuner, walk
-from conversion_ext.tuners import tensor_store as shelf
+from conversion_ext.tuners import Tuner, tensor_store, walk
 from conversion_ext.tuners.tensor_store import TensorStore
 from tests import zoo
 from tests.contract.test_tuners import activations
@@ -21,17 +20,17 @@ class Notes(Tuner):
     """Changes nothing and keeps what it was shown."""
 
     rates: dict = field(default_factory=dict)
-    wanted: dict = field(default_factory=dict)
+    targets: dict = field(default_factory=dict)
     layers: dict = field(default_factory=dict)
 
     def tune_site(self, stop):
         self.rates[stop.site.key] = torch.cat([stop.emitted(part).mean(0) for part in stop.parts])
-        self.wanted[stop.site.key] = torch.cat([stop.wanted(part) for part in stop.parts])
+        self.targets[stop.site.key] = torch.cat([stop.target(part) for part in stop.parts])
 
     def tune_synapse(self, stop):
         for part in stop.parts:
-            now = stop.module(stop.mean_input(part)) + stop.rest(part)
-            self.layers.setdefault(str(stop.node.target), []).append((now, stop.wanted(part)))
+            now = stop.module(stop.mean_input(part)) + stop.other_operands(part)
+            self.layers.setdefault(str(stop.node.target), []).append((now, stop.target(part)))
 
 
 def noted(name, T=4, backend="reference"):
@@ -49,9 +48,9 @@ def noted(name, T=4, backend="reference"):
 def test_it_shows_what_the_ann_computes(name):
     ann, x, notes, snn = noted(name)
     wanted = activations(snn, ann, x)
-    assert set(wanted) <= set(notes.wanted)
+    assert set(wanted) <= set(notes.targets)
     for key, value in wanted.items():
-        torch.testing.assert_close(notes.wanted[key], value)
+        torch.testing.assert_close(notes.targets[key], value)
 
 
 @pytest.mark.parametrize("name", ["residual", "dense", "shuffle", "gated", "tied"])
@@ -86,7 +85,7 @@ def test_a_small_budget_gives_the_same_network_from_files(monkeypatch):
     monkeypatch.setattr(walk, "TensorStore", lambda: TensorStore(budget=1000))
     saved = []
     monkeypatch.setattr(
-        shelf.torch, "save", lambda value, path, save=torch.save: (saved.append(path), save(value, path))
+        tensor_store.torch, "save", lambda value, path, save=torch.save: (saved.append(path), save(value, path))
     )
     _, _, _, again = noted("residual")
     assert len(saved) > 10

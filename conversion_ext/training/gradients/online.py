@@ -43,10 +43,10 @@ class Online(Gradient):
     ) -> Iterator[Tensor]:
         """Yield a loss for every part of the steps."""
         total, past, sent = batch.T // batch.block, list[Tensor](), dict[str, Tensor]()
-        memories = NetworkState(student.snn)
+        state = NetworkState(student.snn)
         for first in range(0, total, self.steps):
             count = min(self.steps, total - first)
-            memories.map(torch.detach)
+            state.apply(torch.detach)
             outputs, rates = network(*batch.steps(first, count, batch.block))
             sums = {key: count * rate + sent.get(key, 0.0) for key, rate in rates.items()}
             so_far = {key: value / (first + count) for key, value in sums.items()}

@@ -16,17 +16,17 @@ from conversion_ext.nn.stateful import Memory
 from conversion_ext.tuners.tensor_store import TensorStore, pack, unpack
 from conversion_ext.types import Steps
 
-__all__ = ["Lane", "SpikingLane", "mean_of"]
+__all__ = ["GraphRunner", "SpikingGraphRunner", "mean_of"]
 
 
-class Lane:
+class GraphRunner:
     """One graph, run node by node on all parts of the data.
 
     The values of some nodes, here of all, are computed once and kept until the last node that reads them has run.
     """
 
-    def __init__(self, model: GraphModule, shelf: TensorStore, parts: int) -> None:
-        self.model, self.shelf, self.parts = model, shelf, parts
+    def __init__(self, model: GraphModule, store: TensorStore, parts: int) -> None:
+        self.model, self.store, self.parts = model, store, parts
         nodes = list(model.graph.nodes)
         self.order = {node: index for index, node in enumerate(nodes)}
         self.inputs = graph.inputs_of(model)
@@ -64,7 +64,7 @@ class Lane:
         for part in range(self.parts):
             known: dict[Node, Any] = {}
             for kept in needed:
-                if (id(self), kept, part) not in self.shelf:
+                if (id(self), kept, part) not in self.store:
                     self.value(kept, part, known)
         for kept in [kept for kept in self.live if self.last[kept] < here]:
             self.live.remove(kept)
@@ -73,7 +73,7 @@ class Lane:
 
     def drop(self, node: Node, part: int) -> None:
         """Forget the value of a node."""
-        self.shelf.pop((id(self), node, part))
+        self.store.pop((id(self), node, part))
 
     def value(self, node: Node, part: int, known: dict[Node, Any] | None = None) -> Any:
         """Return the value of ``node``, given that of the nodes in ``known``."""
@@ -85,12 +85,12 @@ class Lane:
     def _look_up(self, node: Node, part: int, known: dict[Node, Any]) -> Any:
         key = (id(self), node, part)
         if node.op == "placeholder":
-            return self.shelf["sample", self.inputs.index(node), part]
-        if key in self.shelf:
-            return self.shelf[key]
+            return self.store["sample", self.inputs.index(node), part]
+        if key in self.store:
+            return self.store[key]
         value = self.call(node, lambda source: self.value(source, part, known))
         if node in self.last and isinstance(value, Tensor):  # sizes, and the parts of a split, are computed anew
-            self.shelf[key] = value
+            self.store[key] = value
             self.live.add(node)
         return value
 
@@ -104,7 +104,7 @@ class Lane:
         return found
 
 
-class SpikingLane(Lane):
+class SpikingGraphRunner(GraphRunner):
     """A spiking graph over all T steps.
 
     Kept are the spikes of sites, in bits where they are binary, their sums over the steps, and the values of what else
@@ -112,10 +112,10 @@ class SpikingLane(Lane):
     of the mean input.
     """
 
-    def __init__(self, model: GraphModule, shelf: TensorStore, parts: int, steps: Steps) -> None:
+    def __init__(self, model: GraphModule, store: TensorStore, parts: int, steps: Steps) -> None:
         self.steps = steps
         self.sites: dict[Node, SpikingSite] = dict(graph.modules_called(model, SpikingSite))
-        super().__init__(model, shelf, parts)
+        super().__init__(model, store, parts)
         self.varying = graph.varying(model.graph, self.inputs[-1:])
 
     def is_kept(self, node: Node) -> bool:
@@ -128,12 +128,12 @@ class SpikingLane(Lane):
         if node not in self.sites:
             return super()._look_up(node, part, known)
         site, T = self.sites[node], self.steps.T
-        if (id(self), node, part) not in self.shelf:
+        if (id(self), node, part) not in self.store:
             (source,) = node.all_input_nodes[:1]
             reset(site)
             self.keep_spikes(node, part, site.spikes(self.value(source, part, known), self.steps))
             reset(site)
-        spikes, dtype = self.shelf[id(self), node, part], site.threshold.dtype
+        spikes, dtype = self.store[id(self), node, part], site.threshold.dtype
         if spikes.dtype == torch.uint8:
             return site.emitted(unpack(spikes, T, dtype).flatten(0, 1))
         return site.emitted(spikes.to(dtype) / self.steps.block)
@@ -142,18 +142,18 @@ class SpikingLane(Lane):
         """Keep the spikes [T*N, ...] that a site emits, and their mean over the steps."""
         site, steps = self.sites[node], spikes.unflatten(0, (self.steps.T, -1))
         self.live.add(node)
-        self.shelf[id(self), "mean", node, part] = mean_of(steps)
+        self.store[id(self), "mean", node, part] = mean_of(steps)
         most = site.largest * self.steps.block
         if site.binary and self.steps.block == 1:
             kept = pack(steps)
         else:
             kept = (spikes * self.steps.block).round().to(torch.int8 if most < 128 else torch.int32)
-        self.shelf[id(self), node, part] = kept
+        self.store[id(self), node, part] = kept
 
     def drop(self, node: Node, part: int) -> None:
         """Forget the value of a node, and its mean."""
         super().drop(node, part)
-        self.shelf.pop((id(self), "mean", node, part))
+        self.store.pop((id(self), "mean", node, part))
 
     def mean(self, node: Node, part: int, known: dict[Node, Any] | None = None) -> Any:
         """Return the mean of ``node`` over the steps, [N, ...], given that of the nodes in ``known``."""
@@ -168,9 +168,9 @@ class SpikingLane(Lane):
         if node not in self.varying:
             return self.value(node, part)
         key = (id(self), "mean", node, part)
-        if node in self.sites and key in self.shelf:
-            return self.sites[node].emitted(self.shelf[key])
-        if node in self.remembers or (id(self), node, part) in self.shelf:
+        if node in self.sites and key in self.store:
+            return self.sites[node].emitted(self.store[key])
+        if node in self.remembers or (id(self), node, part) in self.store:
             return mean_of(self.value(node, part).unflatten(0, (self.steps.T, -1)))
         return self.call(node, lambda source: self.mean(source, part, known))
 
