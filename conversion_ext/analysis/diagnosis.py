@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from conversion_ext import plots
-from conversion_ext.analysis.causes import NOTABLE, Case, Cause, Run, causes_of
+from conversion_ext.analysis.case import Case, Remedy, Run
+from conversion_ext.analysis.causes import NOTABLE, Cause, causes_of
 from conversion_ext.analysis.decomposition import Decomposition, decompose
 from conversion_ext.analysis.page import page
 from conversion_ext.analysis.reference import evaluating
 from conversion_ext.errors import require
 from conversion_ext.network.spiking_network import SpikingNetwork
-from conversion_ext.simulation.samples import require_network
+from conversion_ext.simulation.samples import require_network, require_steps
 from conversion_ext.tables import Report, Sheet
+from conversion_ext.types import Family
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Diagnosis", "SiteFacts", "diagnose"]
 
 SATURATED = 0.99  # of the largest rate
+SETTLED = 0.01 + 1e-9  # around the last agreement
 SHOWN = 3  # causes on a screen
 
 
@@ -51,7 +55,10 @@ class Diagnosis(Report):
     ``agreement``: the share of samples on which SNN and ANN decide alike after each step (for outputs that are not
     [N, classes]: 1 minus the relative error); ``twin_agreement``: that of the static limit; ``accuracy`` and
     ``ann_accuracy``: None without labels; ``errors``: None where ``decompose`` does not apply, for a reason in
-    ``notes``.
+    ``notes``. ``remedies``: all cheap changes that were tried, with their effect on the network as it is, the best
+    first; empty where nothing is to be gained. ``graded``: what sends real values instead of spikes; ``scales``: the
+    scales that no weight absorbed; ``outside``: the share of samples beyond the calibrated range, None for neurons that
+    do not keep what they clip.
     """
 
     T: int
@@ -67,6 +74,16 @@ class Diagnosis(Report):
     sites: tuple[SiteFacts, ...]
     errors: Decomposition | None
     notes: tuple[str, ...]
+    remedies: tuple[Remedy, ...] = ()
+    graded: tuple[str, ...] = ()
+    scales: tuple[str, ...] = ()
+    outside: float | None = None
+
+    @property
+    def settled(self) -> int:
+        """The first step from which on the agreement stays within one point of the last."""
+        late = [t for t, value in enumerate(self.agreement, 1) if abs(value - self.agreement[-1]) > SETTLED]
+        return max(late, default=0) + 1
 
     def sheet(self) -> Sheet:
         """Return the table of sites below the causes."""
@@ -93,7 +110,8 @@ def diagnose(snn: SpikingNetwork, ann: nn.Module, data: Any, T: int) -> Diagnosi
 
     Use it first when an accuracy is low. Every second sample calibrates the repairs, the others judge them. A cause
     ranks by how much agreement its best remedy brings back; what no conversion can mend comes first. It costs about
-    five conversions and ten simulations of the data: some hundred samples are enough.
+    five conversions and ten simulations of the data: some hundred samples are enough. Of sequences of frames T is the
+    length; thresholds are tried on them, and fits to T steps of a constant input are not.
 
     Args:
         snn: the converted network.
@@ -104,20 +122,28 @@ def diagnose(snn: SpikingNetwork, ann: nn.Module, data: Any, T: int) -> Diagnosi
     Raises:
         TypeError: ``snn`` was not made by ``convert``.
         ValueError: ``T`` is not an integer >= 1.
-        CalibrationError: ``data`` holds fewer than 8 samples, or sequences.
+        CalibrationError: ``data`` holds fewer than 8 samples.
     """
     require_network(snn)
-    require(isinstance(T, int) and T >= 1, f"T={T!r}: the number of time steps is an integer >= 1.")
+    require_steps(T)
     with warnings.catch_warnings(), evaluating(ann):
         warnings.simplefilter("ignore")  # what repairs would warn of is part of the report
         case = Case(snn, ann, data, T)
         run = case.run(snn, T)
-        causes = sorted(causes_of(case, run.agreement[-1]), key=lambda cause: -cause.gain)
+        now = run.agreement[-1]
+        causes = sorted(causes_of(case, now), key=lambda cause: -cause.gain)
+        remedies = [] if now > 1 - NOTABLE else [trial.over(now) for trial in case.trials]
         errors, notes = _errors(case)
-        static = case.static(snn)
+        static, outside = case.static(snn), case.outside()
+    rows = snn.conversion.table()
     return Diagnosis(
         T, case.samples, run.agreement, static, run.accuracy, case.accuracy(case.expected), run.latency_steps,
-        run.spikes, run.neurons, tuple(causes), tuple(_facts(case, run)), errors, (*snn.conversion.notes, *notes),
+        run.spikes, run.neurons, tuple(causes), tuple(_facts(case, run)), errors,
+        (*snn.conversion.notes, *case.notes, *notes),
+        tuple(sorted(remedies, key=lambda remedy: math.inf if remedy.gain is None else -remedy.gain)),
+        graded=tuple(row.key for row in rows if row.emits is Family.GRADED and row.kind != "synapse"),
+        scales=tuple(row.key for row in rows if row.kind in ("shortcut", "scale")),
+        outside=outside,
     )  # fmt: skip
 
 
@@ -148,14 +174,30 @@ def _screen(found: Diagnosis) -> Iterator[str]:
         f"static limit of T steps {100 * found.twin_agreement:.2f} %; latency {found.latency_steps} steps, "
         f"{found.spikes_per_sample:,.0f} spikes per sample, {found.neurons:,} neurons"
     )
+    yield from _aside(found)
     yield ""
     for number, cause in enumerate(found.causes[:SHOWN], 1):
         yield f"{number}. {cause.name}: {cause.sentence}"
         yield from (f"   - {remedy}" for remedy in cause.remedies)
+    shown = {remedy.sentence for cause in found.causes[:SHOWN] for remedy in cause.remedies}
+    others = [remedy for remedy in found.remedies if remedy.sentence not in shown]
+    yield from ["Also tried:"] if others else []
+    yield from (f"   - {remedy}" for remedy in others)
     if not found.causes:
         alike = found.agreement[-1] > 1 - NOTABLE
         yield "The SNN decides as its ANN does." if alike else "No single change that was tried closes the gap."
     yield ""
+
+
+def _aside(found: Diagnosis) -> Iterator[str]:
+    """Yield a line of what matters beside the errors: transient, inputs out of range, values that are no spikes."""
+    facts = [f"settled from step {found.settled}"] if found.T > 1 else []
+    if found.outside is not None:
+        facts.append(f"{100 * found.outside:.0f} % of the samples beyond the calibrated range")
+    facts += [f"{len(found.graded)} graded"] if found.graded else []
+    facts += [f"{len(found.scales)} scales left"] if found.scales else []
+    if facts:
+        yield "; ".join(facts)
 
 
 _PARTS = ("clipping", "quantization", "inherited", "unevenness")

@@ -76,6 +76,66 @@ def test_the_cause_is_named_first_and_its_repair_helps(ann, digits, recipe, chan
     assert f"1. {name}: " in str(found)
 
 
+def test_every_cheap_remedy_is_measured_on_samples_that_did_not_calibrate_it(ann, digits):
+    data, (x, y) = digits.calibration.tensors[0], (part[:120] for part in digits.test.tensors)
+    snn = converted(ann, data, cx.Recipe(cx.Percentile(80.0)))
+    found = diagnose(snn, ann, (x, y), 2)
+    gains = {remedy.sentence: remedy.gain for remedy in found.remedies}
+    for name in ("Percentile(99.9)", "T=8", '"default"', "lookahead", "copies", "tuned"):
+        assert [gain for sentence, gain in gains.items() if name in sentence and gain is not None], name
+
+    def agreement(network: nn.Module, T: int) -> float:
+        return float((cx.simulate(network, x[1::2], T).output.argmax(1) == ann(x[1::2]).argmax(1)).double().mean())
+
+    now = agreement(snn, 2)
+    assert found.agreement[-1] == now
+    assert gains["Simulate T=8 steps"] == pytest.approx(agreement(snn, 8) - now)
+    for name in ("default", "default-copies", "default-tuned"):
+        repaired = cx.convert(ann, x[::2], T=2, recipe=name, backend="reference", progress=False)
+        assert gains[f'Convert with T=2, recipe="{name}"'] == pytest.approx(agreement(repaired, 2) - now)
+    costs = {remedy.sentence: remedy.cost for remedy in found.remedies}
+    assert "2 x the neurons" in costs['Convert with T=2, recipe="default-copies"']
+    assert "latency" in costs['Convert with T=2, recipe="default-lookahead"']
+
+
+def test_a_tuning_of_minutes_is_named_and_not_run(ann, digits, monkeypatch):
+    monkeypatch.setattr("conversion_ext.analysis.case.MOST_WORK", 1.0)
+    x, y = (part[:40] for part in digits.test.tensors)
+    found = diagnose(converted(ann, digits.calibration.tensors[0], cx.Recipe(cx.Percentile(70.0))), ann, (x, y), 2)
+    (tuned,) = [remedy for remedy in found.remedies if "tuned" in remedy.sentence]
+    assert (tuned.gain, tuned.cost) == (None, "not measured, it takes minutes")
+
+
+def test_facts_beside_the_errors(ann, digits):
+    data, x = digits.calibration.tensors[0], digits.test.tensors[0][:80]
+    good, dim = (diagnose(converted(ann, scale * data), ann, x, 16) for scale in (1.0, 0.2))
+    assert good.outside is not None
+    assert dim.outside is not None
+    assert good.outside < 0.2 < 0.9 < dim.outside
+    late = [abs(value - good.agreement[-1]) <= 0.01 + 1e-9 for value in good.agreement]
+    assert all(late[good.settled - 1 :])
+    assert good.settled == 1 or not late[good.settled - 2]
+    assert "beyond the calibrated range" in str(dim)
+    graded = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 8), nn.SiLU(), nn.Linear(8, 3))
+    assert diagnose(converted(graded, x), graded, x, 4).graded == ("4",)
+
+
+def test_sequences_are_diagnosed(ann, digits):
+    noise = 2 * torch.rand(12, 160, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    frames = digits.test.tensors[0][:160] * noise  # [T, N, ...], the images on average
+    with torch.no_grad():
+        y = ann(frames.flatten(0, 1)).unflatten(0, (12, 160)).mean(0).argmax(1)
+    options = {"sequence": True, "backend": "reference", "progress": False}
+    found = diagnose(cx.convert(ann, frames, recipe=cx.Recipe(cx.Percentile(50.0)), **options), ann, [(frames, y)], 12)
+    assert (found.samples, len(found.agreement), found.ann_accuracy) == (80, 12, 1.0)
+    assert found.causes[0].name == "clipping", str(found)
+    again = cx.convert(ann, frames[:, ::2], recipe="frames", **options)
+    best = cx.evaluate(again, [(frames[:, 1::2], y[1::2])], 12, progress=False).accuracy[-1]
+    gains = {remedy.sentence: remedy.gain for remedy in found.remedies}
+    assert gains['Convert with T=12, recipe="frames"'] == pytest.approx(float(best) - found.agreement[-1])
+    assert not [sentence for sentence in gains if "Simulate" in sentence]
+
+
 def test_a_dead_layer_is_a_fault_of_the_ann(ann, digits):
     broken = copy.deepcopy(ann)
     broken[5].bias.data -= 100  # BatchNorm before the second ReLU
