@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
@@ -10,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["Report", "Sheet", "aligned", "plain", "spread"]
+__all__ = ["Report", "Sheet", "aligned", "plain", "quantity", "spread"]
 
 
 def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> str:
@@ -62,7 +63,7 @@ class Sheet:
 class Report:
     """Base of results: ``print`` shows a short table, a notebook the same as HTML, ``to_dict`` gives plain data.
 
-    A subclass is a dataclass and defines ``sheet``.
+    A subclass defines ``sheet``; one that is no dataclass defines ``to_dict`` too.
     """
 
     def sheet(self) -> Sheet:
@@ -96,6 +97,23 @@ def plain(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.value
     return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
+
+
+PREFIXES = {-12: "p", -9: "n", -6: "µ", -3: "m", 0: "", 3: "k", 6: "M", 9: "G", 12: "T"}
+
+
+def quantity(value: float, unit: str) -> str:
+    """Return a quantity with three digits and the prefix that suits it; ``unit`` is "pJ", or one without a prefix.
+
+    >>> quantity(672_861, "pJ"), quantity(1.5e6, "FLOPs"), quantity(0, "pJ")
+    ('673 nJ', '1.50 MFLOPs', '0.00 pJ')
+    """
+    power, unit = (-12, "J") if unit == "pJ" else (0, unit)
+    size = 0 if value == 0 else math.floor(math.log10(abs(float(f"{value:.3g}"))) / 3 + 1e-12)
+    exponent = min(max(power + 3 * size, -12), 12)
+    scaled = value / 10.0 ** (exponent - power)
+    digits = 2 - max(0, min(2, math.floor(math.log10(abs(scaled) or 1.0))))
+    return f"{scaled:.{digits}f} {PREFIXES[exponent]}{unit}"
 
 
 def spread(count: int, most: int = 8) -> list[int]:

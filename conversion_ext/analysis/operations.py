@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from conversion_ext.tables import Report, Sheet, plain
+from conversion_ext.tables import Report, Sheet, plain, quantity
 from conversion_ext.types import Family
 
 __all__ = ["Energy", "EnergyModel", "FortyFiveNanometres", "LayerCount", "OperationCount"]
 SPIKING = ("binary", "signed", "multi-level")
 
 
-@dataclass(frozen=True)
-class Energy:
+@dataclass(frozen=True, repr=False)
+class Energy(Report):
     """Energy per sample in ``unit``: of the spiking network, its ANN and its twin; None where the model has none."""
 
     snn: float
@@ -29,10 +29,24 @@ class Energy:
         """How many times the energy of the spiking network the ANN needs."""
         return None if self.ann is None else self.ann / self.snn
 
-    def __str__(self) -> str:
-        others = [("ANN", self.ann), ("twin", self.twin)]
-        beside = "".join(f", {name} {value:,.0f}" for name, value in others if value is not None)
-        return f"Energy per sample in {self.unit}, {self.model}: spiking {self.snn:,.0f}{beside} ({self.source})."
+    @property
+    def sentence(self) -> str:
+        """All values in one sentence."""
+        beside = "".join(f", {name} {value}" for name, value, _ in self._rows()[1:])
+        return f"Energy per sample, {self.model}: spiking {self._rows()[0][1]}{beside} ({self.source})."
+
+    def sheet(self) -> Sheet:
+        """Return one row per network, in a unit that suits the size, and the model with its source."""
+        header = ("network", "energy per sample", "of the spiking")
+        return Sheet(header, self._rows(), f"{self.model}, an estimate", (f"source: {self.source}",))
+
+    def _rows(self) -> list[tuple[str, str, str]]:
+        known = [("spiking", self.snn), ("ANN", self.ann), ("twin", self.twin)]
+        return [
+            (name, quantity(value, self.unit), f"{value / self.snn:.3g} x" if self.snn else "")
+            for name, value in known
+            if value is not None
+        ]
 
 
 @dataclass(frozen=True)
@@ -149,7 +163,7 @@ class OperationCount(Report):
         spikes = sum(self.spikes.values())
         notes = (
             f"Per sample in {self.T} steps: {spikes:,.0f} spikes, {self.updates:,.0f} updates of neurons.",
-            str(self.energy()),
+            self.energy().sentence,
             f"Not counted: {'; '.join(self.not_counted)}.",
             ESTIMATE,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -271,7 +272,12 @@ class SpikingSite(nn.Module):
 
     def extra_repr(self) -> str:
         """Show key, neuron and threshold."""
+        return f"key={self.key!r}, {self.described()}"
+
+    def described(self) -> str:
+        """Return neuron and threshold in a line, the range of the latter where it differs by channel."""
         low, high = self.threshold.min().item(), self.threshold.max().item()
         scale = f"{low:.4g}" if low == high else f"{low:.4g}..{high:.4g}"
         copies = f", copies={self.copies}" if self.copies > 1 else ""
-        return f"key={self.key!r}, {self.spec}, threshold={scale}, scaled={self.scaled}{copies}"
+        spec = re.sub(r"<([\w.]+): [^>]*>", r"\1", repr(self.spec))
+        return f"{spec}, threshold={scale}, scaled={self.scaled}{copies}"

@@ -105,6 +105,20 @@ class SpikingNetwork(nn.Module):
             if isinstance(module, Stateful):
                 module.reset()
 
+    def __repr__(self) -> str:
+        """Show layers and neurons in the order in which they are computed, functions and operators among them."""
+        made = self.record
+        lines = [f"{type(self).__name__}(recipe={made.recipe!r}, T={made.T}, backend={made.backend!r},"]
+        for node in self.body.graph.nodes:
+            module = graph.module_of(self.body, node)
+            if isinstance(module, SpikingSite):
+                lines.append(f"  ({module.key}): {module.described()}")
+            elif module is not None:
+                lines.append(f"  ({graph.key_of(node)}): {module!r}".replace("\n", "\n  "))
+            elif node.op in ("call_function", "call_method") and graph.info(node).is_tensor:
+                lines.append(f"  ({node.name}): {getattr(node.target, '__name__', node.target)}")
+        return "\n".join([*lines, ")"])
+
     def get_extra_state(self) -> dict[str, Any]:
         """Return the conversion's record as plain data, so that a state dict keeps it."""
         neurons = [f"{site.spec} x {site.copies}" for site in self.sites().values()]

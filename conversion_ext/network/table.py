@@ -19,6 +19,7 @@ from conversion_ext.operators.arithmetic import Sum
 from conversion_ext.operators.base import NodeContext, Operator, operator_of
 from conversion_ext.operators.movement import mixed
 from conversion_ext.operators.synapse import Synapse
+from conversion_ext.tables import Report, Sheet, plain
 from conversion_ext.types import Family
 
 __all__ = ["Conversion", "Row", "Table"]
@@ -40,21 +41,25 @@ class Row:
     lag: int = 0
 
 
-class Table(list[Row]):
-    """Rows in graph order; prints as an aligned text table."""
+class Table(Report, list[Row]):
+    """Rows in graph order, a list; prints as a table."""
 
-    def __str__(self) -> str:
-        lines: list[tuple[str, ...]] = [("node", "kind", "sees", "emits", "threshold or scale", "neurons", "lag")]
+    def sheet(self) -> Sheet:
+        """Return one row per site, weight layer and scale."""
+        header = ("node", "kind", "sees", "emits", "threshold or scale", "neurons", "lag")
+        rows = []
         for row in self:
             counts = (str(row.neurons), str(row.lag)) if row.neurons else ("", "")
-            lines.append((row.key, row.kind, str(row.sees), str(row.emits), row.scale, *counts))
-        widths = [max(len(line[i]) for line in lines) for i in range(7)]
-        table = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+            rows.append((row.key, row.kind, str(row.sees), str(row.emits), row.scale, *counts))
         silent = [] if any(row.neurons for row in self) else ["No neuron of this network spikes."]
-        return "\n".join(table + silent)
+        return Sheet(header, rows, notes=silent, left=len(header))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the rows as plain data."""
+        return {"rows": [plain(row) for row in self]}
 
 
-class Conversion:
+class Conversion(Report):
     """A view of a converted network; thresholds live in its sites and are read from there."""
 
     def __init__(self, body: GraphModule, record: Record) -> None:
@@ -177,8 +182,21 @@ class Conversion:
         called = [modules[str(n.target)] for n in self._body.graph.nodes if n.op == "call_module"]
         return [module for module in called if isinstance(module, SpikingSite)]
 
+    def sheet(self) -> Sheet:
+        """Return the table below a line of what was done, and the notes."""
+        table = self.table().sheet()
+        return Sheet(table.header, table.rows, self._line(), (*table.notes, *self.notes), table.left)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what was done as plain data; the recipe as text."""
+        names = ("T", "backend", "folded", "samples", "notes", "versions", "thresholds", "lag", "latency_steps")
+        values = {name: plain(getattr(self, name)) for name in names} | {"family": str(self.family)}
+        return {"recipe": repr(self.recipe)} | values | self.table().to_dict()
+
     def __repr__(self) -> str:
-        """Summarise in one line."""
+        return self._line()
+
+    def _line(self) -> str:
         return (
             f"Conversion(recipe={self._record.recipe!r}, T={self.T}, backend={self.backend!r}, "
             f"sites={len(self._record.sites)}, family={self.family}, folded={self.folded})"
