@@ -65,8 +65,8 @@ def check(options: argparse.Namespace) -> int:
         places[problem.reason, problem.remedy].append(
             f"{problem.path} ({problem.line})" if problem.line else problem.path
         )
-    for (reason, remedy), found in places.items():
-        print(f"{', '.join(found)}: {reason} {remedy}")
+    for (reason, remedy), places_of in places.items():
+        print(f"{', '.join(places_of)}: {reason} {remedy}")
     print(f"{options.model}: {len(problems) or 'no'} problem{'s' if len(problems) != 1 else ''} found.")
     return 1 if problems else 0
 
@@ -92,10 +92,10 @@ def diagnose(options: argparse.Namespace) -> int:
     """Print why a saved network decides unlike its ANN, and write the report."""
     images, labels = _data(options.data, options.samples)
     data = images if labels is None else (images, labels)
-    found = cx.diagnose(cx.load(options.network), _model(options), data, options.T)
-    print(found)
+    diagnosis = cx.diagnose(cx.load(options.network), _model(options), data, options.T)
+    print(diagnosis)
     if options.html:
-        print(f"The report is {found.html(options.html).absolute()}.")
+        print(f"The report is {diagnosis.html(options.html).absolute()}.")
     return 0
 
 
@@ -126,12 +126,12 @@ class Method(NamedTuple):
 
 def methods(options: argparse.Namespace) -> int:
     """Print everything that is registered."""
-    found = list(registered())
+    rows = list(registered())
     if options.markdown:
-        print(markdown(found))
+        print(markdown(rows))
         return 0
-    width = max(len(method.name) for method in found if method.kind != "operator")
-    for kind, name, effect in found:
+    width = max(len(method.name) for method in rows if method.kind != "operator")
+    for kind, name, effect in rows:
         if kind == "operator":  # it stands for many calls, so their names follow what it does
             print(f"{kind:12}{effect}")
             print(textwrap.fill(name, 100, initial_indent=" " * 14, subsequent_indent=" " * 14))
@@ -192,14 +192,14 @@ def _model(options: argparse.Namespace) -> nn.Module:
         bool(module and factory), f"{options.model!r} names no model; write module:factory, as in mymodels:make_net."
     )
     try:
-        found: Any = importlib.import_module(module)
+        made: Any = importlib.import_module(module)
     except ModuleNotFoundError as error:
         message = f"Module {module!r} cannot be imported ({error}); run this command where it can, or install it."
         raise ValueError(message) from error
     for name in factory.split("."):
-        require(hasattr(found, name), f"{module!r} has no {factory!r}; name a function that returns the model.")
-        found = getattr(found, name)
-    model = found if isinstance(found, nn.Module) else _called(found, options)
+        require(hasattr(made, name), f"{module!r} has no {factory!r}; name a function that returns the model.")
+        made = getattr(made, name)
+    model = made if isinstance(made, nn.Module) else _called(made, options)
     require(
         isinstance(model, nn.Module),
         f"{options.model!r} gave a {type(model).__name__}; it must be, or return, a torch.nn.Module.",

@@ -80,8 +80,8 @@ def _helps(remedy: Remedy) -> bool:
 def _ratios(better: SpikingNetwork, present: SpikingNetwork, quantile: float = 0.5) -> dict[str, float]:
     """Return {site: ratio of the thresholds of two conversions of one network}, a quantile over channels."""
     wanted = better.conversion.thresholds
-    found = {key: (wanted[key] / value).float() for key, value in present.conversion.thresholds.items()}
-    return {key: float(ratio.quantile(quantile)) for key, ratio in found.items()}
+    ratios = {key: (wanted[key] / value).float() for key, value in present.conversion.thresholds.items()}
+    return {key: float(ratio.quantile(quantile)) for key, ratio in ratios.items()}
 
 
 def _mismatch(ratios: Mapping[str, float], places: Mapping[str, int], gain: float) -> Cause:

@@ -165,37 +165,37 @@ def _errors(case: Case) -> tuple[Decomposition | None, list[str]]:
         return None, [f"No errors by site: {error}"]
 
 
-def _screen(found: Diagnosis) -> Iterator[str]:
+def _screen(diagnosis: Diagnosis) -> Iterator[str]:
     """Yield the lines above the table of ``print(diagnosis)``."""
-    parts = [("ANN", found.ann_accuracy), ("SNN", found.accuracy), ("agreement", found.agreement[-1])]
+    parts = [("ANN", diagnosis.ann_accuracy), ("SNN", diagnosis.accuracy), ("agreement", diagnosis.agreement[-1])]
     measured = ", ".join(f"{name} {100 * value:.2f} %" for name, value in parts if value is not None)
-    yield f"{measured} at T={found.T} on {found.samples} samples"
+    yield f"{measured} at T={diagnosis.T} on {diagnosis.samples} samples"
     yield (
-        f"static limit of T steps {100 * found.twin_agreement:.2f} %; latency {found.latency_steps} steps, "
-        f"{found.spikes_per_sample:,.0f} spikes per sample, {found.neurons:,} neurons"
+        f"static limit of T steps {100 * diagnosis.twin_agreement:.2f} %; latency {diagnosis.latency_steps} steps, "
+        f"{diagnosis.spikes_per_sample:,.0f} spikes per sample, {diagnosis.neurons:,} neurons"
     )
-    yield from _aside(found)
+    yield from _aside(diagnosis)
     yield ""
-    for number, cause in enumerate(found.causes[:SHOWN], 1):
+    for number, cause in enumerate(diagnosis.causes[:SHOWN], 1):
         yield f"{number}. {cause.name}: {cause.sentence}"
         yield from (f"   - {remedy}" for remedy in cause.remedies)
-    shown = {remedy.sentence for cause in found.causes[:SHOWN] for remedy in cause.remedies}
-    others = [remedy for remedy in found.remedies if remedy.sentence not in shown]
+    shown = {remedy.sentence for cause in diagnosis.causes[:SHOWN] for remedy in cause.remedies}
+    others = [remedy for remedy in diagnosis.remedies if remedy.sentence not in shown]
     yield from ["Also tried:"] if others else []
     yield from (f"   - {remedy}" for remedy in others)
-    if not found.causes:
-        alike = found.agreement[-1] > 1 - NOTABLE
+    if not diagnosis.causes:
+        alike = diagnosis.agreement[-1] > 1 - NOTABLE
         yield "The SNN decides as its ANN does." if alike else "No single change that was tried closes the gap."
     yield ""
 
 
-def _aside(found: Diagnosis) -> Iterator[str]:
+def _aside(diagnosis: Diagnosis) -> Iterator[str]:
     """Yield a line of what matters beside the errors: transient, inputs out of range, values that are no spikes."""
-    facts = [f"settled from step {found.settled}"] if found.T > 1 else []
-    if found.outside is not None:
-        facts.append(f"{100 * found.outside:.0f} % of the samples beyond the calibrated range")
-    facts += [f"{len(found.graded)} graded"] if found.graded else []
-    facts += [f"{len(found.scales)} scales left"] if found.scales else []
+    facts = [f"settled from step {diagnosis.settled}"] if diagnosis.T > 1 else []
+    if diagnosis.outside is not None:
+        facts.append(f"{100 * diagnosis.outside:.0f} % of the samples beyond the calibrated range")
+    facts += [f"{len(diagnosis.graded)} graded"] if diagnosis.graded else []
+    facts += [f"{len(diagnosis.scales)} scales left"] if diagnosis.scales else []
     if facts:
         yield "; ".join(facts)
 

@@ -142,8 +142,8 @@ def evaluate(
 
     def count() -> _Tally:
         silent = not progress or rank() > 0
-        found = batches_of(snn, data, "loader", targets=True, sequence=sequence)
-        for batch in tqdm(found, desc="evaluation", disable=silent):
+        batches = batches_of(snn, data, "loader", targets=True, sequence=sequence)
+        for batch in tqdm(batches, desc="evaluation", disable=silent):
             if ann is None:
                 batch.labelled()
             tally.add(batch, runner(batch.inputs, batch.sequence), None if ann is None else answers(ann, batch))

@@ -55,7 +55,7 @@ class Data:
         score = Score(metric, sigmoid)
         for judge, answer in zip(self.judges, self.said, strict=True):
             score.settle(answer, judge.target if self.labelled else None)
-        chosen = [(found, reason) for found, reason in gathered((score.metric, score.reason)) if found is not None]
+        chosen = [(agreed, reason) for agreed, reason in gathered((score.metric, score.reason)) if agreed is not None]
         self.metric, self.reason = chosen[0]
         if self.labelled:
             self.targets = [judge.target for judge in self.judges]

@@ -235,13 +235,13 @@ class Custom(Metric):
     def sums(self, output: Any, target: Any) -> Tensor:
         """Return the function's sum over samples, and how many there are."""
         N = len(tensors_in(output)[0])
-        found = torch.as_tensor(self.function(output, target)).detach().cpu().double()
+        value = torch.as_tensor(self.function(output, target)).detach().cpu().double()
         require(
-            found.dim() == 0 or found.shape == (N,),
-            f"metric={self.name} returned {list(found.shape)} for {N} samples; return one number, or one per sample.",
+            value.dim() == 0 or value.shape == (N,),
+            f"metric={self.name} returned {list(value.shape)} for {N} samples; return one number, or one per sample.",
         )
         return torch.stack(
-            [found * N if found.dim() == 0 else found.sum(), torch.tensor(float(N), dtype=torch.float64)]
+            [value * N if value.dim() == 0 else value.sum(), torch.tensor(float(N), dtype=torch.float64)]
         )
 
     def decision(self, output: Any) -> None:

@@ -45,15 +45,15 @@ footer { margin-top: 2rem; font-size: .85rem; color: #666; }
 """
 
 
-def page(found: Diagnosis, *, whole: bool = True) -> str:
+def page(diagnosis: Diagnosis, *, whole: bool = True) -> str:
     """Return the report as an HTML document, or its body alone (for a notebook)."""
     body = [
-        *_summary(found),
-        *_causes(found.causes),
-        *_course(found),
-        *_bars(found),
-        *_table(found),
-        *_notes(found.notes),
+        *_summary(diagnosis),
+        *_causes(diagnosis.causes),
+        *_course(diagnosis),
+        *_bars(diagnosis),
+        *_table(diagnosis),
+        *_notes(diagnosis.notes),
     ]
     if not whole:
         return "\n".join([f"<style>{STYLE}</style>", *body])
@@ -61,7 +61,7 @@ def page(found: Diagnosis, *, whole: bool = True) -> str:
         [
             '<!doctype html><html lang="en"><head><meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>Diagnosis at T={found.T}</title><style>{STYLE}</style></head><body>",
+            f"<title>Diagnosis at T={diagnosis.T}</title><style>{STYLE}</style></head><body>",
             *body,
             "<footer>Effects are measured on samples that did not calibrate the repairs. conversion_ext</footer>",
             "</body></html>",
@@ -69,18 +69,18 @@ def page(found: Diagnosis, *, whole: bool = True) -> str:
     )
 
 
-def _summary(found: Diagnosis) -> Iterator[str]:
+def _summary(diagnosis: Diagnosis) -> Iterator[str]:
     facts = [
-        ("agreement with the ANN", _percent(found.agreement[-1])),
-        ("accuracy of the SNN", _percent(found.accuracy)),
-        ("accuracy of the ANN", _percent(found.ann_accuracy)),
-        ("static limit (twin)", _percent(found.twin_agreement)),
-        ("latency", f"{found.latency_steps} steps"),
-        ("spikes per sample", f"{found.spikes_per_sample:,.0f}"),
-        ("neurons", f"{found.neurons:,}"),
-        ("samples", f"{found.samples:,}"),
+        ("agreement with the ANN", _percent(diagnosis.agreement[-1])),
+        ("accuracy of the SNN", _percent(diagnosis.accuracy)),
+        ("accuracy of the ANN", _percent(diagnosis.ann_accuracy)),
+        ("static limit (twin)", _percent(diagnosis.twin_agreement)),
+        ("latency", f"{diagnosis.latency_steps} steps"),
+        ("spikes per sample", f"{diagnosis.spikes_per_sample:,.0f}"),
+        ("neurons", f"{diagnosis.neurons:,}"),
+        ("samples", f"{diagnosis.samples:,}"),
     ]
-    yield f"<h1>Spiking network at T = {found.T}</h1><ul class=facts>"
+    yield f"<h1>Spiking network at T = {diagnosis.T}</h1><ul class=facts>"
     yield from (f"<li>{name}<b>{value}</b></li>" for name, value in facts if value)
     yield "</ul>"
 
@@ -97,9 +97,9 @@ def _causes(causes: Sequence[Cause]) -> Iterator[str]:
         yield "<p>None was found.</p>"
 
 
-def _course(found: Diagnosis) -> Iterator[str]:
+def _course(diagnosis: Diagnosis) -> Iterator[str]:
     """Yield a line chart of agreement over time."""
-    values = found.agreement
+    values = diagnosis.agreement
     if len(values) < 2:
         return
     left, top, width, height = 40, 10, 346, 180
@@ -116,7 +116,7 @@ def _course(found: Diagnosis) -> Iterator[str]:
         y = at(1, value)[1]
         yield f'<line x1="{left}" x2="{left + width}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>'
         yield f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{100 * value:.4g}</text>'
-    y = at(1, max(low, found.twin_agreement))[1]
+    y = at(1, max(low, diagnosis.twin_agreement))[1]
     limit = 'stroke="#D55E00" stroke-dasharray="6 4" stroke-width="2"'
     yield f'<line x1="{left}" x2="{left + width}" y1="{y:.1f}" y2="{y:.1f}" {limit}/>'
     points = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(t, v) for t, v in enumerate(values, 1)))
@@ -130,11 +130,11 @@ def _course(found: Diagnosis) -> Iterator[str]:
     )
 
 
-def _bars(found: Diagnosis) -> Iterator[str]:
+def _bars(diagnosis: Diagnosis) -> Iterator[str]:
     """Yield the errors of every site as stacked bars."""
-    if found.errors is None:
+    if diagnosis.errors is None:
         return
-    rows = [(s.key, [_finite(getattr(s, f"{name}_error")) for name, _, _ in PARTS]) for s in found.errors.sites]
+    rows = [(s.key, [_finite(getattr(s, f"{name}_error")) for name, _, _ in PARTS]) for s in diagnosis.errors.sites]
     longest = max((sum(parts) for _, parts in rows), default=0.0) or 1.0
     yield "<h2>Errors by layer</h2><p>Root mean squares relative to the activation of the ANN.</p><ul class=key>"
     yield from (f"<li><i style='background:{color}'></i>{name}: {what}</li>" for name, color, what in PARTS)
@@ -149,12 +149,12 @@ def _bars(found: Diagnosis) -> Iterator[str]:
     yield "</div>"
 
 
-def _table(found: Diagnosis) -> Iterator[str]:
+def _table(diagnosis: Diagnosis) -> Iterator[str]:
     yield "<h2>Sites</h2><div class=scroll><table>"
     yield "<tr><th>site</th><th>firing rate</th><th>saturated</th><th>silent channels</th><th>dead in the ANN</th>"
     yield "".join(f"<th>{name}</th>" for name, _, _ in PARTS) + "</tr>"
-    errors = {} if found.errors is None else {site.key: site for site in found.errors.sites}
-    for fact in found.sites:
+    errors = {} if diagnosis.errors is None else {site.key: site for site in diagnosis.errors.sites}
+    for fact in diagnosis.sites:
         site = errors.get(fact.key)
         parts = ["-"] * 4 if site is None else [f"{getattr(site, f'{name}_error'):.3f}" for name, _, _ in PARTS]
         shares = [f"{100 * share:.1f} %" for share in (fact.saturated, fact.silent, fact.dead)]

@@ -32,8 +32,8 @@ class Limits(Report):
 
     def outside(self, snn: SpikingNetwork, data: Any, *, sequence: Layout = None) -> Tensor:
         """Return which samples [N] lose more than that at one site or another."""
-        found = clipped_share(snn, data, self.T, sequence=sequence)
-        return torch.stack([share > self.shares[key] for key, share in found.items()]).any(0)
+        shares = clipped_share(snn, data, self.T, sequence=sequence)
+        return torch.stack([share > self.shares[key] for key, share in shares.items()]).any(0)
 
     def sheet(self) -> Sheet:
         """Return one row per site."""
@@ -105,8 +105,8 @@ def limits(
         sequence: whether batches hold frames, as for :func:`convert`.
     """
     require(0 < quantile <= 1, f"quantile={quantile!r}: give a number in (0, 1].")
-    found = clipped_share(snn, data, T, sequence=sequence)
-    return Limits(T, {key: float(torch.cat(gathered(share)).quantile(quantile)) for key, share in found.items()})
+    shares = clipped_share(snn, data, T, sequence=sequence)
+    return Limits(T, {key: float(torch.cat(gathered(share)).quantile(quantile)) for key, share in shares.items()})
 
 
 def _debt(site: SpikingSite) -> Tensor:

@@ -130,7 +130,7 @@ class Search:
         self.ann, self.data, self.limits, self.metric = ann, data, limits, metric
         self.options, self.began, self.budget = {**options, **data.options}, began, budget
         self.ratios = list[float]()  # of the seconds of candidates to those expected
-        self.found = list[tuple[Candidate, Tensor]]()  # and the sums of the metric, of every sample
+        self.tried = list[tuple[Candidate, Tensor]]()  # and the sums of the metric, of every sample
         self.best: tuple[float, SpikingNetwork] | None = None
         self.skipped = 0
         self.sizes = dict[str, int]()  # neurons of each site of a plain conversion
@@ -149,7 +149,7 @@ class Search:
                 self._try(trial)
             else:
                 self.skipped += 1
-        if not self.found:
+        if not self.tried:
             self.skipped -= 1
             self._try(min(todo, key=self._seconds))
 
@@ -210,7 +210,7 @@ class Search:
             trial.recipe, trial.T, metric.value(each.sum(0)), _interval(without), steps, neurons,
             float(sent.mean()), max(gathered(time.monotonic() - start)), allowed,
         )  # fmt: skip
-        self.found.append((candidate, without))
+        self.tried.append((candidate, without))
         score = candidate.score * self._sign
         if allowed and (self.best is None or score > self.best[0]):
             self.best = score, snn
@@ -244,11 +244,11 @@ class Search:
         """Return the best network, converted with all data where there is time."""
         require(
             self.best is not None,
-            f"None of the {len(self.found)} candidates that were tried is within the limits {self.limits}; the nearest "
+            f"None of the {len(self.tried)} candidates that were tried is within the limits {self.limits}; the nearest "
             f"has {self._nearest()}. Allow more, or give more time.",
         )
         assert self.best is not None
-        ranked = sorted(self.found, key=lambda pair: (not pair[0].allowed, -self._sign * pair[0].score))
+        ranked = sorted(self.tried, key=lambda pair: (not pair[0].allowed, -self._sign * pair[0].score))
         (best, reference), snn = ranked[0], self.best[1]
         rows = tuple(
             replace(c, behind=self._sign * (best.score - c.score), behind_interval=_interval(reference - without))
@@ -269,7 +269,7 @@ class Search:
         )  # fmt: skip
 
     def _nearest(self) -> str:
-        candidate = min((c for c, _ in self.found), key=lambda c: (c.latency_steps, c.neurons, c.spikes))
+        candidate = min((c for c, _ in self.tried), key=lambda c: (c.latency_steps, c.neurons, c.spikes))
         return f"latency {candidate.latency_steps}, {candidate.neurons:,} neurons, {candidate.spikes:,.0f} spikes"
 
 

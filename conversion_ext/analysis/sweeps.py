@@ -127,9 +127,9 @@ def sweep(
             ann, calibration, recipe=varied, T=steps[-1], backend=record.backend, fold=record.folded, progress=False,
             **record.options.arguments(),
         )  # fmt: skip
-        found = evaluate(other, data, steps[-1], at=steps, metric=metric, progress=False)
-        measured = found.metric
-        for t, score in zip(steps, found.score.tolist(), strict=True):
+        scores = evaluate(other, data, steps[-1], at=steps, metric=metric, progress=False)
+        measured = scores.metric
+        for t, score in zip(steps, scores.score.tolist(), strict=True):
             count = synops(other, [first], t)
             points.append(Point(factor, gain, t, score, sum(count.spikes.values()), count.synops))
     assert measured is not None
@@ -169,6 +169,6 @@ class Scaled(Normalizer):
         self, model: GraphModule, sites: Sequence[Site], stats: Mapping[str, Any], levels: int | None
     ) -> dict[str, Tensor]:
         """Return {site key: threshold} in the order of ``sites``."""
-        found = self.of.thresholds(model, sites, stats, levels)
+        unscaled = self.of.thresholds(model, sites, stats, levels)
         caps = {site.key: torch.inf if site.cap is None else site.cap for site in sites}
-        return {key: (threshold * self.factor).clamp(max=caps[key]) for key, threshold in found.items()}
+        return {key: (threshold * self.factor).clamp(max=caps[key]) for key, threshold in unscaled.items()}

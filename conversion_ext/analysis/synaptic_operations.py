@@ -66,26 +66,26 @@ def synops(
         snn.conversion.folded, "synops() counts spikes, and unfolded ones carry thresholds; convert with fold=True."
     )
     families, runner = _families(snn), Runner(snn, T, None, {"generator": generator})
-    found, samples, macs = None, 0, None
+    run, samples, macs = None, 0, None
     spikes: dict[str, float] = {}
     with _seen(snn.body, list(families)) as seen:
         for batch in batches_of(snn, data, sequence=sequence):
-            found, samples = runner(batch.inputs, batch.sequence, last=True), samples + len(batch)
-            for key, sent in found.spikes.items():
+            run, samples = runner(batch.inputs, batch.sequence, last=True), samples + len(batch)
+            for key, sent in run.spikes.items():
                 spikes[key] = spikes.get(key, 0.0) + float(sent.sum(dtype=torch.float64))
             macs = _ann_macs(snn, ann, batch.samples()) if ann is not None and macs is None else macs
-    require(found is not None, "The data holds no batch; pass at least one.", CalibrationError)
-    assert found is not None
+    require(run is not None, "The data holds no batch; pass at least one.", CalibrationError)
+    assert run is not None
     layers = tuple(
         _layer(key, module, sees, seen[module], samples) for module, (key, sees) in families.items() if module in seen
     )
     levels = max((site.levels for site in snn.sites().values()), default=1)
     return OperationCount(
         layers,
-        {key: rate[0].numel() * snn.sites()[key].neurons for key, rate in found.firing_rate.items()},
+        {key: rate[0].numel() * snn.sites()[key].neurons for key, rate in run.firing_rate.items()},
         {key: sent / samples for key, sent in spikes.items()},
-        found.total_steps,
-        math.ceil(math.log2(found.at[-1] * levels + 1)),
+        run.total_steps,
+        math.ceil(math.log2(run.at[-1] * levels + 1)),
         sum(layer.macs for layer in layers) if macs is None else macs,
     )
 
@@ -93,16 +93,16 @@ def synops(
 def _families(snn: SpikingNetwork) -> dict[nn.Module, tuple[str, Family]]:
     """Return {weight layer or scale: (key, what its input is)} in graph order."""
     sees = {row.key: row.sees for row in snn.conversion.table()}
-    found: dict[nn.Module, tuple[str, Family]] = {}
+    families: dict[nn.Module, tuple[str, Family]] = {}
     for node in snn.body.graph.nodes:
         module, key = graph.module_of(snn.body, node), graph.key_of(node)
         if module is None or not (isinstance(module, ChannelScale) or isinstance(operator_of(snn.body, node), Synapse)):
             continue
-        if module in found:  # tied weights, called again
-            found[module] = (found[module][0], mixed([found[module][1], sees[key]]))
+        if module in families:  # tied weights, called again
+            families[module] = (families[module][0], mixed([families[module][1], sees[key]]))
         else:
-            found[module] = (key, sees[key])
-    return found
+            families[module] = (key, sees[key])
+    return families
 
 
 @contextmanager

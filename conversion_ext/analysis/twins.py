@@ -119,8 +119,8 @@ def forecast(
 
     def count() -> int:
         silent, samples = not progress or rank() > 0, 0
-        found = batches_of(snn, data, "loader", targets=True, sequence=sequence)
-        for batch in tqdm(found, desc="forecast", disable=silent):
+        batches = batches_of(snn, data, "loader", targets=True, sequence=sequence)
+        for batch in tqdm(batches, desc="forecast", disable=silent):
             if ann is None:
                 batch.labelled()
             with torch.no_grad():

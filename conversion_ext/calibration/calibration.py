@@ -52,10 +52,10 @@ class Calibration:
 
     def check(self, observer: Observer) -> None:
         """Raise CalibrationError unless these are the statistics that ``observer`` would collect."""
-        for key, wanted in observer.stats.items():
-            found: Any = self.stats.get(key)
+        for key, needed in observer.stats.items():
+            stats: Any = self.stats.get(key)
             require(
-                type(found) is type(wanted) and found.granularity == wanted.granularity,
+                type(stats) is type(needed) and stats.granularity == needed.granularity,
                 f"The calibration does not hold of {key} what this recipe needs; calibrate with the same model and "
                 "recipe.",
                 CalibrationError,

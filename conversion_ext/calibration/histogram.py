@@ -138,9 +138,9 @@ class Histogram:
         inside = place - (upto - octaves).gather(1, octave)
         row = self.table[torch.arange(self.channels, device=rank.device)[:, None], octave]
         step = torch.searchsorted(row.cumsum(2, dtype=torch.int64), inside[:, :, None], right=True)[:, :, 0]
-        found = self._middle(octave, step) * power_of_two(self.top - 126)[:, None]
+        values = self._middle(octave, step) * power_of_two(self.top - 126)[:, None]
         edge = power_of_two(self.top - 125 - self.depth)[:, None]
-        return torch.where(place < 0, edge, found).masked_fill_(rank < 0, 0)
+        return torch.where(place < 0, edge, values).masked_fill_(rank < 0, 0)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as tensors and a number."""

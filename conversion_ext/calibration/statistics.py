@@ -144,8 +144,8 @@ class ActivationStats:
         share = torch.tensor([float(place[k][1] / 100) for k in n.tolist()], dtype=torch.float64, device=n.device)
         rank = torch.stack((lower, lower + 1), 1) - (n - positive)[:, None]
         smallest, largest = (bound.clamp_min(0)[:, None] for bound in (self._minimum, self._maximum))
-        found = histogram.at(rank).clamp(smallest, largest)
-        low, high = torch.where(rank == positive[:, None] - 1, largest, found).unbind(1)
+        values = histogram.at(rank).clamp(smallest, largest)
+        low, high = torch.where(rank == positive[:, None] - 1, largest, values).unbind(1)
         return self._shaped(low + (high - low) * share)
 
     def bins(self) -> Bins:

@@ -45,22 +45,22 @@ def _pairs(model: GraphModule, example: Any, values: bool = True) -> Iterator[tu
     runs = Environment(model, three), Environment(model, two)
     dependent: set[Node] = set()
     for node in model.graph.nodes:
-        found: list[Any] = []
+        outcomes: list[Any] = []
         for run, count in zip(runs, (3, 2), strict=True):
             try:
                 with torch.no_grad():
-                    apart = len(found) == 1 and _keeps_apart(model, node, run)
-                    found.append(_cut(found[0], found[0][1:]) if apart else run.compute(node, evaluate))
+                    apart = len(outcomes) == 1 and _keeps_apart(model, node, run)
+                    outcomes.append(_cut(outcomes[0], outcomes[0][1:]) if apart else run.compute(node, evaluate))
             except Exception as error:
                 why = str(error).strip().partition("\n")[0].rstrip(".")
                 remedy = "Take the batch size from the tensor itself: x.view(x.size(0), ...)."
                 problem = Problem(key_of(node), f"fails on a batch of {count}: {why}.", remedy, describe(node))
                 raise _RunError(problem) from error
-        yield node, *found
+        yield node, *outcomes
         if node.op == "placeholder" or dependent.intersection(node.all_input_nodes):
             dependent.add(node)
-            found[1] = _cut(*found)
-        for run, value in zip(runs, found, strict=True):
+            outcomes[1] = _cut(*outcomes)
+        for run, value in zip(runs, outcomes, strict=True):
             run.keep(node, value)
 
 

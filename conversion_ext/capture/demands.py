@@ -49,12 +49,12 @@ class OnlyReLU(Demand):
 
     def problems(self, model: GraphModule) -> list[Problem]:
         """Return the activations that are something else."""
-        found = []
+        problems = []
         for node in model.graph.nodes:
             operator = operator_of(model, node)
             if isinstance(operator, Activation) and (operator.kind is not SiteKind.RELU or operator.cap is not None):
-                found.append(_problem(node, "it is an activation other than ReLU.", "Train with ReLU in its place."))
-        return found
+                problems.append(_problem(node, "it is an activation other than ReLU.", "Train with ReLU in its place."))
+        return problems
 
 
 @dataclass(frozen=True)

@@ -70,8 +70,8 @@ def silence_of(model: GraphModule) -> str:
     """Return what to say of a prepared network whose sites all stay analog: "" where there is one that spikes."""
     if find_sites(model):
         return ""
-    found = [node for node in model.graph.nodes if isinstance(operator_of(model, node), Activation)]
-    kept = [node for node in found if not graph.info(node).skip]
+    activations = [node for node in model.graph.nodes if isinstance(operator_of(model, node), Activation)]
+    kept = [node for node in activations if not graph.info(node).skip]
     if not kept:
         return "This network has no spiking neuron: all its activations are kept out by skip= or leaf=."
     names = ", ".join(graph.key_of(node) for node in kept[:3]) + (", ..." if len(kept) > 3 else "")
@@ -99,9 +99,9 @@ def examine(
         if not error.problems:
             raise
         refused = list(error.problems)  # the graph is complete all the same, so the rest can be listed too
-    found = problems_of(model, tensors, graded) + [each for demand in demands for each in demand.problems(model)]
+    obstacles = problems_of(model, tensors, graded) + [each for demand in demands for each in demand.problems(model)]
     known = {problem.path for problem in refused} | ({NETWORK} if refused else set())
-    problems = refused + [problem for problem in found if problem.path not in known]
+    problems = refused + [problem for problem in obstacles if problem.path not in known]
     if not problems and reference is not None:
         changed = rewriting_problem(type(ann).__name__, model, reference)
         problems = [] if changed is None else [changed]
@@ -126,16 +126,16 @@ def prepare(
 
 def problems_of(model: GraphModule, inputs: tuple[Any, ...] | None, graded: bool) -> list[Problem]:
     """Return what stands in the way of converting a prepared graph."""
-    found: list[Problem] = []
+    problems: list[Problem] = []
     activations = 0
     for node in model.graph.nodes:
         operator = operator_of(model, node)
         if isinstance(operator, Problem):
-            found.append(operator)
+            problems.append(operator)
         elif isinstance(operator, Activation):
             activations += 1
             if operator.kind is SiteKind.GRADED and not graded:
-                found.append(
+                problems.append(
                     Problem(
                         graph.key_of(node),
                         "this function is not positively homogeneous, so its output is graded, not spikes.",
@@ -143,11 +143,11 @@ def problems_of(model: GraphModule, inputs: tuple[Any, ...] | None, graded: bool
                         graph.describe(node),
                     )
                 )
-            found += _misfits(node)
+            problems += _misfits(node)
     if inputs is not None:
-        found += batch_problems(model, inputs)
-    if not activations and not found:
-        found.append(
+        problems += batch_problems(model, inputs)
+    if not activations and not problems:
+        problems.append(
             Problem(
                 NETWORK,
                 "it has no activation, so there is nothing to convert.",
@@ -155,7 +155,7 @@ def problems_of(model: GraphModule, inputs: tuple[Any, ...] | None, graded: bool
                 "check skip= and leaf=.",
             )
         )
-    return found
+    return problems
 
 
 def _misfits(node: Node) -> list[Problem]:

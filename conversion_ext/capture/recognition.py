@@ -26,9 +26,9 @@ def recognize_quantized(model: nn.Module, keep: Callable[[nn.Module], bool]) -> 
     for parent in list(model.modules()):
         for name, module in list(parent.named_children()):
             if not (is_stock(module) or isinstance(module, Trained) or keep(module)):
-                found = _quantized(module)
-                if found is not None:
-                    setattr(parent, name, found.eval())
+                replacement = _quantized(module)
+                if replacement is not None:
+                    setattr(parent, name, replacement.eval())
 
 
 @torch.no_grad()
@@ -46,11 +46,11 @@ def _quantized(module: nn.Module) -> QCFS | None:
     levels = len(((values / threshold) * 1e4).round().unique()) - 1
     if not 1 <= levels <= MOST_LEVELS:
         return None
-    found = QCFS(levels, threshold).to(grid.device, grid.dtype)
-    found.threshold.requires_grad_(parameters[0].requires_grad)
+    replacement = QCFS(levels, threshold).to(grid.device, grid.dtype)
+    replacement.threshold.requires_grad_(parameters[0].requires_grad)
     # At a step itself the last bit decides, so a few points may differ.
-    same = (found(grid[None]) - values).abs() <= 1e-4 * threshold
-    return found if int((~same).sum()) <= levels else None
+    same = (replacement(grid[None]) - values).abs() <= 1e-4 * threshold
+    return replacement if int((~same).sum()) <= levels else None
 
 
 def _values(module: nn.Module, x: Tensor) -> Tensor | None:

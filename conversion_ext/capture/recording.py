@@ -286,10 +286,10 @@ class Recording(TorchFunctionMode):
 
     def depends(self, tree: Any) -> bool:
         """Return whether anything in the arguments comes from the data."""
-        found = False
+        dependent = False
         for leaf in leaves_of(tree):
             if isinstance(leaf, BatchNumber):
-                found = found or leaf.owner is self
+                dependent = dependent or leaf.owner is self
             elif isinstance(leaf, Tensor):
                 known = self.known.get(id(leaf))
                 if known is None and leaf.is_meta:
@@ -297,10 +297,10 @@ class Recording(TorchFunctionMode):
                         "uses a value from where it cannot be followed (compiled code, another library).",
                         "Express it with functions of torch.",
                     )
-                found = found or (known is not None and not known.constant)
+                dependent = dependent or (known is not None and not known.constant)
             elif isinstance(leaf, slice):
-                found = found or self.depends([leaf.start, leaf.stop, leaf.step])
-        return found
+                dependent = dependent or self.depends([leaf.start, leaf.stop, leaf.step])
+        return dependent
 
     def at(self, tree: Any, other: bool) -> Any:
         """Return arguments as they are at one of the two batch sizes."""

@@ -38,10 +38,10 @@ class Reference:
 
     def differs(self, outputs: Any, rewritten: bool = False) -> bool:
         """Return whether other outputs for the same samples are not those of the user's network."""
-        found = tensors_in(outputs)
+        values = tensors_in(outputs)
         tolerances = REWRITTEN if rewritten else EXACT
-        return len(found) != len(self.outputs) or not all(
-            _close(a, b, tolerances.get(b.dtype, 3e-2)) for a, b in zip(found, self.outputs, strict=True)
+        return len(values) != len(self.outputs) or not all(
+            _close(a, b, tolerances.get(b.dtype, 3e-2)) for a, b in zip(values, self.outputs, strict=True)
         )
 
 
@@ -88,10 +88,10 @@ def disagreement(
     """
     try:
         with torch.no_grad():
-            found = captured(*(value.clone() for value in reference.inputs))
+            outputs = captured(*(value.clone() for value in reference.inputs))
     except Exception:  # the graph does not even run: where it differs is found below
-        found = None
-    if found is not None and not reference.differs(found):
+        outputs = None
+    if outputs is not None and not reference.differs(outputs):
         return None
     seen = _module_outputs(ann, reference.inputs, call)
     with torch.no_grad():
@@ -102,8 +102,8 @@ def disagreement(
 def rewriting_problem(network: str, model: GraphModule, reference: Reference) -> Problem | None:
     """Return what to say where the rewritten graph no longer computes what the user's network does, else None."""
     with torch.no_grad():
-        found = model(*(value.clone() for value in reference.inputs))
-    if not reference.differs(found, rewritten=True):
+        outputs = model(*(value.clone() for value in reference.inputs))
+    if not reference.differs(outputs, rewritten=True):
         return None
     if reference.random:
         return _problem(network, None, drawn=True)
@@ -144,9 +144,9 @@ def _first_difference(model: GraphModule, inputs: tuple[Tensor, ...], seen: dict
         run.keep(node, value)
         if node.op == "call_module":
             calls = seen.get(str(node.target), [])
-            expected, found = calls.pop(0) if calls else (), tensors_in(value)
-            if len(found) != len(expected) or not all(
-                _close(a, b, EXACT.get(b.dtype, 3e-2)) for a, b in zip(found, expected, strict=True)
+            expected, actual = calls.pop(0) if calls else (), tensors_in(value)
+            if len(actual) != len(expected) or not all(
+                _close(a, b, EXACT.get(b.dtype, 3e-2)) for a, b in zip(actual, expected, strict=True)
             ):
                 return node
     return None
@@ -168,13 +168,13 @@ def _module_outputs(
     return seen
 
 
-def _close(found: Tensor, expected: Tensor, tolerance: float) -> bool:
+def _close(actual: Tensor, expected: Tensor, tolerance: float) -> bool:
     """Return whether two tensors agree up to rounding, relative to the largest value."""
-    if found.shape != expected.shape:
+    if actual.shape != expected.shape:
         return False
-    if not (expected.is_floating_point() and found.is_floating_point()):
-        return torch.equal(found, expected)
-    a, b = found.double().nan_to_num(), expected.double().nan_to_num()
+    if not (expected.is_floating_point() and actual.is_floating_point()):
+        return torch.equal(actual, expected)
+    a, b = actual.double().nan_to_num(), expected.double().nan_to_num()
     return bool((a - b).abs().amax() <= tolerance * b.abs().amax()) if b.numel() else True
 
 

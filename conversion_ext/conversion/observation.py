@@ -83,13 +83,13 @@ def example_of(ann: nn.Module, data: Any, example_input: Any, forward: Forward |
         first = next(iter(data), None)
         own = () if first is None else call_inputs(first, forward)
     shared = gathered(Calibration({}, 0, own).example) if processes() > 1 else []
-    found = own or next((example for example in shared if example), ())
-    require(bool(found), "The calibration data holds no batch; pass at least one.", CalibrationError)
-    if found is not own or isinstance(data, Calibration):
+    inputs = own or next((example for example in shared if example), ())
+    require(bool(inputs), "The calibration data holds no batch; pass at least one.", CalibrationError)
+    if inputs is not own or isinstance(data, Calibration):
         device = next((p.device for p in ann.parameters()), torch.device("cpu"))
-        found = tuple(v.to(device) if isinstance(v, Tensor) else v for v in found)
-    check_inputs(found, ann, "The example input" if example_input is not None else "The first calibration batch")
-    return found
+        inputs = tuple(v.to(device) if isinstance(v, Tensor) else v for v in inputs)
+    check_inputs(inputs, ann, "The example input" if example_input is not None else "The first calibration batch")
+    return inputs
 
 
 def observe(

@@ -43,8 +43,8 @@ def _normalized(
     chosen: dict[str, Tensor] = {}
     for m in sorted({recipe.copies_of(site) for site in plain}):  # one number for all, but where copies are for some
         levels = None if T is None else round(T * recipe.neuron.levels) * m
-        found = recipe.normalizer.thresholds(model, plain, stats, levels)
-        chosen |= {site.key: found[site.key] for site in plain if recipe.copies_of(site) == m}
+        normalized = recipe.normalizer.thresholds(model, plain, stats, levels)
+        chosen |= {site.key: normalized[site.key] for site in plain if recipe.copies_of(site) == m}
     return chosen | (recipe.normalizer.thresholds(model, signed, stats, T) if signed else {})
 
 

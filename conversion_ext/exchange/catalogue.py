@@ -40,16 +40,16 @@ def values() -> dict[str, type]:
     A class that a plug-in derives from one of the bases is in it as soon as it is imported.
     """
     load_plugins()
-    found: dict[str, type] = {class_name(cls): cls for cls in SINGLE}
+    kinds: dict[str, type] = {class_name(cls): cls for cls in SINGLE}
     for kind, base in KINDS.items():
-        found |= {f"{kind}.{class_name(cls)}": cls for cls in family(base)}
-    return found
+        kinds |= {f"{kind}.{class_name(cls)}": cls for cls in family(base)}
+    return kinds
 
 
 def modules() -> dict[str, type[nn.Module]]:
     """Return {name: class} of modules: ``torch.nn.Conv2d``, ``cx.SpikingSite``, and all that are operators."""
     load_plugins()
-    found = {
+    kinds = {
         f"torch.nn.{name}": cls
         for name, cls in vars(nn).items()
         if isinstance(cls, type) and issubclass(cls, nn.Module) and cls is not nn.Module
@@ -57,11 +57,11 @@ def modules() -> dict[str, type[nn.Module]]:
     for cls in family(nn.Module):
         ours = cls.__module__.startswith("conversion_ext.") and not is_framework_subclass(cls)
         if ours and getattr(sys.modules[cls.__module__], cls.__qualname__, None) is cls:
-            found[f"cx.{class_name(cls)}"] = cls
+            kinds[f"cx.{class_name(cls)}"] = cls
     for target in operators.keys().values():
-        if isinstance(target, type) and issubclass(target, nn.Module) and target not in found.values():
-            found[f"{target.__module__}.{target.__qualname__}"] = target
-    return found
+        if isinstance(target, type) and issubclass(target, nn.Module) and target not in kinds.values():
+            kinds[f"{target.__module__}.{target.__qualname__}"] = target
+    return kinds
 
 
 def kept_class(module: nn.Module, kept: Collection[type]) -> type[nn.Module]:

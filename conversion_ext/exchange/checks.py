@@ -80,5 +80,5 @@ def _potentials(snn: SpikingNetwork, x: Tensor) -> dict[str, tuple[float, float]
         return {}  # a rule refuses them, and single steps, after which potentials are read, they do not make
     T = max(STEPS, snn.conversion.T or 0)
     with torch.no_grad():
-        found = simulate(snn, x[:SAMPLES], T=T, at=(T,), record=("potential",), block=1).recorded["potential"]
-    return {key: (float(v.amin()), float(v.amax())) for key, v in found.items()}
+        potentials = simulate(snn, x[:SAMPLES], T=T, at=(T,), record=("potential",), block=1).recorded["potential"]
+    return {key: (float(v.amin()), float(v.amax())) for key, v in potentials.items()}

@@ -50,8 +50,8 @@ def write(body: GraphModule, modules: Modules) -> dict[str, Any]:
 
 def _known(node: Node) -> dict[str, Any]:
     """Return what is known of ``node``, but for defaults and what only passes and normalizers ask for."""
-    found, nothing = vars(graph.info(node)), vars(graph.NodeInfo())
-    return {key: value for key, value in found.items() if key not in ("normal", "memory") and value != nothing[key]}
+    facts, nothing = vars(graph.info(node)), vars(graph.NodeInfo())
+    return {key: value for key, value in facts.items() if key not in ("normal", "memory") and value != nothing[key]}
 
 
 def _attribute(body: GraphModule, node: Node, modules: Modules) -> Any:

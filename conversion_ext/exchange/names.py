@@ -38,7 +38,7 @@ def parts_read(cls: type, parts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _names(cls: type) -> dict[str, str]:
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     for base in reversed(cls.__mro__):
-        found |= PARTS.get(class_name(base), {})
-    return found
+        names |= PARTS.get(class_name(base), {})
+    return names

@@ -106,14 +106,14 @@ class Step(nn.Module):
 
     def start(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return the states before the first step for inputs like x [N, ...]."""
-        found: list[Tensor] = []
+        state: list[Tensor] = []
         for node in self.net.body.graph.nodes:
             module = graph.module_of(self.net.body, node)
             if module in self.net.sites().values():
                 site: Any = module
                 v = site.start(x.new_zeros(len(x), *graph.info(node).shape[1:]))
-                found += [v, *(torch.zeros_like(v) for _ in site.spec.state[1:])]
-        return tuple(found)
+                state += [v, *(torch.zeros_like(v) for _ in site.spec.state[1:])]
+        return tuple(state)
 
     def forward(self, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """Advance by one step."""

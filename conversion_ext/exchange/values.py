@@ -103,9 +103,9 @@ def _tuple(values: Values, value: tuple[Any, ...]) -> list[Any]:
 
 def _of_torch(kind: type) -> Form:
     def read(values: Values, name: str) -> Any:
-        found = getattr(torch, name, None)
-        require(isinstance(found, kind), f"it names torch.{name}, which is no {kind.__name__}.", FileError)
-        return found
+        value = getattr(torch, name, None)
+        require(isinstance(value, kind), f"it names torch.{name}, which is no {kind.__name__}.", FileError)
+        return value
 
     return Form(kind, lambda values, v: str(v).removeprefix("torch."), read)
 

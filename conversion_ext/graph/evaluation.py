@@ -90,8 +90,8 @@ def output_of(model: GraphModule) -> Node:
 
 def varying(graph: Graph, sources: Iterable[Node]) -> set[Node]:
     """Return all nodes whose value depends on one of ``sources``, these included."""
-    found = set(sources)
+    nodes = set(sources)
     for node in graph.nodes:
-        if not found.isdisjoint(node.all_input_nodes):
-            found.add(node)
-    return found
+        if not nodes.isdisjoint(node.all_input_nodes):
+            nodes.add(node)
+    return nodes

@@ -80,8 +80,8 @@ def pads_zeros(layer: Any) -> bool:
 def spatial_dims(layer: Any) -> int:
     """Return over how many dimensions a layer or function works: 2 for nn.AvgPool2d and F.avg_pool2d."""
     kinds = type(layer).__mro__ if isinstance(layer, nn.Module) else (layer,)
-    found = (re.search(r"(\d)d$", kind.__name__) for kind in kinds)
-    return next((int(match[1]) for match in found if match), getattr(layer, "dims", 0))
+    matches = (re.search(r"(\d)d$", kind.__name__) for kind in kinds)
+    return next((int(match[1]) for match in matches if match), getattr(layer, "dims", 0))
 
 
 def like(value: Tensor, old: nn.Parameter) -> nn.Parameter:

@@ -37,9 +37,9 @@ def map_sizes(shape: Any, change: Callable[[torch.Size], Any]) -> Any:
 
 def tensors_in(value: Any) -> list[Tensor]:
     """Return the tensors in ``value``, in the order in which ``map_tensors`` meets them."""
-    found: list[Tensor] = []
-    map_tensors(value, found.append)
-    return found
+    tensors: list[Tensor] = []
+    map_tensors(value, tensors.append)
+    return tensors
 
 
 def with_tensors(value: Any, tensors: Iterator[Tensor]) -> Any:

@@ -156,18 +156,18 @@ class _Rewrite:
         refusal = operator.not_integer(context) if isinstance(operator, Operator) else None
         if refusal is not None:
             raise refused(context, *refusal)
-        found, module = integer_form(operator, context, grids, self.widths)
+        output, module = integer_form(operator, context, grids, self.widths)
         if module is not None:
             self.modules[context.node] = module.to(self.like)
         most = min(EXACT[self.like.dtype], ACCUMULATOR)
-        for grid in found if isinstance(found, tuple) else (found,):
+        for grid in output if isinstance(output, tuple) else (output,):
             if grid.bits > most:
                 raise refused(
                     context,
                     f"can reach {grid.bits:.1f} bits, and {most} and a sign are there.",
                     "Use fewer bits, or snn.double() for up to 31, or convert(relay=True) for spikes into all weights.",
                 )
-        return found
+        return output
 
     def whole(self, source: Node, user: Node) -> Any:
         """Return what ``source`` holds as ``user`` sees it, in unit 1: with a scale between where it has another."""

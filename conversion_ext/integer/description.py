@@ -45,18 +45,18 @@ class IntegerNeurons:
 def parameters(snn: SpikingNetwork) -> dict[str, IntegerLayer | IntegerNeurons | IntegerInput]:
     """Return {key: integers} of every input, weight layer, scale and site of what ``integers`` made, in graph order."""
     require(snn.conversion.widths is not None, "snn is not in integers; pass what integers() returned.")
-    found: dict[str, IntegerLayer | IntegerNeurons | IntegerInput] = {}
+    parameters: dict[str, IntegerLayer | IntegerNeurons | IntegerInput] = {}
     for node in snn.body.graph.nodes:
         module: Any = graph.module_of(snn.body, node)
         if isinstance(module, IntegerInput):
-            found[module.key] = module
+            parameters[module.key] = module
         elif isinstance(module, SpikingSite):
             stepping: Any = module.stepping
             start, bias = (_int(v * stepping.threshold) for v in (module.v_init, module.bias / module.threshold))
-            found[module.key] = IntegerNeurons(stepping.threshold, stepping.bits, start, bias)
+            parameters[module.key] = IntegerNeurons(stepping.threshold, stepping.bits, start, bias)
         elif hasattr(module, "weight_exponent"):
-            found[graph.key_of(node)] = _layer(module)
-    return found
+            parameters[graph.key_of(node)] = _layer(module)
+    return parameters
 
 
 def _layer(module: Any) -> IntegerLayer:
@@ -81,7 +81,7 @@ def _int(value: Tensor) -> Tensor:
 def overflows(snn: SpikingNetwork) -> dict[str, int]:
     """Return {site or input: how many values stopped at the end of their width} since the last call."""
     parts = [part for part in snn.modules() if isinstance(part, (IntegerInput, IntegerStepping))]
-    found = {part.key: part.overflows for part in parts}
+    overflows = {part.key: part.overflows for part in parts}
     for part in parts:
         part.overflows = 0
-    return found
+    return overflows

@@ -56,17 +56,17 @@ def latency_of(body: GraphModule) -> int:
 
 def _lags(body: GraphModule, sites: Mapping[Node, SpikingSite]) -> dict[Node, int]:
     """Return {node: ticks before its first step}, without those that do not depend on time."""
-    found: dict[Node, int] = {}
+    lags: dict[Node, int] = {}
     for node in body.graph.nodes:
-        known = [found[source] for source in node.all_input_nodes if source in found]
+        known = [lags[source] for source in node.all_input_nodes if source in lags]
         site = sites.get(node)
         if site is not None:
-            found[node] = 0 if site.static_input else max(known) + site.spec.ahead
+            lags[node] = 0 if site.static_input else max(known) + site.spec.ahead
         elif known:
-            found[node] = max(known)
+            lags[node] = max(known)
         elif isinstance(graph.module_of(body, node), Stateful):
-            found[node] = 0  # a pool of the input
-    return found
+            lags[node] = 0  # a pool of the input
+    return lags
 
 
 class _Joins:

@@ -18,12 +18,12 @@ def depths(body: GraphModule, weight: Callable[[SpikingSite], Any] = lambda site
 
     ``weight`` may count a site as more or less than one.
     """
-    found: dict[str, Any] = {}
+    depth_of: dict[str, Any] = {}
     chains: dict[Node, Any] = {}
     for node in body.graph.nodes:
         chains[node] = max((chains[source] for source in node.all_input_nodes), default=0)
         site = graph.module_of(body, node)
         if isinstance(site, SpikingSite):
             chains[node] += weight(site)
-            found[site.key] = chains[node]
-    return found
+            depth_of[site.key] = chains[node]
+    return depth_of

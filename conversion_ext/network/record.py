@@ -90,10 +90,10 @@ def _is_picklable(value: Any) -> bool:
 
 def installed_versions(*packages: str) -> dict[str, str]:
     """Return {package: version} of those that are installed."""
-    found = {}
+    versions = {}
     for package in packages:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

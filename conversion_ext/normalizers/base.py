@@ -70,13 +70,13 @@ class Normalizer:
         1, and one warning names them. ``levels`` is how many activations above 0 a run can tell apart, T times
         the spikes of a step; None where T is not known. Raises CalibrationError for a site without statistics.
         """
-        found: dict[str, Tensor] = {}
+        thresholds: dict[str, Tensor] = {}
         for site in sites:
             seen = of_site(stats, site)
             # Where a percentile of mostly silent activations is 0, their maximum still tells the scale.
-            found[site.key] = usable(self.threshold(seen, levels), seen.maximum, site.cap)
+            thresholds[site.key] = usable(self.threshold(seen, levels), seen.maximum, site.cap)
         warn_dead({site.key: stats[site.key].dead for site in sites}, "Not active on the calibration data")
-        return found
+        return thresholds
 
 
 def of_site(stats: Mapping[str, Any], site: Site) -> Any:
@@ -96,10 +96,10 @@ def usable(threshold: Tensor, second: Tensor, cap: float | None) -> Tensor:
 
     The next best is ``second`` (same shape), then the largest threshold of the site, then 1.
     """
-    found = torch.where(threshold >= SMALLEST, threshold, second)
-    largest = found.amax()
-    found = torch.where(found >= SMALLEST, found, largest if largest >= SMALLEST else torch.ones_like(largest))
-    return found if cap is None else found.clamp_max(cap)
+    positive = torch.where(threshold >= SMALLEST, threshold, second)
+    largest = positive.amax()
+    positive = torch.where(positive >= SMALLEST, positive, largest if largest >= SMALLEST else torch.ones_like(largest))
+    return positive if cap is None else positive.clamp_max(cap)
 
 
 NAMED = 3  # sites that a warning names

@@ -57,15 +57,15 @@ class DataBased(Normalizer):
         """Return {site key: threshold} in the order of ``sites``."""
         nodes = {str(node.target): node for node in model.graph.nodes if node.op == "call_module"}
         stops = {nodes[site.target] for site in sites if site.target in nodes}
-        found: dict[str, Tensor] = {}
+        thresholds: dict[str, Tensor] = {}
         for site in sites:
             seen = of_site(stats, site)
             weight = self._largest_weight(model, nodes[site.target], stops - {nodes[site.target]}, seen)
             # A channel that is never active needs no guard, and none of its own threshold.
             raw = torch.where(seen.dead, torch.zeros_like(weight), torch.maximum(seen.maximum, weight))
-            found[site.key] = usable(raw, seen.maximum, site.cap)
+            thresholds[site.key] = usable(raw, seen.maximum, site.cap)
         warn_dead({site.key: stats[site.key].dead for site in sites}, "Not active on the calibration data")
-        return _applied(found) if self.compat else found
+        return _applied(thresholds) if self.compat else thresholds
 
     def _largest_weight(self, model: GraphModule, node: Node, stops: set[Node], seen: ActivationStats) -> Tensor:
         """Return the largest weight, at least 0, [] or [C], of the layers between other sites and this one."""
@@ -90,11 +90,11 @@ class DataBased(Normalizer):
 def _applied(thresholds: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the thresholds that the authors' code arrives at."""
     factor, total = torch.ones(()), torch.ones(())
-    found: dict[str, Tensor] = {}
+    applied: dict[str, Tensor] = {}
     for key, threshold in thresholds.items():
         factor = threshold / factor
-        total = found[key] = total * factor
-    return found
+        total = applied[key] = total * factor
+    return applied
 
 
 register_normalizer("data_based", DataBased)

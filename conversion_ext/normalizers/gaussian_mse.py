@@ -177,8 +177,8 @@ def least_error(mean: Tensor, std: Tensor, n: int) -> Tensor:
         product, square, _error = quantized(mean, std, middle, n)
         grows = product > square
         low, high = torch.where(grows, middle, low), torch.where(grows, high, middle)
-    found = torch.where(quantized(mean, std, low, n)[2] < errors.amin(0), low, best)
-    return constant.masked_scatter(spread, found)
+    chosen = torch.where(quantized(mean, std, low, n)[2] < errors.amin(0), low, best)
+    return constant.masked_scatter(spread, chosen)
 
 
 def quantized(mean: Tensor, std: Tensor, threshold: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -95,26 +95,26 @@ class ModelBased(Normalizer):
             low, high = torch.tensor(self.input_range, dtype=torch.float64).view(2, *[1] * len(graph.info(node).shape))
             return Interval(low, high)
         operator = operator_of(model, node)
-        found = None
+        bounds = None
         if isinstance(operator, Operator):
             context = context_of(model, node)
-            found = operator.bounds(context, [known[source] for source in context.inputs])
-        if found is None:
+            bounds = operator.bounds(context, [known[source] for source in context.inputs])
+        if bounds is None:
             module = graph.module_of(model, node)
             called = type(module).__name__ if module is not None else getattr(node.target, "__name__", node.target)
             raise unsupported(node, f"{called} as it is used here has no known bound.")
-        return found
+        return bounds
 
 
 def sources(nodes: Iterable[Node]) -> set[Node]:
     """Return all nodes that any of ``nodes`` depends on."""
-    found: set[Node] = set()
+    reached: set[Node] = set()
     open_ends = list(nodes)
     while open_ends:
-        new = set(open_ends.pop().all_input_nodes) - found
-        found |= new
+        new = set(open_ends.pop().all_input_nodes) - reached
+        reached |= new
         open_ends += new
-    return found
+    return reached
 
 
 def unsupported(node: Node, reason: str) -> UnsupportedError:

@@ -60,14 +60,14 @@ def replace_relu(
         UnsupportedError: for a network that cannot be traced or has no ReLU.
     """
     model = _modules_only(ann, leaf, skip)
-    found = [
+    relus = [
         (node, module) for node, module in graph.modules_called(model, nn.ReLU, nn.Hardtanh) if _is_relu(node, module)
     ]
-    if not found:
+    if not relus:
         raise UnsupportedError("The network has no ReLU to replace; modules of your own may need leaf= taken away.")
-    sites = [Site(graph.key_of(node), str(node.target)) for node, _ in found]
+    sites = [Site(graph.key_of(node), str(node.target)) for node, _ in relus]
     percentiles = {} if calibration is None else _percentiles(model, sites, calibration, p)
-    for node, _ in found:
+    for node, _ in relus:
         key = graph.key_of(node)
         module = make(threshold=percentiles[key]) if percentiles else make()
         graph.replace_call(model, node, module, (node.args[0],), str(node.target))
@@ -157,5 +157,5 @@ def _percentiles(model: GraphModule, sites: list[Site], calibration: Any, p: flo
     with torch.inference_mode(), Observer(model, sites, PerLayer()) as observer:
         for batch in batches(calibration):
             model(*call_inputs(batch, None))
-    found = {key: float(stats.quantile(p)) or float(stats.maximum) for key, stats in observer.stats.items()}
-    return {key: value if value > 0 else 1.0 for key, value in found.items()}
+    percentiles = {key: float(stats.quantile(p)) or float(stats.maximum) for key, stats in observer.stats.items()}
+    return {key: value if value > 0 else 1.0 for key, value in percentiles.items()}

@@ -56,8 +56,8 @@ class Recipe:
         if isinstance(self.normalizer, str):
             object.__setattr__(self, "normalizer", normalizers.get(self.normalizer)())
         if isinstance(self.tuners, tuple | list):
-            found = (tuners.get(tuner)() if isinstance(tuner, str) else tuner for tuner in self.tuners)
-            object.__setattr__(self, "tuners", tuple(found))
+            instances = (tuners.get(tuner)() if isinstance(tuner, str) else tuner for tuner in self.tuners)
+            object.__setattr__(self, "tuners", tuple(instances))
         for name, kind in (("normalizer", Normalizer), ("neuron", Neuron), ("encoder", Encoder), ("readout", Readout)):
             value = getattr(self, name)
             require(

@@ -17,11 +17,11 @@ def halves(body: GraphModule) -> tuple[GraphModule, GraphModule]:
     """Return ``split(body)``, made once for the code of ``body`` and the modules and tensors that it names."""
     named = [graph.attribute_of(body, n) for n in body.graph.nodes if n.op in ("call_module", "get_attr")]
     now = [body.code, *named]
-    seen, found = _halves.get(body, ([], None))
-    if found is None or len(seen) != len(now) or any(a is not b for a, b in zip(seen, now, strict=True)):
-        found = split(body)
-        _halves[body] = now, found
-    return found
+    seen, both = _halves.get(body, ([], None))
+    if both is None or len(seen) != len(now) or any(a is not b for a, b in zip(seen, now, strict=True)):
+        both = split(body)
+        _halves[body] = now, both
+    return both
 
 
 def split(body: GraphModule) -> tuple[GraphModule, GraphModule]:

@@ -267,18 +267,18 @@ def _terms(
 def _result(snn: SpikingNetwork, loop: Loop, how: str, example: Batch | None) -> FinetuneResult:
     """Return the best network where ``snn`` lies, with a note of what was done to it; with an example it is folded."""
     best, history, T = loop.winner(), loop.history, loop.run.T
-    found = loop.judged if best else copy.deepcopy(snn)
-    write_learned(found, loop.chosen)
-    found = found.to(next(snn.parameters()).device)
+    trained = loop.judged if best else copy.deepcopy(snn)
+    write_learned(trained, loop.chosen)
+    trained = trained.to(next(snn.parameters()).device)
     if best:
         note = (
             f"Fine-tuned for T={T} ({how}): {history[0].score:.4f} -> {history[best].score:.4f} on "
             f"{loop.samples} held-out samples in epoch {best}."
         )
-        found.record = replace(snn.record, T=T, notes=(*snn.record.notes, note))
-    if example is not None and not found.conversion.folded:
-        found = folded(found, example.samples())
-    reset(found)
+        trained.record = replace(snn.record, T=T, notes=(*snn.record.notes, note))
+    if example is not None and not trained.conversion.folded:
+        trained = folded(trained, example.samples())
+    reset(trained)
     metric = "accuracy" if loop.metric is None else loop.metric.name
     metric = metric if loop.labelled else f"agreement with the teacher ({metric})"
-    return FinetuneResult(found, tuple(history), best, loop.samples, metric)
+    return FinetuneResult(trained, tuple(history), best, loop.samples, metric)

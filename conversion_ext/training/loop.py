@@ -212,9 +212,9 @@ class Loop:
         student.agree()
         learned = student.learned() if self.number else {}  # folding BatchNorm rounds
         write_learned(self.judged, learned)
-        found = self._evaluated(self.judges)
-        self.samples, self.metric = found.samples, found.metric
-        self.history.append(Epoch(self.number, loss, float(found.score[-1]), seconds))
+        result = self._evaluated(self.judges)
+        self.samples, self.metric = result.samples, result.metric
+        self.history.append(Epoch(self.number, loss, float(result.score[-1]), seconds))
         if self.winner() == self.number:
             self.chosen = learned
 
@@ -309,8 +309,8 @@ class Loop:
         loss, count = added(torch.tensor([sum(losses), len(losses)], dtype=torch.float64)).tolist()
         self.run.student.agree()
         write_learned(self.judged, self.run.student.learned())
-        found = self._evaluated(batches)
-        return loss / count, float(found.score[-1]) * (1 if found.metric.maximize else -1)
+        result = self._evaluated(batches)
+        return loss / count, float(result.score[-1]) * (1 if result.metric.maximize else -1)
 
     def _evaluated(self, judges: Any) -> Evaluation:
         """Return the metric of ``judged`` on data with targets or, where there are none, against the teacher."""

@@ -89,14 +89,14 @@ class Student(nn.Module):
 
     def learned(self) -> dict[str, Tensor]:
         """Return a copy of every value that is learned, by its name in the converted network."""
-        found, normalized = {}, {}
+        weights, normalized = {}, {}
         for path, module in self.snn.named_modules():
             if isinstance(module, Normalized):
                 normalized |= {f"{path}.{name}": value for name, value in module.folded().items()}
             elif not isinstance(self.snn.get_submodule(path.rpartition(".")[0]), Normalized):
                 own = module.named_parameters(path, recurse=False)
-                found |= {name: p.detach().clone() for name, p in own if p.requires_grad}
-        return found | normalized
+                weights |= {name: p.detach().clone() for name, p in own if p.requires_grad}
+        return weights | normalized
 
     def agree(self) -> None:
         """Take the means over all processes of what their own batches told BatchNorm."""

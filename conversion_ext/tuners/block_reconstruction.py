@@ -180,28 +180,28 @@ class _Reconstruction:
 
     def _differentiate(self, block: Block, part: int | None, parameters: list[nn.Parameter]) -> None:
         """Put the gradient of the error on a part, which one process has, into the parameters of all."""
-        found = [None] * len(parameters)
+        gradients = [None] * len(parameters)
         if part is not None:
             with torch.enable_grad():
-                found = torch.autograd.grad(self._error(block, part), parameters, allow_unused=True)
-        for parameter, gradient in zip(parameters, found, strict=True):
+                gradients = torch.autograd.grad(self._error(block, part), parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = added(torch.zeros_like(parameter) if gradient is None else gradient)
 
     @torch.no_grad()
     def _sizes(self, block: Block) -> dict[Node, float]:
         """Return {layer: root mean square of its output} on a part of the data, the same in all processes."""
         layers = [node for node in block.nodes if isinstance(graph.module_of(block.model, node), LAYERS)]
-        found = dict[Node, float]()
+        sizes = dict[Node, float]()
 
         def see(node: Node) -> Any:
-            return lambda module, args, y: found.update({node: float(y.square().mean().sqrt())})
+            return lambda module, args, y: sizes.update({node: float(y.square().mean().sqrt())})
 
         handles = [block.model.get_submodule(str(n.target)).register_forward_hook(see(n)) for n in layers]
         if 0 in self.own:
             self._emitted(block, self.own[0])
         for handle in handles:
             handle.remove()
-        everywhere = gathered([found[node] for node in layers] if found else [])
+        everywhere = gathered([sizes[node] for node in layers] if sizes else [])
         return dict(zip(layers, max(everywhere, key=len), strict=True))
 
 

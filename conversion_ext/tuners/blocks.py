@@ -72,12 +72,12 @@ def _passages(model: GraphModule) -> list[Node]:
     nodes = [node for node in model.graph.nodes if node.op not in ("get_attr", "output") and not _is_steps(model, node)]
     order = {node: index for index, node in enumerate(model.graph.nodes)}
     last = {node: max((order[user] for user in node.users), default=-1) for node in nodes}
-    found, read = [], -1  # up to where earlier nodes are read
+    passages, read = [], -1  # up to where earlier nodes are read
     for node in nodes:
         if node.op != "placeholder" and read <= order[node] < last[node]:
-            found.append(node)
+            passages.append(node)
         read = max(read, last[node])
-    return found
+    return passages
 
 
 def _is_steps(model: GraphModule, node: Node) -> bool:
@@ -103,12 +103,12 @@ def _ends(body: GraphModule, passages: Sequence[Node]) -> list[Node]:
 
 
 def _blocks(model: GraphModule, ends: Sequence[Node]) -> list[Block]:
-    nodes, found, start = list(model.graph.nodes), list[Block](), None
+    nodes, blocks, start = list(model.graph.nodes), list[Block](), None
     order = {node: index for index, node in enumerate(nodes)}
     for end in ends:
         first = 0 if start is None else order[start] + 1
         inner = [node for node in nodes[first : order[end] + 1] if node.op != "placeholder"]
         constants = [node for node in nodes[:first] if node.op == "get_attr"]  # which may lie before the block
-        found.append(Block(model, start, (*constants, *inner)))
+        blocks.append(Block(model, start, (*constants, *inner)))
         start = end
-    return found
+    return blocks

@@ -99,9 +99,9 @@ class GraphRunner:
         if node not in self.remembers:
             return graph.call(self.model, node, value)
         reset(self.modules[node])
-        found = graph.call(self.model, node, value)
+        result = graph.call(self.model, node, value)
         reset(self.modules[node])
-        return found
+        return result
 
 
 class SpikingGraphRunner(GraphRunner):

@@ -140,12 +140,12 @@ class Activations(CallsToModules):
 
 def _noncanonical(model: GraphModule) -> dict[str, nn.Module]:
     """Return {target: module that should be there}."""
-    found: dict[str, nn.Module] = {}
+    replaced: dict[str, nn.Module] = {}
     for node, module in layers(model, nn.Hardtanh, nn.Threshold):
         if isinstance(module, nn.Hardtanh):
             wanted = clipped(module.min_val, module.max_val)
         else:
             wanted = _threshold(None, module.threshold, module.value)
         if wanted is not None and type(wanted) is not type(module):
-            found[str(node.target)] = wanted
-    return found
+            replaced[str(node.target)] = wanted
+    return replaced

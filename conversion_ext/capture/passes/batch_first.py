@@ -85,19 +85,19 @@ def _order(node: Node) -> tuple[int, ...] | None:
 
 def _entries(node: Node) -> list[tuple[Node, int]] | None:
     """Return (user, index) where all that is used of ``node`` are single entries of dimension 0, or None."""
-    found: list[tuple[Node, int]] = []
+    entries: list[tuple[Node, int]] = []
     for user in node.users:
         index: Any = user.args[1] if len(user.args) > 1 else None
         if user.target is operator.getitem and isinstance(index, int):
-            found.append((user, index))
+            entries.append((user, index))
         elif user.target in ("unbind", torch.unbind) and user.args[1:] in ((), (0,)) and not user.kwargs.get("dim"):
             if not all(part.target is operator.getitem for part in user.users):
                 return None
             chosen: list[Any] = [(part, part.args[1]) for part in user.users]
-            found += chosen
+            entries += chosen
         else:
             return None
-    return found
+    return entries
 
 
 def _take_entries(model: GraphModule, node: Node, order: tuple[int, ...]) -> None:

@@ -38,7 +38,7 @@ class BatchSize:
 
     def _foreign(self, model: GraphModule) -> list[tuple[Node, Node, Node]]:
         """Return (call, tensor it works on, batch size that it takes from elsewhere)."""
-        found = []
+        foreign = []
         for node in model.graph.nodes:
             tensor = node.args[0] if node.args else None
             if node.op not in ("call_function", "call_method") or not isinstance(tensor, Node) or _is_size(tensor):
@@ -49,8 +49,8 @@ class BatchSize:
                     continue
                 marked = info(size).batch and info(tensor).batch
                 if marked or (info(tensor).batch is None and _follows(tensor, source)):
-                    found.append((node, tensor, size))
-        return found
+                    foreign.append((node, tensor, size))
+        return foreign
 
 
 def is_batch_size(value: object, tensor: Node) -> bool:

@@ -78,9 +78,9 @@ def _bind(model: GraphModule, rule: Rule, node: Node) -> dict[str, Any] | None:
 
 def _computed(value: Any) -> bool:
     """Return whether an argument holds a node."""
-    found: list[Node] = []
-    torch.fx.map_arg(value, found.append)
-    return bool(found)
+    nodes: list[Node] = []
+    torch.fx.map_arg(value, nodes.append)
+    return bool(nodes)
 
 
 def parameter(tensor: Tensor | None) -> nn.Parameter | None:

@@ -48,20 +48,20 @@ class Flattening:
 
 def _squeezes(model: GraphModule) -> list[tuple[Node, tuple[int, ...]]]:
     """Return (call, dimensions to name) of ``squeeze()`` of everything: of one sample it would drop the batch too."""
-    found = []
+    squeezes = []
     for node in model.graph.nodes:
         source = node.args[0] if node.args else None
         # With its kind of call: a module may have the name of a method.
         named = (node.op, node.target) in (("call_function", torch.squeeze), ("call_method", "squeeze"))
         plain = named and len(node.args) == 1 and not node.kwargs
         if plain and isinstance(source, Node) and info(source).is_tensor:
-            found.append((node, tuple(d for d, size in enumerate(info(source).shape) if d and size == 1)))
-    return found
+            squeezes.append((node, tuple(d for d, size in enumerate(info(source).shape) if d and size == 1)))
+    return squeezes
 
 
 def _found(model: GraphModule) -> list[tuple[Node, nn.Module, nn.Module | None]]:
     """Return (call, module in its place, module after that)."""
-    found = []
+    matches = []
     for node in model.graph.nodes:
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
         function = node.op == "call_function" and getattr(torch, name, None) is node.target
@@ -72,8 +72,8 @@ def _found(model: GraphModule) -> list[tuple[Node, nn.Module, nn.Module | None]]
         else:
             pool, flatten = _flatten(str(name), node), None
         if pool is not None:
-            found.append((node, pool, flatten))
-    return found
+            matches.append((node, pool, flatten))
+    return matches
 
 
 def _flatten(name: str, node: Node) -> nn.Module | None:

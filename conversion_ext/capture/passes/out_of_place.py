@@ -41,8 +41,8 @@ class OutOfPlace:
 
     def run(self, model: GraphModule) -> None:
         """Rewrite every in-place module, method, operator and function."""
-        found = [node for node in model.graph.nodes if _is_in_place(model, node)]
-        for node in found:
+        in_place = [node for node in model.graph.nodes if _is_in_place(model, node)]
+        for node in in_place:
             changed = _first(node)
             on_tensor = isinstance(changed, Node) and "dropout" not in _name(model, node)
             if not _make_pure(model, node):
@@ -121,15 +121,15 @@ def _names_of(model: GraphModule, changed: Node, order: dict[Node, int]) -> list
     """Return (node, relation) of all nodes made before now whose value shares memory with that of ``changed``."""
     if not _located(changed):
         return _named(model, changed)
-    found = []
+    names = []
     (place,) = _memory(changed)
     for other in order:
         memory = _memory(other)
         if other is changed or memory == (place,):
-            found.append((other, _SAME))
+            names.append((other, _SAME))
         elif overlap(memory, (place,)):
-            found.append((other, _PART))
-    return found
+            names.append((other, _PART))
+    return names
 
 
 def _located(node: Node) -> bool:
@@ -171,7 +171,7 @@ def _named(model: GraphModule, node: Node) -> list[tuple[Node, str]]:
         if base.target is operator.getitem:
             parts[step[0]] = base.args[1]
         base, relation = step[0], _PART if _PART in (relation, step[1]) else _SAME
-    found = {base: relation}
+    names = {base: relation}
     stack = [base]
     while stack:
         name = stack.pop()
@@ -179,11 +179,11 @@ def _named(model: GraphModule, node: Node) -> list[tuple[Node, str]]:
             step = _alias(model, user)
             if name in parts and _other_number(user.args[1], parts[name]):
                 continue  # another chunk of the same tensor
-            if step is not None and step[0] is name and user not in found:
-                found[user] = _PART if _PART in (found[name], step[1]) else _SAME
+            if step is not None and step[0] is name and user not in names:
+                names[user] = _PART if _PART in (names[name], step[1]) else _SAME
                 stack.append(user)
-    found[node] = _SAME
-    return list(found.items())
+    names[node] = _SAME
+    return list(names.items())
 
 
 def _other_number(index: object, other: object) -> bool:

@@ -77,7 +77,7 @@ class _InPlaceOf(torch.autograd.Function):
 def _before_sites(snn: SpikingNetwork) -> dict[nn.Module, float]:
     """Return {weight layer: what the neurons behind it keep of their potential}, if there are any."""
     kept: dict[Any, float] = {}
-    found: dict[nn.Module, float] = {}
+    before: dict[nn.Module, float] = {}
     for node in reversed(snn.body.graph.nodes):
         module = graph.module_of(snn.body, node)
         if isinstance(module, SpikingSite):
@@ -93,11 +93,11 @@ def _before_sites(snn: SpikingNetwork) -> dict[nn.Module, float]:
             value = kept[node]
             layers = [] if module is None else [part for part in module.modules() if isinstance(part, WEIGHTS)]
             for layer in layers:
-                require(layer not in found, f"{node.target} is called twice, and a trace is that of one input.")
-                found[layer] = value
+                require(layer not in before, f"{node.target} is called twice, and a trace is that of one input.")
+                before[layer] = value
         for source in node.all_input_nodes:
             kept[source] = value
-    return found
+    return before
 
 
 register_gradient("ottt", OTTT())
