@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
+import sys
 from collections.abc import Callable, Iterator
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
 from conversion_ext.errors import UnknownNameError
@@ -72,12 +74,18 @@ class Registry(Generic[T]):
 
 def load_plugins() -> None:
     """Import what installed packages offer in the entry-point group ``conversion_ext.plugins``, once each."""
-    for point in entry_points(group=PLUGIN_GROUP):
+    for point in _plugins(tuple(sys.path)):
         if point.value not in _loaded:
             _loaded.add(point.value)
             plugin: Any = point.load()
             if callable(plugin):
                 plugin()
+
+
+@functools.lru_cache(maxsize=1)
+def _plugins(path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """Return the entry points of all packages on ``path``: reading them takes milliseconds, asked for often."""
+    return tuple(entry_points(group=PLUGIN_GROUP))
 
 
 def import_siblings(package: str, path: list[str]) -> None:
