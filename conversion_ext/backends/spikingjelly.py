@@ -188,8 +188,10 @@ class SpikingJellyBackend(Backend):
     def neuron(self, spec: Neuron) -> nn.Module:
         """Return ``IFNode``, ``LIFNode`` or ``ParametricLIFNode``, else ``SpikingJellyNode``: ``MemoryModule``s all."""
         check_neuron(spec, self.name)
-        if not (type(spec) is IF or type(spec) is LIF or (type(spec) is PLIF and spec.beta < 1)):
+        stock = (type(spec) is IF and spec.stock) or type(spec) is LIF or (type(spec) is PLIF and spec.beta < 1)
+        if not stock:
             return framework_subclass(BASE, "MemoryModule", SpikingJellyNode)(spec)
+        assert isinstance(spec, IF | LIF | PLIF)
         v_reset = 0.0 if spec.reset is Reset.ZERO else None
         options = {"v_threshold": 1.0, "v_reset": v_reset, "surrogate_function": _framework("surrogate").ATan()}
         if isinstance(spec, LIF):

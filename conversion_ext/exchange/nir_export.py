@@ -23,8 +23,8 @@ __all__ = ["to_nir"]
 def to_nir(snn: SpikingNetwork, *, reader: str | None = None, T: int | None = None) -> Any:
     """Return a folded network as a ``nir.NIRGraph``, which ``nir.write`` puts into an HDF5 file.
 
-    NIR's IF neuron knows neither soft reset nor an initial potential. Both stand in its metadata, from which
-    ``from_nir`` builds the same network, spike for spike. Other packages lose them; ``reader`` writes pools,
+    NIR's IF neuron knows neither soft reset nor an initial potential nor a floor. They stand in its metadata, from
+    which ``from_nir`` builds the same network, spike for spike. Other packages lose them; ``reader`` writes pools,
     resistances, thresholds, flatten axes and scales (as 1 x 1 convolutions) as each of them reads them. With ``T``
     biases also hold ``v_init / T``, after which the counts of T steps are right where the reset is soft, though not
     their times. A network of hard reset and ``v_init=0`` is exact in SpikingJelly, snnTorch and norse.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import keyword
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +241,9 @@ def _neuron(reader: _Import, name: str, node: Any) -> list[nn.Module]:
     require(bool((height > 0).all()), f"The NIR node {name!r} resets to or above its threshold.", UnsupportedError)
     mode = Reset(str(about.get("reset", "zero")))
     spec, gain = _dynamics(reader, name, kind, node, r, mode)
+    if isinstance(spec, IF):
+        floor = about.get("floor")
+        spec = replace(spec, strict=about.get("spike") == ">", floor=None if floor is None else float(floor))
     start = _tensor(np.asarray(about["v_init"])) if "v_init" in about else rest
     site = reader.site(name, spec, _compact((start - rest) / height))
     scale = gain / height

@@ -12,10 +12,11 @@ from torch.fx import Node
 
 from conversion_ext import graph
 from conversion_ext.exchange.nir_canvas import Canvas, Value, numbers
+from conversion_ext.exchange.readers import Reader
 from conversion_ext.graph.layers import ADAPTIVE_AVERAGE_POOLS, WEIGHTS
 from conversion_ext.network.site import SpikingSite
 from conversion_ext.network.time import ExpandTime
-from conversion_ext.neurons import IF, LIF, PLIF
+from conversion_ext.neurons import IF, LIF, PLIF, Neuron
 from conversion_ext.nn.channel_scale import ChannelScale
 from conversion_ext.operators.arithmetic import Sum
 from conversion_ext.operators.base import operator_of
@@ -144,7 +145,7 @@ def _site(canvas: Canvas, node: Node, site: SpikingSite) -> Value | None:
         written = _neuron(canvas, spec, shape)
         if canvas.reader.metadata:
             own = (start + ((i + 0.5) / site.copies - 0.5)).contiguous()
-            written.metadata = {"reset": str(spec.reset.value), "v_init": numbers(own), "spike": ">="}
+            written.metadata = {"reset": str(spec.reset.value), "v_init": numbers(own), **_comparison(spec)}
         copies += canvas.add(node, written, value.sources).sources
         if i:
             written.metadata["key"] += f", copy {i + 1}"
@@ -154,7 +155,7 @@ def _site(canvas: Canvas, node: Node, site: SpikingSite) -> Value | None:
 def _neuron(canvas: Canvas, spec: IF | LIF | PLIF, shape: tuple[int, ...]) -> Any:
     reader, nir = canvas.reader, canvas.nir
     full = lambda value: np.full(shape, value, dtype=np.float32)  # noqa: E731
-    threshold = full(np.nextafter(np.float32(1), np.float32(0)) if reader.strict else 1)
+    threshold = full(_threshold(spec, reader))
     beta = torch.as_tensor(spec.beta).item() if isinstance(spec, PLIF) else 1.0
     if isinstance(spec, IF) or (isinstance(spec, PLIF) and beta == 1):
         if not reader.leaky:
@@ -164,6 +165,21 @@ def _neuron(canvas: Canvas, spec: IF | LIF | PLIF, shape: tuple[int, ...]) -> An
     tau = spec.tau if isinstance(spec, LIF) else 1 / (1 - beta)
     decays = isinstance(spec, LIF) and spec.decay_input
     return nir.LIF(full(tau * dt), full(1 if decays else tau), full(0), threshold, full(0))
+
+
+def _threshold(spec: Neuron, reader: Reader) -> np.float32:
+    """Return 1, or an ulp less or more where the reader compares otherwise than ``spec``."""
+    strict = isinstance(spec, IF) and spec.strict
+    if reader.metadata or strict == reader.strict:
+        return np.float32(1)
+    return np.nextafter(np.float32(1), np.float32(2 if strict else 0))
+
+
+def _comparison(spec: Neuron) -> dict[str, Any]:
+    """Return how ``spec`` compares, and where its potentials stop, for ``from_nir``."""
+    if not isinstance(spec, IF):
+        return {"spike": ">="}
+    return {"spike": ">" if spec.strict else ">=", **({} if spec.floor is None else {"floor": float(spec.floor)})}
 
 
 def _per_channel(value: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from conversion_ext.graph.layers import TRANSPOSED
 from conversion_ext.integer.modules import IntegerInput, IntegerStepping
 from conversion_ext.network.site import SpikingSite
 from conversion_ext.network.spiking_network import SpikingNetwork
+from conversion_ext.neurons import IF
 from conversion_ext.nn.channel_scale import ChannelScale
 
 __all__ = ["IntegerLayer", "IntegerNeurons", "overflows", "parameters"]
@@ -34,12 +35,19 @@ class IntegerLayer:
 
 @dataclass(frozen=True)
 class IntegerNeurons:
-    """A site: its ``threshold``, the potential before the first step, what is added to each current, in its units."""
+    """A site: its ``threshold``, the potential before the first step, what is added to each current, in its units.
+
+    ``floor`` is where potentials stop behind a spike, None: at no other than the end of their bits; ``strict`` says
+    that they have to exceed the threshold, ``reset`` what a spike does to them: "subtract" or "zero".
+    """
 
     threshold: int
     bits: int
     v_init: Tensor
     bias: Tensor
+    floor: int | None = None
+    strict: bool = False
+    reset: str = "subtract"
 
 
 def parameters(snn: SpikingNetwork) -> dict[str, IntegerLayer | IntegerNeurons | IntegerInput]:
@@ -53,10 +61,23 @@ def parameters(snn: SpikingNetwork) -> dict[str, IntegerLayer | IntegerNeurons |
         elif isinstance(module, SpikingSite):
             stepping: Any = module.stepping
             start, bias = (_int(v * stepping.threshold) for v in (module.v_init, module.bias / module.threshold))
-            parameters[module.key] = IntegerNeurons(stepping.threshold, stepping.bits, start, bias)
+            parameters[module.key] = IntegerNeurons(stepping.threshold, stepping.bits, start, bias, **_of(module))
         elif hasattr(module, "weight_exponent"):
             parameters[graph.key_of(node)] = _layer(module)
     return parameters
+
+
+def _of(site: SpikingSite) -> dict[str, Any]:
+    """Return what distinguishes the neurons of ``site`` from IF with soft reset."""
+    if not isinstance(site.spec, IF):
+        return {}
+    floor = site.spec.floor
+    scale = cast(IntegerStepping, site.stepping).threshold
+    return {
+        "floor": None if floor is None else round(floor * scale),
+        "strict": site.spec.strict,
+        "reset": str(site.spec.reset.value),
+    }
 
 
 def _layer(module: Any) -> IntegerLayer:

@@ -174,6 +174,9 @@ def _site(operator: Spiking, context: NodeContext, grids: Sequence[Any], widths:
     site = copy.deepcopy(context.module)
     if type(site.spec) not in NEURONS:
         raise refused(context, f"holds {site.spec!r}, which does more than add.", "Use IF, SignedIF or BurstIF.")
+    floor = getattr(site.spec, "floor", None)
+    if floor is not None and not (floor * 2**widths.exponent).is_integer():
+        raise refused(context, f"has a floor of {floor}, no integer in {widths.state} bits.", "Use IF(floor=-1.0).")
     if site.neurons > 1:
         raise refused(context, "has several neurons for an activation.", "Use a recipe without copies and pairs.")
     if site.clock is not None:

@@ -36,7 +36,7 @@ class SurrogateStepping(Stepping):
     def _run(self, spec: Neuron, z_seq: Tensor, start: Tensor) -> Tensor:
         if self.held is None:
             self.held = spec.start(initial_potential(start, z_seq[0]))
-        if type(spec) is IF and spec.reset is Reset.SUBTRACT:
+        if type(spec) is IF and spec.stock and spec.reset is Reset.SUBTRACT:
             spikes, v = _SoftReset.apply(z_seq, self.held[0])
             self.held = (v,)
             return spikes

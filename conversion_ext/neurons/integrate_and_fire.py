@@ -26,11 +26,18 @@ class IF(Neuron):
     the total that its first ``k + d`` inputs let it expect (see ``LookAhead``). Use it where trains are uneven and some
     latency can be spared: a run of T steps decides ``d`` steps later for every site behind the first. With
     ``d >= T - 1`` counts are those of constant current. The neuron itself stays as it is.
+
+    ``floor``: after the reset the potential is raised to it, ``v = max(v, floor)``, in thresholds and at most 0. Use it
+    where a chip has few bits for potentials: ``floor=-1.0`` is what DYNAP-CNN and sinabs do, and differs in hardly a
+    spike. ``strict``: a spike needs ``m > 1``, as on Loihi 2. Both follow published rules of chips; neither is of use
+    elsewhere.
     """
 
     v_init: float = 0.5
     reset: Reset = Reset.SUBTRACT
     lookahead: int = field(default=0, kw_only=True)
+    floor: float | None = field(default=None, kw_only=True)
+    strict: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         require(isinstance(self.reset, Reset), f"IF(reset={self.reset!r}): use Reset.SUBTRACT or Reset.ZERO.")
@@ -40,11 +47,27 @@ class IF(Neuron):
             self.lookahead == 0 or self.reset is Reset.SUBTRACT,
             f"{self}: looking ahead counts what was not yet sent, which a hard reset forgets; use Reset.SUBTRACT.",
         )
+        require(
+            self.floor is None
+            or (isinstance(self.floor, Real) and not isinstance(self.floor, bool) and -torch.inf < self.floor <= 0),
+            f"IF(floor={self.floor!r}): potentials stop at a finite number of thresholds, at most 0, or None for none.",
+        )
+        require(isinstance(self.strict, bool), f"IF(strict={self.strict!r}): use True or False.")
+        require(
+            self.lookahead == 0 or self.floor is None,
+            f"{self}: looking ahead counts what was not yet sent, which a floor forgets; leave out one of the two.",
+        )
 
     def __repr__(self) -> str:
-        """Name the look-ahead where there is one."""
-        more = f", lookahead={self.lookahead}" if self.lookahead else ""
+        """Name what is not as usual."""
+        usual = {"lookahead": 0, "floor": None, "strict": False}
+        more = "".join(f", {n}={getattr(self, n)!r}" for n, value in usual.items() if getattr(self, n) != value)
         return f"IF(v_init={self.v_init!r}, reset={self.reset!r}{more})"
+
+    @property
+    def stock(self) -> bool:
+        """Whether it does what IF neurons of the frameworks do: it has no floor and fires at the threshold."""
+        return self.floor is None and not self.strict
 
     @property
     def ahead(self) -> int:
@@ -52,14 +75,16 @@ class IF(Neuron):
         return self.lookahead
 
     def hosting(self, neuron: Neuron) -> Neuron:
-        """Return ``neuron``, looking ahead as this one does."""
-        return replace(neuron, lookahead=self.lookahead) if isinstance(neuron, IF) else neuron
+        """Return ``neuron``, looking ahead as this one does, and with its floor and comparison."""
+        own = {"lookahead": self.lookahead, "floor": self.floor, "strict": self.strict}
+        return replace(neuron, **own) if isinstance(neuron, IF) else neuron
 
     def step(self, x: Tensor, state: State, heaviside: Heaviside) -> tuple[Tensor, State]:
         """Charge, fire, reset."""
         m = state[0] + x
-        s = heaviside(m - 1)
-        return s, ((m - s) if self.reset is Reset.SUBTRACT else m * (1 - s),)
+        s = 1 - heaviside(1 - m) if self.strict else heaviside(m - 1)
+        v = m - s if self.reset is Reset.SUBTRACT else m * (1 - s)
+        return s, (v if self.floor is None else v.clamp_min(self.floor),)
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,8 @@ def advance(
     differentiable = torch.is_grad_enabled() and (x_seq.requires_grad or state[0].requires_grad)
     if type(spec) is IF and not differentiable:
         state = state if in_place else (state[0].clone(),)
-        return _fire(state[0], x_seq, spec.reset, count), state
-    if type(spec) is IF and spec.reset is Reset.SUBTRACT and detach_reset and count is None:
+        return _fire(spec, state[0], x_seq, count), state
+    if type(spec) is IF and spec.stock and spec.reset is Reset.SUBTRACT and detach_reset and count is None:
         above, v = Charge.apply(x_seq.to(state[0].dtype), state[0])
         return heaviside(above).to(x_seq.dtype), (v,)
     spikes: list[Tensor] = []
@@ -82,20 +82,23 @@ class Charge(torch.autograd.Function):
         return total, later
 
 
-def _fire(v: Tensor, x_seq: Tensor, reset: Reset, count: Tensor | None) -> Tensor:
+def _fire(spec: IF, v: Tensor, x_seq: Tensor, count: Tensor | None) -> Tensor:
     """Advance the potential ``v`` of IF neurons in place, without autograd; return the spikes."""
     spikes = torch.empty_like(x_seq)
+    fires = torch.gt if spec.strict else torch.ge
     one = torch.ones((), dtype=v.dtype, device=v.device)  # a number would be made a tensor at each comparison
     for x_part, v_part, s_part, c_part in _parts(x_seq, v, spikes, count):
         wide = x_part.to(v.dtype)  # arithmetic between two dtypes costs more than a conversion
         fired = s_part if wide is x_part else torch.empty_like(wide)
         for x, s in zip(wide, fired, strict=True):
             v_part.add_(x)
-            torch.ge(v_part, one, out=s)
-            if reset is Reset.SUBTRACT:
+            fires(v_part, one, out=s)
+            if spec.reset is Reset.SUBTRACT:
                 v_part.sub_(s)
             else:
                 v_part.addcmul_(v_part, s, value=-1)  # v - v = 0 where it fired, exactly
+            if spec.floor is not None:
+                v_part.clamp_min_(spec.floor)
             if c_part is not None:  # now that it is in the cache
                 c_part.add_(s)
         if wide is not x_part:

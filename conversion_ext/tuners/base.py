@@ -97,9 +97,9 @@ class ResidualTuner(SteppingTuner):
     """
 
     def check(self, neuron: Neuron) -> None:
-        """Raise unless ``neuron`` is IF with soft reset."""
-        soft = type(neuron) is IF and neuron.reset is Reset.SUBTRACT
-        require(soft, f"{self} needs IF neurons with soft reset, and here they are {neuron}.")
+        """Raise unless ``neuron`` is IF with soft reset and without a floor."""
+        keeps = type(neuron) is IF and neuron.reset is Reset.SUBTRACT and neuron.floor is None
+        require(keeps, f"{self} needs IF neurons with soft reset and without a floor, and here they are {neuron}.")
         require(neuron.ahead == 0, f"{self} sets the pace of sites, and so does look-ahead; leave out one of them.")
 
     def reaches(self, site: SpikingSite) -> bool:

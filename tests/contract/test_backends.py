@@ -22,6 +22,7 @@ from conversion_ext.types import Reset
 SPECS = {
     "soft": IF(), "hard": IF(reset=Reset.ZERO), "signed": SignedIF(), "encoder": SignedEncoder(),
     "plif": PLIF(), "hard plif": PLIF(reset=Reset.ZERO), "burst": BurstIF(2), "signed burst": BurstIF(2, signed=True),
+    "floor": IF(floor=-0.5), "strict": IF(strict=True), "all": IF(reset=Reset.ZERO, floor=-1.0, strict=True),
 }  # fmt: skip
 MODES = ("s", "m")
 
@@ -50,8 +51,9 @@ def oracle(spec: Neuron, x_seq: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, 
             least = np.minimum(count, spec.max_spikes) if spec.signed else np.zeros_like(v)
             s = np.clip(np.floor(m), -least, spec.max_spikes).astype(v.dtype)
         else:
-            s = (m >= one).astype(v.dtype)
+            s = ((m > one) if getattr(spec, "strict", False) else (m >= one)).astype(v.dtype)
         v = np.where(s > 0, 0, m) if getattr(spec, "reset", None) is Reset.ZERO else m - s
+        v = v if getattr(spec, "floor", None) is None else np.maximum(v, v.dtype.type(spec.floor))
         count = count + s
         spikes.append(s)
     return np.stack(spikes), v

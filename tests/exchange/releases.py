@@ -76,6 +76,7 @@ def networks() -> dict[str, tuple[SpikingNetwork, Tensor]]:
         "magnitude": made(network_for("cao2015_adapted"), recipe="cao2015_adapted"),
         "filtered": made(bias_free(), recipe=cx.Recipe(neuron=Filtered(leaky, tau=2.0)), T=None),
         "refractory": made(bias_free(), recipe=cx.Recipe(neuron=RefractoryLIF()), T=None),
+        "floor": made(bias_free(), recipe=cx.Recipe(neuron=cx.IF(0.25, cx.Reset.ZERO, floor=-1.0, strict=True))),
         "relays": of_zoo("bottleneck", relay=True),
     }
     for site in found["learned"][0].sites().values():

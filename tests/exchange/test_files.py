@@ -113,6 +113,14 @@ def test_in_integers(backend: str, tmp_path: Path) -> None:
     assert loaded.conversion.widths == snn.conversion.widths
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_floors_and_strict_thresholds(backend: str, tmp_path: Path) -> None:
+    recipe = cx.Recipe(neuron=cx.IF(0.25, floor=-1.0, strict=True))
+    snn = small(backend, recipe=recipe)
+    assert_kept(snn, images(), tmp_path)
+    assert_kept(integers(snn, images()), images(), tmp_path)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_dtypes(dtype: torch.dtype, tmp_path: Path) -> None:
     assert_kept(small().to(dtype), images().to(dtype), tmp_path)

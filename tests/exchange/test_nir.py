@@ -64,7 +64,9 @@ def test_our_reader_is_exact_after_hdf5(name: str, backend: str, tmp_path: Path)
 @pytest.mark.parametrize(
     "neuron",
     [
-        cx.IF(0.25), cx.IF(0.0, cx.Reset.ZERO), LIF(tau=4.0), LIF(tau=4.0, decay_input=False), PLIF(beta=0.875), PLIF(),
+        cx.IF(0.25), cx.IF(0.0, cx.Reset.ZERO), cx.IF(floor=-1.0),
+        cx.IF(0.0, cx.Reset.ZERO, floor=-0.5, strict=True), LIF(tau=4.0), LIF(tau=4.0, decay_input=False),
+        PLIF(beta=0.875), PLIF(),
         LIF(tau=3.0, reset=cx.Reset.SUBTRACT),
     ],
     ids=repr,
@@ -78,6 +80,8 @@ def test_neurons(neuron: Any, tmp_path: Path) -> None:
     x = 8 * images()
     ours, theirs = cx.simulate(snn, x, T=T), cx.simulate(again, x, T=T)
     torch.testing.assert_close(ours.output, theirs.output, rtol=1e-5, atol=1e-6)
+    if isinstance(neuron, cx.IF):
+        assert all(replace(site.spec, v_init=neuron.v_init) == neuron for site in again.sites().values())
     assert min(float(rate.mean()) for rate in ours.firing_rate.values()) > 0
 
 
@@ -135,6 +139,20 @@ def test_spinnaker2_gets_what_its_rules_ask_for() -> None:
     plain = to_nir(converted("average-pool CNN"), reader="spinnaker2")
     first = next(name for name, node in graph.nodes.items() if isinstance(node, nir.Conv2d))
     np.testing.assert_allclose(graph.nodes[first].bias - plain.nodes[first].bias, 0.5 / T, rtol=0, atol=1e-6)
+
+
+def test_thresholds_are_moved_by_an_ulp_where_a_reader_compares_otherwise() -> None:
+    one = np.float32(1)
+    for strict, reader, sign in (
+        (False, "norse", -1),
+        (True, "norse", 0),
+        (False, "spikingjelly", 0),
+        (True, "sinabs", 1),
+    ):
+        graph = to_nir(converted("MLP", recipe=cx.Recipe(neuron=cx.IF(0.0, strict=strict))), reader=reader)
+        node = next(node for node in graph.nodes.values() if isinstance(node, nir.IF))
+        expected = one if sign == 0 else np.nextafter(one, np.float32(1 + sign))
+        assert np.all(node.v_threshold == expected), (strict, reader)
 
 
 def test_a_mean_over_space_and_functions() -> None:

@@ -47,10 +47,11 @@ def pixels(*shape: int, seed: int = 0) -> torch.Tensor:
     return x / 255
 
 
-def block(backend: str = "reference") -> tuple[Any, torch.Tensor]:
+def block(backend: str = "reference", neuron: cx.IF | None = None) -> tuple[Any, torch.Tensor]:
     torch.manual_seed(3)
     x = pixels(4, 1, 8, 8)
-    return cx.convert(Block(), x, recipe=cx.Recipe(cx.Maximum()), backend=backend, progress=False), x
+    recipe = cx.Recipe(cx.Maximum(), neuron or cx.IF())
+    return cx.convert(Block(), x, recipe=recipe, backend=backend, progress=False), x
 
 
 def small(name: str, recipe: Any = "default", backend: str = "reference", **options: Any) -> tuple[Any, torch.Tensor]:
@@ -113,8 +114,9 @@ class Oracle:
         charged, limit = self.v[key] + z, 2 ** (site.bits - 1)
         held = np.minimum(np.maximum(charged, -limit), limit - 1)
         self.overflows += int((held != charged).sum())
-        s = (held >= site.threshold).astype(int).astype(object)
-        self.v[key] = held - s * site.threshold
+        s = (held > site.threshold if site.strict else held >= site.threshold).astype(int).astype(object)
+        v = held - s * site.threshold if site.reset == "subtract" else held * (1 - s)
+        self.v[key] = v if site.floor is None else np.maximum(v, site.floor)
         return s
 
     def step(self) -> Any:
@@ -138,9 +140,15 @@ def windows(count: Any) -> Any:
 
 
 @pytest.mark.parametrize("backend", available())
-@pytest.mark.parametrize(("weight_bits", "state_bits"), [(8, 24), (4, 16), (8, 9)])
-def test_a_network_is_what_python_integers_compute(backend, weight_bits, state_bits):
-    snn, x = block(backend)
+@pytest.mark.parametrize(
+    ("weight_bits", "state_bits", "neuron"),
+    [
+        (8, 24, cx.IF()), (4, 16, cx.IF()), (8, 9, cx.IF()), (8, 16, cx.IF(floor=-1.0)),
+        (4, 8, cx.IF(0.25, cx.Reset.ZERO, floor=-0.5, strict=True)),
+    ],
+)  # fmt: skip
+def test_a_network_is_what_python_integers_compute(backend, weight_bits, state_bits, neuron):
+    snn, x = block(backend, neuron)
     whole = integers(snn, x, weight_bits=weight_bits, state_bits=state_bits, overflow="saturate")
     oracle = Oracle(whole, x)
     layers = [layer for layer in oracle.p.values() if isinstance(layer, IntegerLayer)]
@@ -238,6 +246,12 @@ def test_neurons_that_add_and_compare_are_integers(name, recipe, options):
         assert torch.equal(other.outputs, results[0].outputs)
     exact = cx.simulate(snn, x, 12).output
     assert float((results[0].output - exact).norm() / exact.norm()) < 0.5
+
+
+def test_a_floor_that_is_no_integer_is_refused():
+    snn, x = block(neuron=cx.IF(floor=-0.3))
+    with pytest.raises(cx.errors.UnsupportedError, match=r"a floor of -0.3, no integer in 16 bits"):
+        integers(snn, x, state_bits=16)
 
 
 def test_biases_of_sites_are_integers_too():

@@ -14,7 +14,7 @@ from conversion_ext.types import Family, Reset
 
 SPECS = (
     IF(), IF(v_init=0.0), IF(reset=Reset.ZERO), SignedIF(), SignedEncoder(), SignedEncoder(v_init=-0.25),
-    BurstIF(2), BurstIF(2, signed=True, v_init=0.25),
+    BurstIF(2), BurstIF(2, signed=True, v_init=0.25), IF(floor=-1.0), IF(0.25, Reset.ZERO, floor=-0.5, strict=True),
 )  # fmt: skip
 
 
@@ -66,7 +66,10 @@ def test_spikes_take_only_the_values_of_the_family(spec: Neuron) -> None:
     assert spikes.unique().tolist() == list(range(-spec.levels if signed else 0, spec.levels + 1))
 
 
-@pytest.mark.parametrize("spec", [s for s in SPECS if getattr(s, "reset", None) is not Reset.ZERO], ids=repr)
+KEEPING = [s for s in SPECS if getattr(s, "reset", None) is not Reset.ZERO and getattr(s, "floor", None) is None]
+
+
+@pytest.mark.parametrize("spec", KEEPING, ids=repr)
 def test_soft_reset_conserves_charge(spec: Neuron) -> None:
     x_seq = dyadic(64, 500, -2, 2)
     spikes, state = advance(spec, x_seq, start(spec, x_seq), heaviside)
@@ -85,7 +88,7 @@ def test_hard_reset_starts_anew_after_each_spike() -> None:
 
 
 LAW = (
-    IF(), IF(v_init=0.0), IF(v_init=0.9375), SignedIF(), SignedIF(v_init=0.0),
+    IF(), IF(v_init=0.0), IF(v_init=0.9375), IF(floor=-1.0), SignedIF(), SignedIF(v_init=0.0),
     BurstIF(), BurstIF(1), BurstIF(3, v_init=0.0), BurstIF(3, signed=True), BurstIF(15, signed=True, v_init=0.9375),
 )  # fmt: skip
 
@@ -97,6 +100,55 @@ def test_a_constant_input_gives_the_count_of_the_law(spec: Neuron) -> None:
     x_seq = z.expand(T, -1)
     spikes, _ = advance(spec, x_seq, start(spec, x_seq), heaviside)
     assert torch.equal(spikes.sum(0), (T * z + spec.v_init).floor().clamp(0, T * spec.levels))
+
+
+def test_a_strict_neuron_waits_for_more_than_the_threshold() -> None:
+    """A constant input z gives ``clamp(ceil(T z + v_init) - 1, 0, T)`` spikes: the law of IF but for ties."""
+    T, spec = 48, IF(0.25, strict=True)
+    z = torch.arange(-32, 97, dtype=torch.float64) / 64
+    x_seq = z.expand(T, -1)
+    spikes, _ = advance(spec, x_seq, start(spec, x_seq), heaviside)
+    assert torch.equal(spikes.sum(0), ((T * z + spec.v_init).ceil() - 1).clamp(0, T))
+    ties = advance(IF(0.25), x_seq, start(spec, x_seq), heaviside)[0].sum(0) != spikes.sum(0)
+    assert torch.equal(ties, ((T * z + 0.25) % 1 == 0) & (z > 0) & (T * z + 0.25 <= T))
+
+
+def test_a_floor_is_as_far_as_potentials_fall() -> None:
+    x_seq = dyadic(200, 300, -2, 1)
+    for reset in Reset:
+        free, floored = IF(reset=reset), IF(reset=reset, floor=-1.0)
+        potentials = []
+        for spec in (free, floored):
+            state, seen = start(spec, x_seq), []
+            for x in x_seq:
+                _, state = spec.step(x, state, heaviside)
+                seen.append(state[0])
+            potentials.append(torch.stack(seen))
+        assert potentials[0].min() < -10
+        assert potentials[1].min() == -1
+        # Up to the first potential below the floor the two are one.
+        same = (potentials[0].cummin(0).values >= -1).float()
+        assert torch.equal(same * potentials[0], same * potentials[1])
+
+
+@pytest.mark.parametrize(
+    "options", [{"floor": 0.5}, {"floor": float("nan")}, {"floor": -float("inf")}, {"floor": "low"}, {"floor": True}]
+)
+def test_refuses_a_floor_that_is_none(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"IF\(floor=.*at most 0, or None"):
+        IF(**options)
+
+
+def test_floor_and_comparison_are_told_and_checked() -> None:
+    assert (
+        repr(IF(floor=-1.0, strict=True))
+        == "IF(v_init=0.5, reset=<Reset.SUBTRACT: 'subtract'>, floor=-1.0, strict=True)"
+    )
+    with pytest.raises(ValueError, match=r"strict=1"):
+        IF(strict=1)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"which a floor forgets"):
+        IF(lookahead=1, floor=-1.0)
+    assert IF(floor=-1.0, strict=True).hosting(IF(0.25)) == IF(0.25, floor=-1.0, strict=True)
 
 
 @pytest.mark.parametrize("spec", [SignedIF(), BurstIF(3, signed=True)], ids=repr)

@@ -22,6 +22,7 @@ from tests import zoo
 
 SPECS: list[Neuron] = [
     IF(), IF(reset=Reset.ZERO), SignedIF(), SignedEncoder(), BurstIF(2, signed=True), LIF(), Filtered(IF()),
+    IF(floor=-0.5), IF(reset=Reset.ZERO, strict=True, floor=-0.5),
 ]  # fmt: skip
 
 

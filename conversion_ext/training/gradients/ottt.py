@@ -83,7 +83,7 @@ def _before_sites(snn: SpikingNetwork) -> dict[nn.Module, float]:
         if isinstance(module, SpikingSite):
             spec = module.spec
             require(
-                (type(spec) is IF or type(spec) is LIF) and not spec.ahead,
+                ((type(spec) is IF and spec.floor is None) or type(spec) is LIF) and not spec.ahead,
                 f"{module.key} has {spec}, whose potential is no sum of inputs; OTTT is for IF and LIF.",
             )
             value = 1 - 1 / spec.tau if isinstance(spec, LIF) else 1.0

@@ -49,8 +49,8 @@ class TSSLBP(WholeTrains):
     def stepping(self, spec: Neuron) -> Stepping:
         """Return spikes with the gradients of their times."""
         require(
-            type(spec) is IF or type(spec) is LIF,
-            f"{self} is for IF and LIF neurons, and here they are {spec}; use another gradient.",
+            (type(spec) is IF and spec.floor is None) or type(spec) is LIF,
+            f"{self} is for IF and LIF neurons without a floor, and here they are {spec}; use another gradient.",
         )
         assert isinstance(spec, IF | LIF)
         soft = spec.reset is Reset.SUBTRACT
