@@ -74,7 +74,8 @@ def clipped_share(
     for inputs in Samples(snn, data, sequence):
         run = runner(inputs)
         for key, site in snn.sites().items():
-            debt, said = _debt(site), T * run.firing_rate[key].flatten(1).sum(1).double()
+            rate = run.firing_rate[key]
+            debt, said = _debt(site, len(rate)), T * rate.flatten(1).sum(1).double()
             shares.setdefault(key, []).append(torch.where(debt > 0, debt / (debt + said), 0.0))
     reset(snn)
     require(bool(shares), "The data holds no batch, or the network no spiking site.", CalibrationError)
@@ -109,9 +110,9 @@ def limits(
     return Limits(T, {key: float(torch.cat(gathered(share)).quantile(quantile)) for key, share in shares.items()})
 
 
-def _debt(site: SpikingSite) -> Tensor:
-    """Return what the neurons of a site hold beyond their thresholds, summed by sample [N]."""
+def _debt(site: SpikingSite, samples: int) -> Tensor:
+    """Return what the neurons of a site hold beyond their thresholds, summed by each of N samples, [N]."""
     v = site.potential
     assert v is not None
     v = v.abs() if isinstance(site.spec, SignedEncoder) else v
-    return (v - 1).clamp_min(0).flatten(1).sum(1, dtype=torch.float64)
+    return (v - 1).clamp_min(0).reshape(samples, -1).sum(1, dtype=torch.float64)

@@ -278,7 +278,7 @@ def _sample(value: Any, i: int) -> Any:
 
 
 def _size(node: Node) -> int:
-    return math.prod(info(node).shape[1:])
+    return math.prod(info(node).shape)
 
 
 def _jackknife(metric: Metric, each: Tensor) -> Tensor:

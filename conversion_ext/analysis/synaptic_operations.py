@@ -77,7 +77,9 @@ def synops(
     require(run is not None, "The data holds no batch; pass at least one.", CalibrationError)
     assert run is not None
     layers = tuple(
-        _layer(key, module, sees, seen[module], samples) for module, (key, sees) in families.items() if module in seen
+        _layer(key, module, sees, rows, seen[module], samples)
+        for module, (key, sees, rows) in families.items()
+        if module in seen
     )
     levels = max((site.levels for site in snn.sites().values()), default=1)
     return OperationCount(
@@ -90,18 +92,19 @@ def synops(
     )
 
 
-def _families(snn: SpikingNetwork) -> dict[nn.Module, tuple[str, Family]]:
-    """Return {weight layer or scale: (key, what its input is)} in graph order."""
+def _families(snn: SpikingNetwork) -> dict[nn.Module, tuple[str, Family, int]]:
+    """Return {weight layer or scale: (key, what its input is, rows of one sample)} in graph order."""
     sees = {row.key: row.sees for row in snn.conversion.table()}
-    families: dict[nn.Module, tuple[str, Family]] = {}
+    families: dict[nn.Module, tuple[str, Family, int]] = {}
     for node in snn.body.graph.nodes:
         module, key = graph.module_of(snn.body, node), graph.key_of(node)
         if module is None or not (isinstance(module, ChannelScale) or isinstance(operator_of(snn.body, node), Synapse)):
             continue
         if module in families:  # tied weights, called again
-            families[module] = (families[module][0], mixed([families[module][1], sees[key]]))
+            first, before, rows = families[module]
+            families[module] = (first, mixed([before, sees[key]]), rows)
         else:
-            families[module] = (key, sees[key])
+            families[module] = (key, sees[key], graph.info(node).shape[0])
     return families
 
 
@@ -123,8 +126,8 @@ def _seen(model: nn.Module, modules: list[nn.Module]) -> Iterator[dict[nn.Module
             handle.remove()
 
 
-def _layer(key: str, module: nn.Module, sees: Family, seen: list[Tensor], samples: int) -> LayerCount:
-    """Return the counts of one layer from what it saw."""
+def _layer(key: str, module: nn.Module, sees: Family, rows: int, seen: list[Tensor], samples: int) -> LayerCount:
+    """Return the counts of one layer from what it saw, in as many rows for each sample."""
     reach = _reach(module)
     events, magnitudes = (float(reach(total).sum()) / samples for total in seen)
     dense = reach(torch.ones_like(seen[0]))
@@ -133,12 +136,12 @@ def _layer(key: str, module: nn.Module, sees: Family, seen: list[Tensor], sample
     return LayerCount(
         key,
         sees,
-        float(dense.sum()),
+        rows * float(dense.sum()),
         events if spikes else 0.0,
         (events if sees is Family.WEIGHTED else magnitudes) if spikes else 0.0,
         0.0 if spikes else events,
         int((weight != 0).sum()) if isinstance(weight, Tensor) else 0,
-        dense.numel(),
+        rows * dense.numel(),
     )
 
 
@@ -160,7 +163,7 @@ def _ann_macs(snn: SpikingNetwork, ann: nn.Module, inputs: tuple[Any, ...]) -> f
 
     def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
         nonlocal total
-        total += float(_reach(module)(torch.ones_like(args[0][:1], dtype=torch.float64)).sum())
+        total += float(_reach(module)(torch.ones_like(args[0], dtype=torch.float64)).sum())
 
     for module in model.modules():
         if isinstance(module, WEIGHTS):

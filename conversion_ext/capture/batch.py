@@ -49,8 +49,8 @@ def _pairs(model: GraphModule, example: Any, values: bool = True) -> Iterator[tu
         for run, count in zip(runs, (3, 2), strict=True):
             try:
                 with torch.no_grad():
-                    apart = len(outcomes) == 1 and _keeps_apart(model, node, run)
-                    outcomes.append(_cut(outcomes[0], outcomes[0][1:]) if apart else run.compute(node, evaluate))
+                    apart = _keeps_apart(model, node, *runs) if outcomes else False
+                    outcomes.append(_last_two(outcomes[0]) if apart else run.compute(node, evaluate))
             except Exception as error:
                 why = str(error).strip().partition("\n")[0].rstrip(".")
                 remedy = "Take the batch size from the tensor itself: x.view(x.size(0), ...)."
@@ -64,11 +64,14 @@ def _pairs(model: GraphModule, example: Any, values: bool = True) -> Iterator[tu
             run.keep(node, value)
 
 
-def _keeps_apart(model: GraphModule, node: Node, run: Environment) -> bool:
+def _keeps_apart(model: GraphModule, node: Node, three: Environment, two: Environment) -> bool:
     """Return whether ``node`` calls a weight layer on a batch, which computes every sample by itself."""
     module = module_of(model, node)
-    given = run.values.get(node.args[0]) if len(node.args) == 1 and isinstance(node.args[0], Node) else None
-    if not isinstance(given, Tensor) or given.dim() < 2 or len(given) != 2 or module is None or not is_stock(module):
+    source = node.args[0] if len(node.args) == 1 else None
+    if not isinstance(source, Node) or module is None or not is_stock(module):
+        return False
+    given = two.values.get(source)
+    if not isinstance(given, Tensor) or given.dim() < 2 or not _rows(three.values.get(source), given):
         return False
     if isinstance(module, nn.Linear):
         return True
@@ -79,9 +82,20 @@ def _cut(three: Any, two: Any) -> Any:
     """Return the last two samples of the first value, in the places where the second holds two samples."""
     if isinstance(three, tuple | list) and isinstance(two, tuple | list) and len(three) == len(two):
         return type(three)(map(_cut, three, two)) if type(three) in (tuple, list) else two
-    if isinstance(three, Tensor) and isinstance(two, Tensor) and three.dim() and three[1:].shape == two.shape:
-        return three[1:].clone()  # no shared memory: an operation in place must not reach the other run
+    if isinstance(three, Tensor) and isinstance(two, Tensor) and _rows(three, two) and three.shape[1:] == two.shape[1:]:
+        return _last_two(three)
     return two
+
+
+def _last_two(three: Tensor) -> Tensor:
+    """Return the last two samples of three; no shared memory, for an operation in place must not reach the other."""
+    return three[len(three) // 3 :].clone()
+
+
+def _rows(three: Any, two: Any) -> int:
+    """Return how many rows of dimension 0 a sample has, given tensors (or numbers) of three and of two; 0 for none."""
+    a, b = _length(three), _length(two)
+    return a // 3 if a is not None and b is not None and 2 * a == 3 * b else 0
 
 
 def _samples(value: Tensor, count: int) -> Tensor:
@@ -96,10 +110,10 @@ def _samples(value: Tensor, count: int) -> Tensor:
 
 
 def mark_batch_sizes(model: GraphModule, example: Any) -> None:
-    """Set ``meta["batch"]``: whether dimension 0 of a tensor, or a number, is the batch size whatever that is."""
+    """Set ``info(node).batch``: which multiple of the batch size dimension 0 of a tensor, or a number, always is."""
     try:
         for node, three, two in _pairs(model, example, values=False):
-            note(node, batch=[_length(three), _length(two)] == [3, 2])
+            note(node, batch=_rows(three, two))
     except _RunError:
         return  # batch_problems tells
 
@@ -114,10 +128,10 @@ def _length(value: Any) -> int | None:
 def batch_problems(model: GraphModule, example: Tensor | Sequence[Any]) -> list[Problem]:
     """Return what mixes the samples of a batch, found by running three samples, then two of them, through the graph.
 
-    The batch must be dimension 0 of every tensor, since time is folded into it, and a sample's value must not
-    depend on the other samples. What lies behind a node found is not listed again. Call it after ``run_passes``,
-    when nothing works in place any more. ``example`` is a tensor [N, ...] or a tuple of inputs; with N < 3 noisy
-    repetitions are added.
+    The batch must lead dimension 0 of every tensor, [N, ...] or [N k, ...] with the k rows of a sample side by side,
+    since time is folded into it, and a sample's value must not depend on the other samples. What lies behind a node
+    found is not listed again. Call it after ``run_passes``, when nothing works in place any more. ``example`` is a
+    tensor [N, ...] or a tuple of inputs; with N < 3 noisy repetitions are added.
     """
     problems: list[Problem] = []
     spoilt: set[Node] = set()
@@ -143,9 +157,20 @@ def _mixed(three: Any, two: Any) -> str:
     """Return why the samples of a node's value are not independent rows, or an empty string."""
     if not isinstance(three, Tensor):
         return ""
-    if [_length(three), _length(two)] != [3, 2]:
+    rows = _rows(three, two)
+    if not rows:
         return f"gives a tensor of shape {tuple(three.shape)} for a batch of 3: dimension 0 is not the batch."
-    together, alone = (value.double().nan_to_num() for value in (three[1:], two))
-    if float((together - alone).norm()) <= _TOLERANCE * float(together.norm()):
+    if _agree(three[rows:], two):
         return ""
+    if rows > 1 and _agree(three.unflatten(0, (rows, 3))[:, 1:].flatten(0, 1), two):
+        return (
+            f"gives a tensor of shape {tuple(three.shape)} for a batch of 3, in which the samples come after what they "
+            "were folded with: put the batch first before you fold it."
+        )
     return "gives a sample a value that depends on the other samples of the batch, or on chance."
+
+
+def _agree(together: Tensor, alone: Tensor) -> bool:
+    """Return whether values are equal up to rounding."""
+    together, alone = together.double().nan_to_num(), alone.double().nan_to_num()
+    return float((together - alone).norm()) <= _TOLERANCE * float(together.norm())

@@ -64,7 +64,9 @@ class Recording(TorchFunctionMode):
         self._paused = 0
         named = [*model.named_parameters(), *model.named_buffers()]
         self._attributes = {id(value): name for name, value in named}
+        self._memory = {value.untyped_storage()._cdata for _, value in named}  # noqa: SLF001
         self._nodes: dict[str, Node] = {}
+        self.kept: list[Tensor] = []  # so that no other tensor gets the id of one that is forgotten
         self.fills: dict[int, float] = {}  # the one value of tensors that have no other
 
     def record(self, inputs: Sequence[Tensor], names: Sequence[str], call: Callable[[list[Tensor]], Any]) -> Graph:
@@ -151,14 +153,31 @@ class Recording(TorchFunctionMode):
         return self.function(func, args, kwargs)
 
     def _of_constants(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Compute what does not depend on the data; functions of parameters become nodes, so that they can train."""
-        value = func(*self.at(args, other=False), **self.at(kwargs, other=False))
+        """Compute what does not depend on the data; functions of parameters become nodes, so that they can train.
+
+        What is then written into, such as a copied bias of which a part is set to 0, is a constant as it is in the end.
+        """
         given = [v for v in leaves_of((args, kwargs)) if isinstance(v, Tensor)]
+        versions = [v._version for v in given]  # noqa: SLF001
+        value = func(*self.at(args, other=False), **self.at(kwargs, other=False))
+        changed = [v for v, version in zip(given, versions, strict=True) if v._version != version]  # noqa: SLF001
+        if changed and self._forgotten(changed):
+            return value
         trained = any((isinstance(v, nn.Parameter) and id(v) in self._attributes) or id(v) in self.known for v in given)
         if trained and tensors_in(value):
             node = self.create(*node_of(func, args, kwargs))
             self.know(value, value, lambda: node, constant=True)
         return value
+
+    def _forgotten(self, written: Sequence[Tensor]) -> bool:
+        """Forget how constants that share memory with these were computed, unless it is that of a parameter."""
+        memory = {v.untyped_storage()._cdata for v in written}  # noqa: SLF001
+        if memory.intersection(self._memory):
+            return False
+        for key, known in list(self.known.items()):
+            if known.constant and known.tensor.untyped_storage()._cdata in memory:  # noqa: SLF001
+                self.kept.append(self.known.pop(key).tensor)
+        return True
 
     def defined(self, definition: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Record what a function is made of."""

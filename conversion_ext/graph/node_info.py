@@ -27,7 +27,9 @@ class NodeInfo:
         shape: The shape for a batch of one where the value is data: a tensor (or a tuple of them) with the batch in
             dimension 0. None for numbers, sizes and parameters.
         memory: Where the tensors in the value lie, as the graph was captured: who shares memory with whom.
-        batch: Whether it is the batch size, or a tensor with the batch in dimension 0, for batches of any size.
+        batch: How many rows of dimension 0 each sample has, for batches of any size: 1 for [N, ...], k for [N k, ...]
+            whose rows of one sample lie together (windows, frames), 0 where dimension 0 is no multiple of the batch.
+            Of a number, how many times the batch size it is. None where nothing is known.
         skip: Whether the user keeps it out of the conversion.
         refused: Whether a pass refused it.
         normal: Mean and standard deviation [C] that a BatchNorm gives its output.
@@ -38,7 +40,7 @@ class NodeInfo:
     known: bool = False
     shape: Any = None
     memory: tuple[Memory, ...] | None = None
-    batch: bool | None = None
+    batch: int | None = None
     skip: bool = False
     refused: bool = False
     normal: tuple[Tensor, Tensor] | None = None

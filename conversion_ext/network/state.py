@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from conversion_ext.network.site import SpikingSite
 from conversion_ext.nn.stateful import Memory, Stateful
 
-__all__ = ["NetworkState", "reset"]
+__all__ = ["NetworkState", "reset", "rows_of"]
 
 
 def reset(snn: nn.Module) -> None:
@@ -20,6 +20,12 @@ def reset(snn: nn.Module) -> None:
     Works for converted networks of each framework and for hand-written ones that hold conversion_ext.nn modules.
     """
     NetworkState(snn).reset()
+
+
+def rows_of(index: Tensor, N: int, part: Tensor) -> Tensor:
+    """Return the rows of ``part``, [N k, ...] of a batch of N, that belong to the samples ``index``."""
+    k = len(part) // N
+    return index if k == 1 else (index.unsqueeze(1) * k + torch.arange(k, device=index.device)).flatten()
 
 
 class NetworkState:
@@ -63,9 +69,14 @@ class NetworkState:
             for name, value in held.items():
                 setattr(module, name, value)
 
-    def select(self, index: Tensor) -> None:
-        """Keep the state of some samples only: their numbers ``index`` [n] in the present batch."""
-        self.apply(lambda part: torch.index_select(part, 0, index, out=torch.empty_like(part[: len(index)])))
+    def select(self, index: Tensor, N: int) -> None:
+        """Keep the state of some samples only: their numbers ``index`` [n] in the present batch of N."""
+
+        def kept(part: Tensor) -> Tensor:
+            rows = rows_of(index, N, part)
+            return torch.index_select(part, 0, rows, out=torch.empty_like(part[: len(rows)]))
+
+        self.apply(kept)
         for module in self.others:
             if isinstance(module, Stateful):
                 module.forget_shapes()

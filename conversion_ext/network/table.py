@@ -164,7 +164,7 @@ class Conversion(Report):
         module = graph.module_of(self._body, node)
         key = graph.key_of(node)
         if isinstance(module, SpikingSite):
-            neurons = graph.info(node).shape[1:].numel() if graph.info(node).is_tensor else 0
+            neurons = graph.info(node).shape.numel() if graph.info(node).is_tensor else 0
             lag = 0 if module.clock is None else module.clock.lag + module.clock.d
             kind = type(module.spec).__name__ + (f" x {module.neurons}" if module.neurons > 1 else "")
             return Row(key, kind, sees, emits, _range(module.threshold), neurons * module.neurons, lag)

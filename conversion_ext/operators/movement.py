@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from conversion_ext import graph
-from conversion_ext.operators.base import NodeContext, Operator, Units, compress, ones, register_operator
+from conversion_ext.graph.values import tensors_in
+from conversion_ext.operators.base import NodeContext, Operator, Units, compress, first, ones, register_operator
 from conversion_ext.operators.bounds import Interval
 from conversion_ext.types import Family
 
@@ -24,10 +25,17 @@ class Movement(Operator):
     """Every output element is a copy of one input element, or zero; which one is found by moving indices."""
 
     def output_unit(self, context: NodeContext, units: Sequence[Units], requested: Units) -> Any:
-        return self.moved(context, [ones(s) if u is None else u for u, s in zip(units, context.shapes, strict=True)])
+        moved = self._moved_units(context, units)
+        return graph.map_sizes(context.out_shape, ones) if moved is None else moved
 
     def input_units(self, context: NodeContext, units: Sequence[Units], output: Any) -> list[Units]:
-        return list(units)
+        return [ones(s) for s in context.shapes] if self._moved_units(context, units) is None else list(units)
+
+    def _moved_units(self, context: NodeContext, units: Sequence[Units]) -> Any:
+        """Return what becomes of units; None where rows that are folded into the batch would have different ones."""
+        known = [ones(s) if u is None else u for u, s in zip(units, context.shapes, strict=True)]
+        moved = self.moved(context, known)
+        return None if any(map(_differs_by_row, tensors_in(moved))) else moved
 
     def requested_units(self, context: NodeContext, requested: Any) -> list[Units]:
         if requested is None:
@@ -40,13 +48,15 @@ class Movement(Operator):
             if wish is not None:
                 table[index.reshape(-1)] = wish.expand(index.shape).reshape(-1)
         parts = table[1:].split(sizes)
-        return [compress(part.reshape(shape)) for part, shape in zip(parts, context.shapes, strict=True)]
+        wishes = [compress(part.reshape(shape)) for part, shape in zip(parts, context.shapes, strict=True)]
+        return [first(wish, [0]) if _differs_by_row(wish) else wish for wish in wishes]
 
     def never_negative(self, inputs: Sequence[bool]) -> bool:
         return all(inputs)
 
     def bounds(self, context: NodeContext, inputs: Sequence[Interval]) -> Any:
         low, high = (self.moved(context, [getattr(x, end) for x in inputs], 0.0) for end in ("low", "high"))
+        low, high = _map(lambda x: x.amin(0, keepdim=True), low), _map(lambda x: x.amax(0, keepdim=True), high)
         return tuple(map(Interval, low, high)) if isinstance(low, tuple) else Interval(low, high)
 
     def family_out(self, context: NodeContext, families: Sequence[Family]) -> Family:
@@ -87,6 +97,11 @@ def _settle(unit: Tensor, fill: float) -> Tensor:
         if bool((low >= high).all()):
             unit = torch.where(low == torch.inf, torch.nan, low).unsqueeze(dim)
     return torch.nan_to_num(unit, nan=fill)
+
+
+def _differs_by_row(unit: Tensor) -> bool:
+    """Return whether a unit is another one for each row of a sample, which time and batch are folded into."""
+    return unit.dim() > 0 and unit.shape[0] > 1
 
 
 def _map(function: Any, value: Any) -> Any:

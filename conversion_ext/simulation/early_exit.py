@@ -54,10 +54,10 @@ def run_until_safe(
             if not len(on):
                 break
             if len(on) <= SPARSE * len(rows):
-                rows, waiting = rows[on], waiting[on]
                 decoder.keep(on)
                 recorder.keep(on)
-                engine.state.select(on)
+                engine.state.select(on, len(rows))
+                rows, waiting = rows[on], waiting[on]
                 inputs = tuple(v[on] if isinstance(v, Tensor) else v for v in inputs)
                 static = engine.prologue(*inputs)
     engine.state.reset()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from conversion_ext.exact import state_dtype
 from conversion_ext.network.site import SpikingSite
+from conversion_ext.network.state import rows_of
 from conversion_ext.network.stepping import Stepping
 
 __all__ = ["RECORDS", "Recorder"]
@@ -18,10 +19,14 @@ RECORDS = ("spikes", "potential")
 
 
 class Recorder:
-    """While open, counts the spikes of every site and keeps what was asked for; no hook outlives it."""
+    """While open, counts the spikes of every site and keeps what was asked for; no hook outlives it.
 
-    def __init__(self, sites: Mapping[str, SpikingSite], record: Sequence[str] = ()) -> None:
+    ``samples`` is the number N of those that run. What has k rows for each of them is shown as [N, k, ...].
+    """
+
+    def __init__(self, sites: Mapping[str, SpikingSite], samples: int, record: Sequence[str] = ()) -> None:
         self.sites = sites
+        self.samples = samples
         self.record = record
         self.counts: dict[str, Tensor] = {}
         self.settled: dict[str, Tensor] = {}  # of samples that were let go
@@ -61,23 +66,24 @@ class Recorder:
 
     def settle(self, index: Tensor, rows: Tensor, N: int) -> None:
         """Put down what was counted so far for the samples ``index``, which are ``rows`` of N."""
-        for key, count in self.counts.items():
+        for key, count in self._shown(self.counts).items():
             total = self.settled.setdefault(key, count.new_zeros(N, *count.shape[1:]))
             total[rows] = count[index]
 
     def keep(self, index: Tensor) -> None:
         """Go on with the samples ``index``."""
         for key, count in self.counts.items():
-            self.counts[key] = count[index]
+            self.counts[key] = count[rows_of(index, self.samples, count)]
+        self.samples = len(index)
 
     def spikes(self) -> dict[str, Tensor]:
         """Return {site: spikes per sample [N]}, those before ``begin`` included."""
-        counts = self.settled or self.counts
+        counts = self.settled or self._shown(self.counts)
         return {key: count.sum([*range(1, count.dim())]) + self.before.get(key, 0) for key, count in counts.items()}
 
     def rates(self, T: int | Tensor) -> dict[str, Tensor]:
         """Return {site: spikes per step} of T steps, for all samples or [N]."""
-        counts = self.settled or self.counts
+        counts = self.settled or self._shown(self.counts)
         steps = {
             key: T if isinstance(T, int) else T.view(-1, *[1] * (count.dim() - 1)) for key, count in counts.items()
         }
@@ -85,4 +91,10 @@ class Recorder:
 
     def recorded(self) -> dict[str, dict[str, Tensor]]:
         """Return {quantity: {site: [T, N, ...]}}."""
-        return {name: {k: torch.cat(v) for k, v in series.items() if v} for name, series in self.kept.items()}
+        joined = {name: {k: torch.cat(v) for k, v in series.items() if v} for name, series in self.kept.items()}
+        return {name: self._shown(series, 1) for name, series in joined.items()}
+
+    def _shown(self, values: Mapping[str, Tensor], dim: int = 0) -> dict[str, Tensor]:
+        """Return values with the samples, and they alone, in ``dim``."""
+        N = self.samples
+        return {key: v if v.shape[dim] == N else v.unflatten(dim, (N, -1)) for key, v in values.items()}

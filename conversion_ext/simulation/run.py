@@ -35,7 +35,8 @@ class Simulation(Report):
     """What came of a run of T steps over N samples.
 
     ``outputs``: decoded output after each step of ``at``, [len(at), N, ...] (tuples and dicts keep their structure);
-    ``firing_rate``: {site: [N, ...]} spikes per step, signed ones counted by magnitude; ``spikes``: {site: [N]} spikes
+    ``firing_rate``: {site: [N, ...]} spikes per step, signed ones counted by magnitude ([N, k, ...] where the network
+    folds k windows or frames of each sample into its batch); ``spikes``: {site: [N]} spikes
     per sample. Some tuners (ResidualPotential, OffsetSpike) run warm-up steps first. Warm-up spikes are included in
     ``spikes``, warm-up steps in ``total_steps``; ``firing_rate`` covers the T counted steps only.
     ``latency_steps``: from the first input to the decision, end to end, so that what waits for its predecessor adds
@@ -160,7 +161,8 @@ class Runner:
 
     def _run(self, inputs: tuple[Any, ...], plan: Schedule, steps: tuple[int, ...], sequence: bool) -> Simulation:
         engine, left = self.engine, None
-        with Recorder(engine.sites, self.record) as recorder:
+        samples = next(v.shape[1 if sequence else 0] for v in inputs if isinstance(v, Tensor))
+        with Recorder(engine.sites, samples, self.record) as recorder:
             if self.exit is not None:
                 steps, decoder = (plan.T,), Decoder(self.readout or self.snn.conversion.recipe.readout)
                 output, left = run_until_safe(engine, inputs, plan.T, recorder, decoder, self.exit)

@@ -111,13 +111,13 @@ def _take_entries(model: GraphModule, node: Node, order: tuple[int, ...]) -> Non
     with model.graph.inserting_before(node):
         parts = model.graph.call_function(torch.unbind, (source, away))
     shape = info(source).shape
-    carry(node, parts, shape=(torch.Size([*shape[:away], *shape[away + 1 :]]),) * shape[away], batch=False)
+    carry(node, parts, shape=(torch.Size([*shape[:away], *shape[away + 1 :]]),) * shape[away], batch=0)
     for user, index in entries:
         with model.graph.inserting_before(user):
             part = model.graph.call_function(operator.getitem, (parts, index))
-            carry(user, part, shape=info(parts).shape[0], batch=True, key="")
+            carry(user, part, shape=info(parts).shape[0], batch=info(source).batch, key="")
             new = model.graph.call_method("permute", (part, *left))
-        carry(user, new, batch=True)
+        carry(user, new, batch=info(source).batch)
         user.replace_all_uses_with(new)
     model.graph.eliminate_dead_code()
 
@@ -136,7 +136,8 @@ def _delay(model: GraphModule) -> None:
         elif any(operand in first for operand in node.all_input_nodes) and _positionwise(model, node, first):
             with model.graph.inserting_before(node):
                 new = model.graph.node_copy(node, lambda n: first.get(n, n))
-            carry(node, new, shape=_exchanged(info(node).shape), batch=True)
+            rows = max(info(first[operand]).batch or 0 for operand in node.all_input_nodes if operand in first)
+            carry(node, new, shape=_exchanged(info(node).shape), batch=rows)
             first[node] = new
         elif source in first and node.target is operator.getitem:
             _replace_getitem(model, node, first[source])
@@ -157,7 +158,7 @@ def _replace_getitem(model: GraphModule, node: Node, source: Node) -> None:
     if isinstance(index, int):
         with model.graph.inserting_before(node):
             new = model.graph.call_function(operator.getitem, (source, (slice(None), index)))
-        carry(node, new, batch=True)
+        carry(node, new, batch=info(source).batch)
         node.replace_all_uses_with(new)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -12,22 +13,21 @@ from torch.fx import GraphModule, Node, map_arg
 from conversion_ext.graph import describe, info, key_of, note, refresh
 
 __all__ = ["BatchSize", "is_batch_size"]
+_ARITHMETIC = {operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.neg}
 _ELEMENTWISE = {operator.add, operator.sub, operator.mul, torch.add, torch.mul, torch.cat, F.pad, F.interpolate}
 
 
 class BatchSize:
-    """``y.view(x.size(0), ...)`` reads its batch size from y itself.
+    """``y.view(x.size(0), ...)`` reads its batch size from y itself, and ``y.view(4 * x.size(0), ...)`` 4 times that.
 
     In a converted network time is folded into the batch of y but perhaps not of x. Needs to know that both
-    batches are one: from ``mark_batch_sizes``, else only where layers lead from x to y.
+    batches are one, or multiples of one: from ``mark_batch_sizes``, else only where layers lead from x to y.
     """
 
     def run(self, model: GraphModule) -> None:
         """Rewrite the arguments of every call that works on a tensor with the batch in dimension 0."""
         for node, tensor, size in self._foreign(model):
-            with model.graph.inserting_before(node):
-                own = model.graph.call_method("size", (tensor, 0))
-            note(own, key=f"{key_of(node)}.size", line=describe(node), batch=True)
+            own = _own_size(model, node, tensor, info(size).batch or 1)
             node.args = (node.args[0], *_swap(node.args[1:], size, own))
             node.kwargs = _swap(node.kwargs, size, own)
         refresh(model)
@@ -44,13 +44,39 @@ class BatchSize:
             if node.op not in ("call_function", "call_method") or not isinstance(tensor, Node) or _is_size(tensor):
                 continue
             for size in node.all_input_nodes:
-                source = _source(size)
-                if source is None or source is tensor:
-                    continue
-                marked = info(size).batch and info(tensor).batch
-                if marked or (info(tensor).batch is None and _follows(tensor, source)):
+                if info(size).batch and info(tensor).batch:
+                    elsewhere = bool(_origins(size) - {tensor})
+                else:
+                    source = _source(size)
+                    known = info(tensor).batch is not None or source in (None, tensor)
+                    elsewhere = not known and _follows(tensor, source)
+                if elsewhere:
                     foreign.append((node, tensor, size))
         return foreign
+
+
+def _own_size(model: GraphModule, node: Node, tensor: Node, times: int) -> Node:
+    """Return a number for ``node``: the batch size, ``times`` over, as dimension 0 of ``tensor`` has it."""
+    rows = info(tensor).batch or 1
+    factor, divisor = times // math.gcd(times, rows), rows // math.gcd(times, rows)
+    with model.graph.inserting_before(node):
+        own = model.graph.call_method("size", (tensor, 0))
+        note(own, key=f"{key_of(node)}.size", line=describe(node), batch=rows)
+        for function, number in ((operator.mul, factor), (operator.floordiv, divisor)):
+            if number > 1:
+                own = model.graph.call_function(function, (own, number))
+                note(own, key=f"{key_of(node)}.size", line=describe(node), batch=times)
+    return own
+
+
+def _origins(number: Node) -> set[Node]:
+    """Return the tensors from whose sizes a number is computed; none where it is no number."""
+    source = _source(number)
+    if source is not None:
+        return {source}
+    if number.target not in _ARITHMETIC or info(number).is_data:
+        return set()
+    return set().union(*map(_origins, number.all_input_nodes))
 
 
 def is_batch_size(value: object, tensor: Node) -> bool:
@@ -85,7 +111,7 @@ def _is_shape(node: Any) -> bool:
     return attribute or (node.op == "call_method" and node.target == "size" and len(node.args) == 1 and not node.kwargs)
 
 
-def _follows(tensor: Node, source: Node) -> bool:
+def _follows(tensor: Node, source: Node | None) -> bool:
     """Return whether layers and elementwise operations, which keep dimension 0, lead from ``source`` to ``tensor``."""
     node: Node | None = tensor
     while node is not None and node is not source:
