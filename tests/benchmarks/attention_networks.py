@@ -12,18 +12,18 @@ __all__ = ["TRANSFORMERS", "swin", "vit"]
 
 
 def vit() -> nn.Module:
-    """Return a ViT of 3 blocks: 49 patches of 4x4 and a class token, 64 features, 4 heads (Dosovitskiy 2021)."""
-    network = VisionTransformer(28, 4, 3, 4, 64, 128, num_classes=10)
-    network.conv_proj = nn.Conv2d(1, 64, 4, 4)
+    """Return a ViT of 3 blocks: 16 patches of 7x7 and a class token, 64 features, 4 heads (Dosovitskiy 2021)."""
+    network = VisionTransformer(28, 7, 3, 4, 64, 128, num_classes=10)
+    network.conv_proj = nn.Conv2d(1, 64, 7, 7)
     return network
 
 
 def swin() -> nn.Module:
-    """Return a Swin of 4 blocks: patches of 2x2, windows of 7x7, shifted in every second block (Liu et al. 2021)."""
+    """Return a Swin of 4 blocks: patches of 4x4, windows of 4x4, shifted in every second block (Liu et al. 2021)."""
     network: Any = SwinTransformer(
-        [2, 2], 32, [2, 2], [2, 4], [7, 7], mlp_ratio=2.0, stochastic_depth_prob=0.0, num_classes=10
+        [4, 4], 48, [2, 2], [3, 6], [4, 4], mlp_ratio=2.0, stochastic_depth_prob=0.0, num_classes=10
     )
-    network.features[0][0] = nn.Conv2d(1, 32, 2, 2)
+    network.features[0][0] = nn.Conv2d(1, 48, 4, 4)
     return network
 
 
