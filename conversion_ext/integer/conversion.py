@@ -43,6 +43,8 @@ def integers(
     weight_bits: int = 8,
     state_bits: int = 24,
     input_bits: int = 8,
+    threshold_bits: int | None = None,
+    even_weights: bool = False,
     overflow: str = "refuse",
 ) -> SpikingNetwork:
     """Return a copy of ``snn`` that computes in integers: weights, inputs, currents and potentials.
@@ -51,10 +53,13 @@ def integers(
     framework, whose threshold is 1, compute the same integers, spike for spike. ``parameters`` lists them. (That is
     tested on CPUs; a GPU's TF32 or Winograd convolutions round, so turn them off there.)
 
-    - Weights: integers of ``weight_bits`` bits times 2^-k, with the k per output channel that errs least.
+    - Weights: integers of ``weight_bits`` bits times 2^-k, with the k per output channel that errs least. With
+      ``even_weights`` they are as Loihi 2 stores them where signs mix: even integers, up to 254 for 8 bits, with one k
+      for a layer, no finer than 64 units of the potential: convert with thresholds per layer, or one nearly silent
+      channel makes them coarse.
     - Accumulators: 32 bits. The most that a sum can reach is known before any run, and refused if it is more, or more
       than the dtype of ``snn`` holds exactly (float32: 23 bits and sign; pass ``snn.double()`` where that is said).
-    - Potentials: ``state_bits`` bits, threshold ``2^(state_bits // 2)``; currents are rounded to them, halves up. One
+    - Potentials: ``state_bits`` bits, threshold ``2^threshold_bits``; currents are rounded to them, halves up. One
       that leaves the width is a StateError with its site; with ``overflow="saturate"`` it stays at the end and is
       counted: see ``overflows``.
     - Inputs: ``input_bits`` bits in units of max |x| / largest integer, so ``x`` [N, ...] has to span all inputs; one
@@ -67,6 +72,9 @@ def integers(
         weight_bits: of weights, sign included.
         state_bits: of membrane potentials, sign included.
         input_bits: of inputs, sign included where there is one.
+        threshold_bits: the threshold is 2 to this; by default half of ``state_bits``, two thirds for even weights.
+        even_weights: weights are even and share one power of two in a layer; simulate with ``delay_per_layer=1`` for
+            what Loihi 2 computes.
         overflow: "refuse" raises where a potential leaves its width, "saturate" stops and counts it.
 
     Raises:
@@ -80,6 +88,16 @@ def integers(
     for name, bits in (("weight", weight_bits), ("state", state_bits), ("input", input_bits)):
         whole = isinstance(bits, int) and not isinstance(bits, bool)
         require(whole and 2 <= bits <= MOST[name], f"{name}_bits={bits!r}: a width is 2 to {MOST[name]} bits.")
+    require(isinstance(even_weights, bool), f"even_weights={even_weights!r}: use True or False.")
+    if threshold_bits is None and even_weights:
+        threshold_bits = state_bits * 2 // 3
+    least = 7 if even_weights else 1
+    fits = threshold_bits is None or (isinstance(threshold_bits, int) and least <= threshold_bits < state_bits - 1)
+    require(
+        fits,
+        f"threshold_bits={threshold_bits!r}: a threshold in {state_bits} bits is 2 to a number from {least} to "
+        f"{state_bits - 2}.",
+    )
     like = next(p for p in (*snn.parameters(), *snn.buffers()) if p.is_floating_point())
     require(like.dtype in EXACT, f"snn is in {like.dtype}, which rounds integers; pass snn.float().", TypeError)
     require(
@@ -88,7 +106,7 @@ def integers(
     )
     inputs = x if isinstance(x, tuple) else (x,)
     check_inputs(inputs, snn, "x")
-    widths = Widths(weight_bits, state_bits, input_bits, overflow == "saturate")
+    widths = Widths(weight_bits, state_bits, input_bits, overflow == "saturate", threshold_bits, even_weights)
     body = copy.deepcopy(snn).body
     with torch.no_grad():
         _Rewrite(body, inputs, snn.conversion.recipe.encoder.family, widths, like).apply()

@@ -87,8 +87,14 @@ def _synapse(operator: Synapse, context: NodeContext, grids: Sequence[Any], widt
     if layer.bias is not None:
         largest = layer.bias.double().cpu().abs().view(-1, len(rows)).amax(0)  # groups of transposed ones share rows
         finest = torch.minimum(finest, torch.floor(BIAS - largest.log2()))
-    k = _exponents(rows.flatten(1), widths.weight, finest)
+    if widths.even:  # doubled, they are shifted by 6 bits and more into the potential: that is how coarse they are
+        k = _exponents(rows.reshape(1, -1), widths.weight, finest.amin().clamp_max(widths.exponent - 7)).repeat(
+            len(rows)
+        )
+    else:
+        k = _exponents(rows.flatten(1), widths.weight, finest)
     whole = _whole(rows, k.view(-1, *[1] * (rows.dim() - 1)), widths.weight)
+    k = k + widths.even
     layer.weight = _like(whole.movedim(0, int(transposed)), layer.weight)
     probe = copy.deepcopy(layer).double().cpu()
     probe.weight, probe.bias = nn.Parameter(probe.weight.abs()), None

@@ -18,11 +18,13 @@ class Widths:
     state: int
     input: int
     saturate: bool = False
+    threshold: int | None = None
+    even: bool = False
 
     @property
     def exponent(self) -> int:
-        """The threshold is 2 to this: half of a potential's bits say how fine it is, the others how far it goes."""
-        return self.state // 2
+        """The threshold is 2 to this, by default half of a potential's bits: how fine it is, and how far it goes."""
+        return self.state // 2 if self.threshold is None else self.threshold
 
 
 @dataclass(frozen=True)

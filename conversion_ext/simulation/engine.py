@@ -16,6 +16,7 @@ from conversion_ext.graph.values import map_tensors
 from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.network.state import NetworkState
 from conversion_ext.neurons import advance, advance_compiled
+from conversion_ext.simulation.delays import delayed
 from conversion_ext.simulation.inputs import Reader
 from conversion_ext.simulation.precision import narrowed
 from conversion_ext.simulation.schedule import Schedule, schedule
@@ -38,11 +39,13 @@ class Engine:
         dtype: str | torch.dtype | None = None,
         weights: str | None = None,
         compile: bool = False,  # noqa: A002
+        delay_per_layer: int = 0,
     ) -> None:
         require(
             snn.conversion.widths is None or (dtype is None and weights is None),
             "dtype= and weights= would round what is in integers already; leave them out.",
         )
+        snn = delayed(snn, delay_per_layer) if delay_per_layer else snn
         self.snn = snn
         self.run = advance_compiled if compile else advance
         self.prologue, self.main = halves(snn.body)

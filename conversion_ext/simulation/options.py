@@ -22,4 +22,5 @@ class RunOptions(TypedDict, total=False):
     dtype: str | torch.dtype | None
     weights: str | None
     compile: bool
+    delay_per_layer: int
     generator: torch.Generator | None

@@ -113,7 +113,10 @@ class Runner:
         self.readout, self.exit = options.get("readout"), options.get("exit")
         self.time_chunk, self.block = options.get("time_chunk"), options.get("block")
         self.generator = options.get("generator")
-        self.engine = Engine(snn, options.get("dtype"), options.get("weights"), options.get("compile", False))
+        self.delay = options.get("delay_per_layer", 0)
+        self.engine = Engine(
+            snn, options.get("dtype"), options.get("weights"), options.get("compile", False), self.delay
+        )
         wrong = [name for name in record if name not in RECORDS]
         require(not wrong, f"record={list(record)}: {wrong} cannot be recorded; there are {', '.join(RECORDS)}.")
         chunk = self.time_chunk
@@ -181,6 +184,10 @@ class Runner:
             readout.first_step <= steps[-1],
             f"readout={readout!r} reads from step {readout.first_step} on, and the last output is that of step "
             f"{steps[-1]}; simulate more steps or let it start earlier.",
+        )
+        require(
+            not self.delay or (plan.block == 1 and self.reset),
+            "delay_per_layer= is of single steps from a reset; leave out block= and reset=False.",
         )
         single = plan.block == 1 and plan.min_first_call == 1
         require(

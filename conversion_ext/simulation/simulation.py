@@ -36,6 +36,7 @@ def simulate(
     dtype: str | torch.dtype | None = None,
     weights: str | None = None,
     compile: bool = False,  # noqa: A002
+    delay_per_layer: int = 0,
     generator: torch.Generator | None = None,
 ) -> Simulation:
     """Run ``snn`` for T steps and return its decoded output after the steps ``at`` (default: all).
@@ -64,6 +65,9 @@ def simulate(
             no public int8 convolution with real outputs). For all in integers see ``conversion_ext.integer``.
         compile: make kernels of all that a neuron does in 16 steps by ``torch.compile``: the same spikes, worth the
             seconds of the first run where many runs of one kind follow; a warning tells where it does not work.
+        delay_per_layer: steps that spikes take from layer to layer, 1 on Loihi 2: every weight layer gets its input so
+            many steps late, its bias and a constant current from the first step on. The output needs as many steps more
+            as there are layers to say what it says without; simulate so many more.
         generator: makes the noise of a random encoder, by default that of seed 0.
 
     Raises:
@@ -77,7 +81,7 @@ def simulate(
     inputs = _inputs(snn, x, x_seq)
     options: RunOptions = {
         "readout": readout, "time_chunk": time_chunk, "block": block, "exit": exit, "dtype": dtype, "weights": weights,
-        "compile": compile, "generator": generator,
+        "compile": compile, "delay_per_layer": delay_per_layer, "generator": generator,
     }  # fmt: skip
     return Runner(snn, T, at, options, record, reset)(inputs, x_seq is not None)
 
