@@ -170,5 +170,5 @@ def test_wrong_widths() -> None:
     with pytest.raises(ValueError, match=r"even_weights=1"):
         integers(snn, images(), even_weights=1)  # pyright: ignore[reportArgumentType]
     site = next(iter(snn.sites()))
-    found = [parameters(integers(snn, images(), threshold_bits=bits))[site] for bits in (None, 16)]
+    found: list[Any] = [parameters(integers(snn, images(), threshold_bits=bits))[site] for bits in (None, 16)]
     assert [each.threshold for each in found] == [2**12, 2**16]
