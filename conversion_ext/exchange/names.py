@@ -13,7 +13,7 @@ __all__ = ["class_name", "parts_read", "parts_written"]
 CLASSES: dict[str, str] = {}
 """{name in the code: name in files}, ``{"Site": "SpikingSite"}``."""
 
-PARTS: dict[str, dict[str, str]] = {"Stepping": {"lag_steps": "wait"}}
+PARTS: dict[str, dict[str, str]] = {"Stepping": {"lag_steps": "wait"}, "SpikingSite": {"session": "owner"}}
 """{class in files: {name in the code: name in files}}, ``{"SpikingSite": {"constant_input": "static_input"}}``.
 
 A line of a base class holds for all that derive from it.

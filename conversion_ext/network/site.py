@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from conversion_ext.backends.base import Backend, advance_in_place, get_backend,
 from conversion_ext.errors import StateError
 from conversion_ext.exact import accumulate, state_dtype
 from conversion_ext.network.lookahead import LookAhead
+from conversion_ext.network.session import Session
 from conversion_ext.network.stepping import Runner, Stepping
 from conversion_ext.neurons import Neuron
 from conversion_ext.types import Family, Granularity, PerChannel, Steps
@@ -46,11 +46,8 @@ class SpikingSite(nn.Module):
     gain: Tensor
     decisions: Tensor
     clock: LookAhead | None
-    owner: Callable[..., Any] | None = None
-    """In-place kernel (``advance`` or ``advance_compiled``) used while ``Engine.running()`` is active; None: call the
-    framework's own forward. The kernel overwrites the neuron state and records no gradients."""
-    counts: dict[str, Tensor] | None = None
-    """Where a site that ``counts_spikes`` adds them up, under its key: cheap while they are in the cache."""
+    session: Session | None = None
+    """The run that owns the state of the neurons, if one does; None: the framework's own forward is called."""
 
     def __init__(
         self,
@@ -223,9 +220,9 @@ class SpikingSite(nn.Module):
 
     def _run(self, z_seq: Tensor, start: Tensor) -> Tensor:
         # CUDA has the framework's fused kernels, and only its own forward runs the hooks of a user.
-        if self.owner is not None and not z_seq.is_cuda and not is_hooked(self.neuron):
-            count = self._count(z_seq[0])
-            return advance_in_place(self.backend, self.neuron, self.spec, z_seq, start, count, self.owner)
+        if self.session is not None and not z_seq.is_cuda and not is_hooked(self.neuron):
+            count = self._count(self.session, z_seq[0])
+            return advance_in_place(self.backend, self.neuron, self.spec, z_seq, start, count, self.session.kernel)
         return self.backend.run(self.neuron, z_seq, start)
 
     @property
@@ -254,13 +251,13 @@ class SpikingSite(nn.Module):
         plain = self.stepping.plain and self.neurons == 1
         return plain and not self.threshold.is_cuda and not is_hooked(self.neuron)
 
-    def _count(self, z: Tensor) -> Tensor | None:
-        """Return the number of spikes [N, ...] so far, to be added to."""
-        if self.counts is None:
+    def _count(self, session: Session, z: Tensor) -> Tensor | None:
+        """Return the number of spikes [N, ...] so far, to be added to; None where they are not counted here."""
+        if session.counts is None or not self.counts_spikes:
             return None
-        if self.key not in self.counts:
-            self.counts[self.key] = torch.zeros_like(z, dtype=state_dtype(z.dtype))
-        return self.counts[self.key]
+        if self.key not in session.counts:
+            session.counts[self.key] = torch.zeros_like(z, dtype=state_dtype(z.dtype))
+        return session.counts[self.key]
 
     def restart(self) -> None:
         """Forget the state of the neurons."""

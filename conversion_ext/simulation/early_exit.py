@@ -32,7 +32,7 @@ def run_until_safe(
     N = len(inputs[0])
     rows = torch.arange(N, device=inputs[0].device)
     steps, outputs, waiting = torch.full_like(rows, T), torch.empty(0), torch.ones_like(rows, dtype=torch.bool)
-    with engine.running():
+    with engine.running(recorder.counts):
         static = engine.prologue(*inputs)
         for t in range(0, T, rule.every):
             K = min(rule.every, T - t)

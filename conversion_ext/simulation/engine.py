@@ -13,6 +13,7 @@ from conversion_ext import graph
 from conversion_ext.errors import require
 from conversion_ext.exact import state_dtype
 from conversion_ext.graph.values import map_tensors
+from conversion_ext.network.session import session
 from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.network.state import NetworkState
 from conversion_ext.neurons import advance, advance_compiled
@@ -77,17 +78,13 @@ class Engine:
             yield from (min(chunk, steps - first) for first in range(0, steps, chunk))
 
     @contextmanager
-    def running(self) -> Iterator[None]:
-        """Own the state of the network: no autograd, and it is overwritten where that saves a copy."""
+    def running(self, counts: dict[str, Tensor]) -> Iterator[None]:
+        """Own the state of the network: no autograd, and it is overwritten where that saves a copy; count spikes."""
         self.state.apply(lambda part: part.detach().clone())
         try:
-            for site in self.sites.values():
-                site.owner = self.run
-            with torch.inference_mode():
+            with session(self.sites.values(), self.run, counts), torch.inference_mode():
                 yield
         finally:
-            for site in self.sites.values():
-                site.owner = None
             # What was made in inference mode cannot be written to, or have gradients, after it.
             self.state.apply(lambda part: part.clone() if part.is_inference() else part)
 

@@ -21,6 +21,7 @@ RECORDS = ("spikes", "potential")
 class Recorder:
     """While open, counts the spikes of every site and keeps what was asked for; no hook outlives it.
 
+    ``counts`` is for the session of the run: sites that count their spikes do it there, others by a hook.
     ``samples`` is the number N of those that run. What has k rows for each of them is shown as [N, k, ...].
     """
 
@@ -36,21 +37,18 @@ class Recorder:
 
     def __enter__(self) -> Recorder:
         for site in self.sites.values():
-            site.counts = self.counts if site.counts_spikes else None
             if self.record or not site.counts_spikes:
                 self.handles.append(site.stepping.register_forward_hook(self._hook))
         return self
 
     def __exit__(self, *_: object) -> None:
-        for site in self.sites.values():
-            site.counts = None
         for handle in self.handles:
             handle.remove()
 
     def _hook(self, _: Stepping, args: tuple[Any, ...], spikes: Tensor) -> None:
         """Take up the spikes [T, N, ...] that a site emitted in a call."""
         site: SpikingSite = args[0]
-        if site.counts is None:
+        if not site.counts_spikes:
             count = spikes.abs().sum(0, dtype=state_dtype(spikes.dtype))
             self.counts[site.key] = count + self.counts[site.key] if site.key in self.counts else count
         if "spikes" in self.record:
@@ -62,7 +60,7 @@ class Recorder:
     def begin(self) -> None:
         """Count anew, after a warm-up."""
         self.before = self.spikes()
-        self.counts.clear()  # sites hold it
+        self.counts.clear()  # the session holds it
 
     def settle(self, index: Tensor, rows: Tensor, N: int) -> None:
         """Put down what was counted so far for the samples ``index``, which are ``rows`` of N."""

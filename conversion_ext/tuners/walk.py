@@ -16,6 +16,7 @@ from conversion_ext import graph
 from conversion_ext.data.distributed import all_or_none, gathered, rank
 from conversion_ext.errors import CalibrationError, require
 from conversion_ext.exact import bytes_of
+from conversion_ext.network.session import session
 from conversion_ext.network.site import SpikingSite
 from conversion_ext.network.state import reset
 from conversion_ext.neurons import SignedEncoder, advance
@@ -62,17 +63,13 @@ def walk(task: Task) -> Iterator[SiteStop | SynapseStop]:
     """
     with TensorStore() as store:
         pair = _SideBySide(task, store)
-        sites = list(pair.body.sites.values())
-        for site in sites:
-            site.owner = advance
         try:
-            for stop in pair.stops():
-                pair.advance(stop)
-                yield stop
-                stop.close()
+            with session(pair.body.sites.values(), advance):
+                for stop in pair.stops():
+                    pair.advance(stop)
+                    yield stop
+                    stop.close()
         finally:
-            for site in sites:
-                site.owner = None
             reset(task.body)
 
 
