@@ -58,7 +58,7 @@ def trials(families: Sequence[Family], T: int | None, limits: Limits, depth: int
     ahead are tried with the best corrections alone.
     """
     for index, (normalizer, tuners) in enumerate(_corrections()):
-        for neuron in _neurons(families):
+        for neuron in _neurons(families, limits):
             for steps in _steps(neuron, T, limits, depth) if index < BEST or not neuron.ahead else ():
                 yield from _of(neuron, normalizer, tuners, steps, limits)
 
@@ -75,11 +75,13 @@ def _corrections() -> Iterator[tuple[Normalizer, tuple[Tuner, ...]]]:
                     yield normalizer, (*first, *more)
 
 
-def _neurons(families: Sequence[Family]) -> Iterator[Neuron]:
+def _neurons(families: Sequence[Family], limits: Limits) -> Iterator[Neuron]:
     for family in families:
         if family is Family.BINARY:
             yield IF(v_init=0.5)
             yield IF(v_init=0.5, lookahead=1)
+            if limits.neurons is not None:  # as with copies: more of them only where their number is spoken of
+                yield SignedIF(v_init=0.5, pairs=True)
         elif family is Family.WEIGHTED:
             yield WeightedIF(lookahead=1)
         elif family is Family.SIGNED:

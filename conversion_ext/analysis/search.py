@@ -94,6 +94,15 @@ class TuneResult(Report):
     refitted: bool = True
     skipped: int = 0
 
+    @property
+    def ranking(self) -> str:
+        """What the order of the candidates is worth: the half interval of a difference, and how many lie within it."""
+        rivals = [c for c in self.candidates[1:] if c.allowed]
+        equal = 1 + sum(c.behind <= c.behind_interval for c in rivals)
+        halves = sorted(c.behind_interval for c in rivals)
+        wide = f"; a difference has a 95 % interval of ± {self.metric.shown(halves[len(halves) // 2])}" if halves else ""
+        return f"{equal} of {len(rivals) + 1} allowed candidates cannot be told from the best by {self.samples} samples{wide}"
+
     def sheet(self) -> Sheet:
         """Return a row per candidate, and which of them cannot be told from the best."""
         shown = self.metric.shown
@@ -106,8 +115,7 @@ class TuneResult(Report):
             )
             for c in self.candidates
         ]  # fmt: skip
-        equal = sum(c.allowed and c.behind <= c.behind_interval for c in self.candidates)
-        notes = [f"{equal} of {len(rows)} candidates cannot be told from the best by these samples"]
+        notes = [self.ranking]
         notes += [f"{self.skipped} more would not have fitted into the budget"] if self.skipped else []
         notes += [] if self.refitted else ["the network is calibrated without the held-out samples: no time was left"]
         return Sheet(header, rows, f"{self.measure} on {self.samples} held-out samples", notes)
@@ -203,7 +211,7 @@ class Search:
         each = torch.cat([part for part in gathered(torch.stack(sums) if sums else torch.zeros(0, 0)) if len(part)])
         sent = torch.cat(gathered(torch.cat(spikes) if spikes else torch.zeros(0, dtype=torch.float64)))
         steps = max(gathered(steps))
-        neurons = sum(self.sizes[key] * site.copies for key, site in snn.sites().items() if key in self.sizes)
+        neurons = sum(self.sizes[key] * site.neurons for key, site in snn.sites().items() if key in self.sizes)
         without = _jackknife(metric, each)
         allowed = self.limits.allow(steps, neurons, float(sent.mean()))
         candidate = Candidate(

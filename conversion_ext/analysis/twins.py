@@ -59,7 +59,10 @@ def twin(snn: SpikingNetwork, T: int) -> Twin:
 
 @dataclass(frozen=True, repr=False)
 class Forecast(Report):
-    """The score of the twin, one per number of steps in ``T``; ``reason``: why this metric was chosen."""
+    """The score of the twin, one per number of steps in ``T``; ``reason``: why this metric was chosen.
+
+    ``made_for``: the T that the network was corrected for, None where for none.
+    """
 
     T: tuple[int, ...]
     score: Tensor
@@ -67,6 +70,7 @@ class Forecast(Report):
     metric: Metric
     reason: str = ""
     ann_score: float | None = None
+    made_for: int | None = None
 
     @property
     def accuracy(self) -> Tensor:
@@ -79,6 +83,7 @@ class Forecast(Report):
         rows = [(str(t), self.metric.shown(float(v))) for t, v in zip(self.T, self.score, strict=True)]
         notes = [f"metric: {self.metric.name}{f' ({self.reason})' if self.reason else ''}"]
         notes += [] if self.ann_score is None else [f"ANN: {self.metric.shown(self.ann_score)}"]
+        notes += [] if self.made_for is None else [f"of one network, made for T={self.made_for}, and not anew for each T"]
         return Sheet(("T", f"twin's {self.metric.name}"), rows, f"{self.samples} samples", notes, left=0)
 
     def to_dict(self) -> dict[str, Any]:
@@ -100,6 +105,7 @@ def forecast(
 
     Every T costs one forward of the twin; the spiking network itself stays below, by its unevenness error. Of a
     sequence of frames the twin is given the mean, which is what neurons that add up their input have received.
+    The network stays as it is: one corrected for a T is not corrected anew for others, and ``tune`` does that.
 
     Args:
         snn: a converted network.
@@ -133,4 +139,4 @@ def forecast(
         samples = sum(gathered(all_or_none(count)))
     require(samples > 0, "The loader holds no batch; pass at least one (input, target).", CalibrationError)
     measured, score, _, ann_score = merged(scores).values()
-    return Forecast(steps, score, samples, measured, scores.score.reason, ann_score)
+    return Forecast(steps, score, samples, measured, scores.score.reason, ann_score, snn.record.T)

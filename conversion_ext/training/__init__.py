@@ -7,7 +7,7 @@ from conversion_ext.training.gradients.base import Gradient, register_gradient
 from conversion_ext.training.gradients.online import Online
 from conversion_ext.training.gradients.ottt import OTTT
 from conversion_ext.training.gradients.rate import DSR, Rate
-from conversion_ext.training.gradients.through_time import ThroughTime
+from conversion_ext.training.gradients.through_time import Fused, ThroughTime
 from conversion_ext.training.gradients.tssl_bp import TSSLBP
 from conversion_ext.training.optimization import Training
 from conversion_ext.training.terms import ActivityBand, Distillation, OutputDistillation, RateDistillation
@@ -18,6 +18,7 @@ __all__ = [
     "TSSLBP",
     "ActivityBand",
     "Distillation",
+    "Fused",
     "Gradient",
     "Online",
     "OutputDistillation",

@@ -187,7 +187,7 @@ def finetune(
     silent = not progress or not mechanics.is_main_process
     loop = Loop(
         Run(snn, student, rule, terms, optimizer, mechanics, data, judges, T, epochs, settings.seed, metric, sequence,
-            silent)
+            silent, settings.precision)
     )  # fmt: skip
     if settings.checkpoint is not None:
         loop.keep(Path(settings.checkpoint), settings.checkpoint_every)

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,14 @@ class Run:
     metric: Any = None
     sequence: Layout = None
     silent: bool = False
+    precision: str = "float32"
+
+    def call(self, network: Any, *args: Any) -> Any:
+        """Return what ``network`` returns, computed in the ``precision`` of the training."""
+        if self.precision == "float32":  # which an accelerator may have replaced by its own
+            return network(*args)
+        with torch.autocast(self.mechanics.device.type, getattr(torch, self.precision)):
+            return network(*args)
 
 
 class Loop:
@@ -164,7 +173,7 @@ class Loop:
         return {
             "T": run.T, "number of epochs": run.epochs, "seed": run.seed, "number of batches": self.steps,
             "gradient": name_of(run.rule), "learning rate": self.peaks, "optimizer": type(run.optimizer).__name__,
-            "weight decay": [group.get("weight_decay") for group in run.optimizer.param_groups],
+            "precision": run.precision, "weight decay": [group.get("weight_decay") for group in run.optimizer.param_groups],
             "loss": name_of(terms.loss), "regularizers": [name_of(term) for term in terms.regularizers],
             "distillation": [name_of(term) for term in terms.distillation], "teacher": teacher,
             "metric": name_of(run.metric), "data": data_digest(run.data), "validation": data_digest(run.judges),
@@ -265,9 +274,9 @@ class Loop:
         run = self.run
         noise = torch.Generator().manual_seed(_seed(run.seed, place * processes() + rank()))
         shown = Presentation(run.student.snn, batch.inputs, run.T, self.block, noise, batch.sequence)
-        objective = run.terms.of(batch)
+        objective = run.call(run.terms.of, batch)
         reset(run.student.snn)
-        return run.rule.losses(self.network, run.student, shown, objective)
+        return run.rule.losses(partial(run.call, self.network), run.student, shown, objective)
 
     def probe(self) -> None:
         """Find the largest part of the rates with which a short training makes nothing worse on held-out data.

@@ -14,8 +14,9 @@ from conversion_ext.errors import require
 
 __all__ = ["RATES", "Training"]
 
-RATES = {"adamw": 1e-3, "sgd": 0.01}
+RATES = {"adamw": 1e-3, "sgd": 0.01, "relative": 0.005}
 NORMALIZED = 3.0  # times as large a rate does best where BatchNorm stands behind the layers
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -23,16 +24,20 @@ class Training:
     """How ``finetune`` updates parameters and keeps a run; what it minimizes are arguments of ``finetune`` itself.
 
     Args:
-        optimizer: "adamw", "sgd" (momentum 0.9), or a function of parameters that returns a torch optimizer.
+        optimizer: "adamw", "sgd" (momentum 0.9), "relative" (Adam, its rate relative to the root mean square of each
+            parameter: layers of any size move alike), or a function of parameters that returns a torch optimizer.
         rate: the largest learning rate; it rises along a line for 5 % of the steps and falls along a cosine. By default
-            0.001 and 0.01, 3 times as large beside BatchNorm, or of these rates times 1, 1/4, 1/16, 1/64 the first with
-            which a few steps do not raise the loss on held-out data.
+            0.001, 0.01 and 0.005, 3 times as large beside BatchNorm, or of these rates times 1, 1/4, 1/16, 1/64 the
+            first with which a few steps do not raise the loss on held-out data.
         weight_decay: of weights alone; biases, thresholds and potentials do not belong at 0.
         seed: of the order of samples, of random encoders and of what is held out.
         checkpoint: a file. Training goes on from it, if it exists, and ends as if never interrupted.
         checkpoint_every: steps of the optimizer between two checkpoints; one more follows each epoch.
         accelerator: an ``accelerate.Accelerator`` for devices, several processes (each with its own part of the data)
             and mixed precision: weights and membranes stay float32, spikes have the type of the currents.
+        precision: "float32", or "bfloat16" for the passes of the training (weights stay float32, and what judges is
+            simulated in float32): less than half of the time where the processor multiplies in it. An accelerator has
+            a precision of its own.
 
     >>> Training(rate=3e-3).optimizer
     'adamw'
@@ -45,12 +50,18 @@ class Training:
     checkpoint: str | Path | None = None
     checkpoint_every: int = 500
     accelerator: Any = None
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         every = self.checkpoint_every
         require(
             isinstance(every, int) and not isinstance(every, bool) and every >= 1,
             f"Training(checkpoint_every={every!r}): give an integer >= 1.",
+        )
+        require(
+            self.precision in PRECISIONS and (self.precision == "float32" or self.accelerator is None),
+            f"Training(precision={self.precision!r}): choose one of {', '.join(PRECISIONS)}; an accelerator brings its "
+            "own, Accelerator(mixed_precision=...).",
         )
         require(
             self.rate is None or self.rate > 0, f"Training(rate={self.rate!r}): the learning rate is a positive number."
@@ -89,4 +100,12 @@ class Training:
         rate = default if self.rate is None else self.rate
         if self.optimizer == "adamw":
             return torch.optim.AdamW(groups, lr=rate)
+        if self.optimizer == "relative":
+            sized = [{**group, "params": [p], "lr": rate * _size(p)} for group in groups for p in group["params"]]
+            return torch.optim.AdamW(sized)
         return torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True)
+
+
+def _size(parameter: Any) -> float:
+    """Return the root mean square of a parameter, 1 where it is 0."""
+    return float(parameter.detach().double().square().mean().sqrt()) or 1.0

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from conversion_ext.analysis.scores import main_output
+from conversion_ext.conversion.memory_format import channels_last
 from conversion_ext.conversion.observation import prepared_for
 from conversion_ext.graph.values import map_tensors
 from conversion_ext.network.spiking_network import SpikingNetwork
@@ -59,6 +60,7 @@ class Teacher:
         for site in prepared.sites:
             if site.key in shared:
                 prepared.model.get_submodule(site.target).register_forward_hook(self._seeing(site))
+        channels_last(prepared.model)
         return prepared.model
 
     def _seeing(self, site: Site) -> Any:

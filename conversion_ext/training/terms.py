@@ -87,7 +87,8 @@ class RateDistillation:
         """Return the distance, []."""
         shared = [key for key in rates if key in wanted]
         require(bool(shared), f"{self}: the teacher has none of the sites {', '.join(rates)}; use the ANN converted.")
-        return self.weight * torch.stack([F.mse_loss(rates[key], wanted[key]) for key in shared]).mean()
+        errors = [(rates[key] - wanted[key].to(rates[key].dtype)).square() for key in shared]
+        return self.weight * torch.stack([e.mean(dtype=state_dtype(e.dtype)) for e in errors]).mean()
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def ours(recipe: str | cx.Recipe, ann: nn.Module, images: Images, T: int) -> Con
     snn = cx.convert(ann, calibration, recipe=recipe, T=T, progress=False)
     one = cx.simulate(snn, images.of(0, 2), T, at=(T,))
     sites = snn.sites()
-    neurons = sum(rate[0].numel() * sites[key].copies for key, rate in one.firing_rate.items())
+    neurons = sum(rate[0].numel() * sites[key].neurons for key, rate in one.firing_rate.items())
 
     def run(x: Tensor) -> tuple[Tensor, Tensor]:
         found = cx.simulate(snn, x, T, at=(T,))
