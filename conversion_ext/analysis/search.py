@@ -100,8 +100,8 @@ class TuneResult(Report):
         rivals = [c for c in self.candidates[1:] if c.allowed]
         equal = 1 + sum(c.behind <= c.behind_interval for c in rivals)
         halves = sorted(c.behind_interval for c in rivals)
-        wide = f"; a difference has a 95 % interval of ± {self.metric.shown(halves[len(halves) // 2])}" if halves else ""
-        return f"{equal} of {len(rivals) + 1} allowed candidates cannot be told from the best by {self.samples} samples{wide}"
+        wide = f", a difference being known to ± {self.metric.shown(halves[len(halves) // 2])}" if halves else ""
+        return f"{equal} of {len(rivals) + 1} cannot be told from the best by {self.samples} samples{wide}"
 
     def sheet(self) -> Sheet:
         """Return a row per candidate, and which of them cannot be told from the best."""

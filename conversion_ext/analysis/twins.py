@@ -83,7 +83,7 @@ class Forecast(Report):
         rows = [(str(t), self.metric.shown(float(v))) for t, v in zip(self.T, self.score, strict=True)]
         notes = [f"metric: {self.metric.name}{f' ({self.reason})' if self.reason else ''}"]
         notes += [] if self.ann_score is None else [f"ANN: {self.metric.shown(self.ann_score)}"]
-        notes += [] if self.made_for is None else [f"of one network, made for T={self.made_for}, and not anew for each T"]
+        notes += [] if self.made_for is None else [f"all of the network made for T={self.made_for}"]
         return Sheet(("T", f"twin's {self.metric.name}"), rows, f"{self.samples} samples", notes, left=0)
 
     def to_dict(self) -> dict[str, Any]:

@@ -173,7 +173,8 @@ class Loop:
         return {
             "T": run.T, "number of epochs": run.epochs, "seed": run.seed, "number of batches": self.steps,
             "gradient": name_of(run.rule), "learning rate": self.peaks, "optimizer": type(run.optimizer).__name__,
-            "precision": run.precision, "weight decay": [group.get("weight_decay") for group in run.optimizer.param_groups],
+            "precision": run.precision,
+            "weight decay": [group.get("weight_decay") for group in run.optimizer.param_groups],
             "loss": name_of(terms.loss), "regularizers": [name_of(term) for term in terms.regularizers],
             "distillation": [name_of(term) for term in terms.distillation], "teacher": teacher,
             "metric": name_of(run.metric), "data": data_digest(run.data), "validation": data_digest(run.judges),

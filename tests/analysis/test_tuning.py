@@ -14,6 +14,7 @@ from conversion_ext.analysis import search
 from conversion_ext.analysis.candidates import Limits, trials
 from conversion_ext.analysis.held_out import Data
 from conversion_ext.network.depths import depths
+from conversion_ext.neurons import SignedIF
 from conversion_ext.tuners import BlockReconstruction
 from conversion_ext.types import Family
 
@@ -75,6 +76,8 @@ def test_candidates_of_every_kind_are_within_reach():
     assert {recipe.neuron.ahead for recipe in recipes} == {0, 1}
     assert sorted({str(recipe.copies) for recipe in recipes}) == ["1", "2", "3", "4"]
     assert any(isinstance(tuner, BlockReconstruction) for recipe in recipes for tuner in recipe.tuners)
+    assert SignedIF(v_init=0.5, pairs=True) in {recipe.neuron for recipe in recipes}
+    assert not any(trial.recipe.neuron.members > 1 for trial in trials((Family.BINARY,), 4, Limits(), 3))
     assert len({repr(trial) for trial in tried}) == len(tried)
     for name in ("default", "default-lookahead", "default-weighted", "default-signed", "default-multilevel"):
         assert cx.recipes.get(name) in recipes
@@ -113,6 +116,12 @@ def test_intervals_are_those_of_proportions_and_of_pairs():
     assert last.behind == pytest.approx(float(lost.mean()))
     assert last.behind_interval == pytest.approx(1.96 * float(lost.std()) / 4, abs=1e-9)
     assert found.candidates[0].behind == 0
+    rivals = found.candidates[1:]
+    equal = 1 + sum(c.behind <= c.behind_interval for c in rivals)
+    middle = sorted(c.behind_interval for c in rivals)[len(rivals) // 2]
+    said = f"{equal} of {len(found.candidates)} cannot be told from the best by {found.samples} samples"
+    assert said in str(found)
+    assert f"a difference being known to ± {found.metric.shown(middle)}" in str(found)
 
 
 def test_latency_and_neurons_are_limits(few):
@@ -130,6 +139,9 @@ def test_latency_and_neurons_are_limits(few):
     assert best.neurons <= 2 * plain
     assert any(c.neurons == 2 * plain and c.allowed for c in found.candidates)
     assert any(c.neurons > 2 * plain and not c.allowed for c in found.candidates)  # more copies are beyond it
+    pairs = [c for c in found.candidates if c.recipe.neuron.members == 2]
+    assert pairs
+    assert all(c.neurons == 2 * plain and c.recipe.family is Family.BINARY for c in pairs)
     by_site = [c for c in found.candidates if not isinstance(c.recipe.copies, int)]
     assert by_site
     assert all(plain < c.neurons <= 2 * plain for c in by_site)

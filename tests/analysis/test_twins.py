@@ -58,3 +58,14 @@ def test_forecast_is_the_accuracy_of_the_twins():
     expected = [(cx.twin(snn, T)(x).argmax(1) == y).double().mean() for T in (1, 4, 64)]
     assert found.accuracy.tolist() == [float(e) for e in expected]
     assert found.accuracy[2] >= 0.8 > found.accuracy[0]
+    assert found.made_for is None
+    assert "made for" not in str(found)
+
+
+def test_a_forecast_of_a_network_made_for_one_number_of_steps_says_so():
+    ann = make_live(zoo.Residual(), *zoo.IMAGE)
+    x = live_inputs(ann, *zoo.IMAGE, samples=40)
+    snn = cx.convert(ann, x, T=2, backend="reference", progress=False)
+    found = cx.forecast(snn, (x, ann(x).argmax(1)), T=(2, 8), progress=False)
+    assert found.made_for == 2
+    assert "all of the network made for T=2" in str(found)

@@ -12,10 +12,12 @@ from torch.nn import functional as F
 
 import conversion_ext as cx
 from conversion_ext.backends import available
+from conversion_ext.network.differentiation import _SoftReset
 from conversion_ext.simulation.inputs import Presentation
-from conversion_ext.training import DSR, OTTT, TSSLBP, Online, Training
+from conversion_ext.training import DSR, OTTT, TSSLBP, Fused, Online, Training
 from conversion_ext.training.gradients.base import Gradient, gradient_of
 from conversion_ext.training.student import Student
+from conversion_ext.types import Steps
 from tests import zoo
 from tests.live import live_inputs, make_live
 
@@ -162,7 +164,7 @@ def test_every_layer_of_a_residual_network_has_a_gradient(rule):
     assert all(gradient.abs().max() > 0 for gradient in found)
 
 
-@pytest.mark.parametrize("gradient", ["dsr", "ottt", "tssl-bp"])
+@pytest.mark.parametrize("gradient", ["dsr", "fused", "ottt", "tssl-bp"])
 def test_fine_tuning_learns_by_every_rule(gradient):
     snn, x, y = live(96)
     result = cx.finetune(snn, (x, y), T=T, epochs=4, gradient=gradient, training=Training(rate=5e-3), progress=False)
@@ -188,3 +190,60 @@ def test_what_has_no_such_gradient_is_refused():
         OTTT(2)
     with pytest.raises(ValueError, match="tau="):
         TSSLBP(0.5)
+
+
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("slope", ["arctan", "triangle"])
+def test_a_neurons_steps_as_one_function_have_the_gradient_of_a_loop(slope, reset):
+    """Also of the last potential, which later calls start from."""
+    torch.manual_seed(0)
+    z = torch.randn(5, 7, 4, dtype=torch.float64, requires_grad=True)
+    start = torch.full((7, 4), 0.3, dtype=torch.float64, requires_grad=True)
+    weights, rest = torch.randn(5, 7, 4, dtype=torch.float64), torch.randn(7, 4, dtype=torch.float64)
+    smooth = {
+        "arctan": lambda d: torch.atan(torch.pi * d) / torch.pi,
+        "triangle": lambda d: torch.where(d < 0, (1 + d).clamp_min(0) ** 2 / 2, 1 - (1 - d).clamp_min(0) ** 2 / 2),
+    }[slope]
+    v, spikes = start, []
+    for current in z:
+        m = v + current
+        s = smooth(m - 1) + ((m >= 1).double() - smooth(m - 1)).detach()
+        v = m - (s if reset else s.detach())
+        spikes.append(s)
+    expected = torch.autograd.grad((torch.stack(spikes) * weights).sum() + (v * rest).sum(), (z, start))
+    found, last = _SoftReset.apply(z, start, slope, reset)
+    assert torch.equal(found, torch.stack(spikes).detach())
+    assert torch.equal(last, v.detach())
+    ours = torch.autograd.grad((found * weights).sum() + (last * rest).sum(), (z, start))
+    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_of_a_current_in_all_later_spikes_add_up_to_that_of_the_count():
+    """``1 - prod (1 - slope)``, from 0 to 1: a current brings one spike at most for each unit of it."""
+    torch.manual_seed(0)
+    z = torch.randn(6, 50, dtype=torch.float64, requires_grad=True)
+    spikes, _ = _SoftReset.apply(z, torch.full((50,), 0.5, dtype=torch.float64), "triangle", True)
+    (grad,) = torch.autograd.grad(spikes.sum(), z)
+    v, slopes = torch.full((50,), 0.5, dtype=torch.float64), []
+    for current in z.detach():
+        m = v + current
+        slopes.append((1 - (m - 1).abs()).clamp_min(0))
+        v = m - (m >= 1).double()
+    left = (1 - torch.stack(slopes)).flip(0).cumprod(0).flip(0)
+    torch.testing.assert_close(grad, 1 - left)
+    assert 0 <= float(grad.min()) <= float(grad.max()) <= 1
+
+
+@pytest.mark.parametrize(
+    "neuron", [cx.IF(), cx.IF(lookahead=1), cx.SignedIF(), cx.neurons.WeightedIF(weights=(2, 2, 1, 1))]
+)
+def test_fused_neurons_send_what_a_simulation_sends(neuron):
+    snn, x, _ = live(8, recipe=cx.Recipe(cx.Percentile(99.0), neuron, family=neuron.family))
+    student = Student(snn, ("weights", "potentials"), None, True, False)
+    Fused().prepare(student.snn)
+    outputs, _ = student((x,), Steps(T, constant=True))
+    torch.testing.assert_close(outputs.mean(0), cx.simulate(snn, x, T).output, rtol=1e-5, atol=1e-5)
+    outputs.sum().backward()
+    assert all(p.grad is not None for p in student.parameters() if p.requires_grad)
+    with pytest.raises(ValueError, match="leave out surrogate="):
+        Fused(surrogate="atan")
