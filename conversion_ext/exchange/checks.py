@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from conversion_ext.conversion import checks
 from conversion_ext.conversion.pipeline import convert
 from conversion_ext.errors import Problem, require
+from conversion_ext.exchange.chip_cores import CORES
 from conversion_ext.exchange.chip_limits import LIMITS
 from conversion_ext.exchange.chip_rules import RULES
 from conversion_ext.exchange.chip_subject import Subject
@@ -40,9 +41,10 @@ def check(
     tuple for several inputs) shapes are known, and operations that mix samples of a batch are found as well.
 
     With ``target`` the converted network is compared with what the chip takes, rule by rule: layers, neurons behind
-    them, scales that stay, pools, kernels, biases, reset and start of neurons, bits of potentials on these inputs,
-    inputs, sizes, and memory where it is published. An ANN is converted first, calibrated on ``example_input``. An
-    empty list says that no rule was broken, not that the tools of the chip were run.
+    them, scales that stay, pools, kernels, biases, reset, start, threshold and floor of neurons, bits of potentials on
+    these inputs, those of a network in integers, inputs, sizes, and memory and fan-out where they are published. An ANN
+    is converted first, calibrated on ``example_input``. An empty list says that no rule was broken, not that the tools
+    of the chip were run.
 
     Args:
         ann: A network, or with ``target`` also one that ``convert`` returned.
@@ -71,13 +73,13 @@ def check(
         )
     require(snn.conversion.folded, "A chip has no scales; convert with fold=True.")
     subject = Subject(snn, chip, example_input, _potentials(snn, example_input))
-    return [problem for rule in (*RULES, *LIMITS) for problem in rule(subject)]
+    return [problem for rule in (*RULES, *LIMITS, *CORES) for problem in rule(subject)]
 
 
 def _potentials(snn: SpikingNetwork, x: Tensor) -> dict[str, tuple[float, float]]:
     """Return {site: (least, greatest) potential in thresholds} over some steps of some inputs."""
-    if any(site.clock is not None for site in snn.sites().values()):
-        return {}  # a rule refuses them, and single steps, after which potentials are read, they do not make
+    if snn.conversion.widths is not None or any(site.clock is not None for site in snn.sites().values()):
+        return {}  # those of integers keep to their bits; sites with a clock are refused and make no single steps
     T = max(STEPS, snn.conversion.T or 0)
     with torch.no_grad():
         potentials = simulate(snn, x[:SAMPLES], T=T, at=(T,), record=("potential",), block=1).recorded["potential"]

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import torch
-from torch import nn
 
 from conversion_ext import graph
 from conversion_ext.errors import Problem
-from conversion_ext.exchange.chip_subject import Rule, Subject, pair, problem
+from conversion_ext.exchange.chip_subject import Rule, Subject, problem
 from conversion_ext.exchange.chips import Chip
+from conversion_ext.integer.modules import IntegerStepping
 from conversion_ext.neurons import IF, LIF, PLIF, BurstIF, Filtered, Neuron
 from conversion_ext.types import Family, Reset
 
@@ -26,7 +25,7 @@ def neuron_kinds(subject: Subject) -> Iterator[Problem]:
     chip = subject.chip
     for node, site in subject.sites():
         spec = site.spec.holding(site.neuron)
-        if not site.stepping.plain:
+        if not (site.stepping.plain or isinstance(site.stepping, IntegerStepping)):
             what = type(site.stepping).__name__
             yield problem(node, f"it is stepped by {what}, which no chip does.", "Use a recipe without such a tuner.")
         if site.clock is not None:
@@ -80,12 +79,47 @@ def potentials_fit(subject: Subject) -> Iterator[Problem]:
     most = 2 ** (bits - 1 - bits // 2)
     for node, site in subject.sites():
         low, high = subject.potentials.get(site.key, (0.0, 0.0))
-        if high >= most or (-low >= most and not subject.chip.floor):
+        if high >= most or (-low >= most and not subject.chip.saturates):
             yield problem(
                 node,
                 f"potentials reach {low:.0f} to {high:.0f} thresholds, and {bits} bits hold {most} either way.",
-                'Let them stop there, integers(snn, x, state_bits=..., overflow="saturate"), and evaluate that.',
+                'Use IF(floor=-1.0), or evaluate integers(snn, x, state_bits=..., overflow="saturate"), which stop.',
             )
+
+
+def comparisons(subject: Subject) -> Iterator[Problem]:
+    """Neurons compare with their threshold as the chip does, and their potentials have a floor where it needs one."""
+    chip = subject.chip
+    for node, site in subject.sites():
+        spec = _core(site.spec)
+        if not isinstance(spec, IF):
+            continue
+        if chip.strict is not None and spec.strict is not chip.strict:
+            needs = "above" if chip.strict else "at"
+            reason = f"a neuron of the chip fires {needs} its threshold, and integers meet it often."
+            yield problem(node, reason, f"Use IF(strict={chip.strict}).")
+        if chip.floors == "needed" and spec.floor is None:
+            reason = "its potentials have no floor, and the tool chain then scales all weights to 0 or 1."
+            yield problem(node, reason, "Use IF(floor=-1.0), which changes hardly any spike.")
+        if chip.floors == "none" and spec.floor is not None and chip.neuron != "ReLU":
+            yield problem(node, "its potentials have a floor, and the chip's have not.", "Use IF() without floor=.")
+
+
+def widths(subject: Subject) -> Iterator[Problem]:
+    """A network in integers keeps to the bits of weights and potentials, and to even weights where that is asked."""
+    chip, own = subject.chip, subject.snn.conversion.widths
+    node = next(iter(subject.layers()), (None, None))[0]
+    if own is None or node is None:
+        return
+    if own.weight > chip.weight_bits:
+        remedy = f"Use integers(snn, x, weight_bits={chip.weight_bits})."
+        yield problem(node, f"weights have {own.weight} bits, the chip's {chip.weight_bits}.", remedy)
+    if chip.state_bits is not None and own.state > chip.state_bits:
+        remedy = f"Use integers(snn, x, state_bits={chip.state_bits})."
+        yield problem(node, f"potentials have {own.state} bits, the chip's {chip.state_bits}.", remedy)
+    if chip.even and not own.even:
+        remedy = "Use integers(snn, x, even_weights=True), and simulate with delay_per_layer=1."
+        yield problem(node, "its weights are odd or finer than the chip's, where signs mix.", remedy)
 
 
 def levels(subject: Subject) -> Iterator[Problem]:
@@ -141,32 +175,4 @@ def sizes(subject: Subject) -> Iterator[Problem]:
         yield problem(output, f"there are {count} outputs.", f"Use at most {chip.outputs}.")
 
 
-def cores(subject: Subject) -> Iterator[Problem]:
-    """Every weight layer with its neurons finds a core, the largest first."""
-    chip = subject.chip
-    if not chip.kernel_memory:
-        return
-    free = sorted(zip(chip.kernel_memory, chip.neuron_memory, strict=True))
-    wanted = []
-    for node, layer in subject.layers():
-        source, out = node.all_input_nodes[0], tuple(graph.info(node).shape[1:])
-        wanted.append((*_memory(layer, tuple(graph.info(source).shape[1:]), out), node))
-    for kernel, neurons, node in sorted(wanted, key=lambda w: (-w[0], -w[1])):
-        core = next((c for c in free if c[0] >= kernel and c[1] >= neurons), None)
-        if core is None:
-            reason = f"no core is left for {kernel} words of kernels and {neurons} neurons (powers of two)."
-            yield problem(node, reason, "Use fewer channels, smaller maps, or fewer layers.")
-        else:
-            free.remove(core)
-
-
-def _memory(layer: Any, before: tuple[int, ...], after: tuple[int, ...]) -> tuple[int, int]:
-    """Return (words of kernels, neurons), padded to powers of two as DYNAP-CNN addresses them."""
-    bits = lambda n: math.ceil(math.log2(max(n, 1)))  # noqa: E731
-    if isinstance(layer, nn.Linear):  # a convolution over the maps in front, of which it sees one pixel here
-        return before[0] * 2 ** bits(after[0]), after[0]
-    kernel = pair(layer.kernel_size)
-    return before[0] * 2 ** (bits(math.prod(kernel)) + bits(after[0])), after[0] * 2 ** sum(map(bits, after[1:]))
-
-
-LIMITS: tuple[Rule, ...] = (neuron_kinds, potentials_fit, levels, inputs, sizes, cores)
+LIMITS: tuple[Rule, ...] = (neuron_kinds, comparisons, potentials_fit, widths, levels, inputs, sizes)

@@ -24,15 +24,18 @@ class Chip:
         neuron: "IF", "LIF" (leak by a shift) or "ReLU" (not temporal).
         resets: "subtract" and "zero", as far as it has them.
         starts: Whether neurons can start from a potential.
+        strict: Whether a neuron fires above its threshold only; None where that is not published.
+        floors: "none", or "needed" where the tool chain finds no common scale of integers without a lower end.
         spikes: The most spikes of a neuron per step.
-        state_bits: Bits of the potential.
-        floor: Whether potentials stop by themselves at a lower end, which changes hardly any spike.
+        weight_bits: Bits of weights. even: Whether weights of both signs are even, so that one bit is lost.
+        state_bits: Bits of the potential. saturates: Whether potentials stop by themselves at either end.
         steps: The most spikes by which a time-free chip tells activations apart.
         kernel: The largest square kernel. strides, padding: What convolutions may have.
         groups: Whether convolutions may have groups.
         biases: Whether weight layers may have biases: "no", "first" (behind it they run ahead of delayed spikes).
         channels, maps, input_size: The most channels, the largest map, the largest input map.
-        kernel_memory, neuron_memory: Words of each core, by which layers are placed.
+        kernel_memory, neuron_memory: Words of each core, by which layers are placed; a linear layer is a convolution.
+        fan_out: The most layers that a layer may send to.
         inputs, hidden, outputs: The most input channels, neurons in all, output neurons.
         events: Whether inputs must be spikes. image: Whether inputs are 8-bit images.
     """
@@ -48,8 +51,12 @@ class Chip:
     resets: tuple[str, ...] = ("subtract", "zero")
     starts: bool = True
     spikes: int | None = None
+    strict: bool | None = None
+    floors: str = "none"
+    weight_bits: int = 8
+    even: bool = False
     state_bits: int | None = None
-    floor: bool = False
+    saturates: bool = False
     steps: int | None = None
     kernel: int | None = None
     strides: tuple[int, ...] | None = None
@@ -61,6 +68,7 @@ class Chip:
     input_size: int | None = None
     kernel_memory: tuple[int, ...] = ()
     neuron_memory: tuple[int, ...] = ()
+    fan_out: int | None = None
     inputs: int | None = None
     hidden: int | None = None
     outputs: int | None = None
@@ -72,15 +80,16 @@ KI = 1024
 CHIPS = {
     "speck": Chip(
         source="SynSense Speck 2e/2f and DYNAP-CNN, by the rules of sinabs 3.1.3",
-        layers=("Conv2d", "Linear"), pools=("sum",), pool_sizes=(1, 2, 4), state_bits=16, floor=True, kernel=16,
+        layers=("Conv2d", "Linear"), pools=("sum",), pool_sizes=(1, 2, 4), strict=False, floors="needed",
+        state_bits=16, kernel=16, fan_out=2,
         strides=(1, 2, 4, 8), padding=7, groups=False, channels=1024, maps=64, input_size=128,
         kernel_memory=tuple(n * KI for n in (16, 16, 16, 32, 32, 64, 64, 16, 16)),
         neuron_memory=tuple(n * KI for n in (64, 64, 64, 32, 32, 16, 16, 16, 16)),
     ),
     "loihi2": Chip(
         source="Intel Loihi 2 by lava-dl's netx and lava's bit-accurate CUBA neurons",
-        layers=("Conv2d", "Linear"), resets=("zero",), starts=False, spikes=1, state_bits=24, floor=True,
-        biases="first", events=False,
+        layers=("Conv2d", "Linear"), resets=("zero",), starts=False, spikes=1, strict=True, even=True,
+        state_bits=24, saturates=True, biases="first", events=False,
     ),
     "xylo": Chip(
         source="SynSense Xylo A2, by rockpool's design rules",
@@ -93,8 +102,8 @@ CHIPS = {
     ),
     "akida": Chip(
         source="BrainChip Akida 1, by quantizeml and cnn2snn",
-        layers=("Conv2d", "Linear"), pools=("max", "global"), neurons_everywhere=False, neuron="ReLU", steps=15,
-        kernel=7, strides=(1, 2, 3), events=False, image=True,
+        layers=("Conv2d", "Linear"), pools=("max", "global"), neurons_everywhere=False, neuron="ReLU", weight_bits=4,
+        steps=15, kernel=7, strides=(1, 2, 3), events=False, image=True,
     ),
 }  # fmt: skip
 

@@ -12,6 +12,7 @@ from conversion_ext.errors import Problem, UnsupportedError, require
 from conversion_ext.exchange import nir_rules
 from conversion_ext.exchange.modules import Modules
 from conversion_ext.exchange.nir_canvas import Canvas
+from conversion_ext.exchange.outputs import spiking_output
 from conversion_ext.exchange.readers import reader_of
 from conversion_ext.exchange.tensors import Tensors
 from conversion_ext.network.spiking_network import SpikingNetwork
@@ -25,7 +26,8 @@ def to_nir(snn: SpikingNetwork, *, reader: str | None = None, T: int | None = No
 
     NIR's IF neuron knows neither soft reset nor an initial potential nor a floor. They stand in its metadata, from
     which ``from_nir`` builds the same network, spike for spike. Other packages lose them; ``reader`` writes pools,
-    resistances, thresholds, flatten axes and scales (as 1 x 1 convolutions) as each of them reads them. With ``T``
+    resistances, thresholds, flatten axes and scales (as 1 x 1 convolutions) as each of them reads them, and nothing
+    behind output neurons, whose spikes are counted. With ``T``
     biases also hold ``v_init / T``, after which the counts of T steps are right where the reset is soft, though not
     their times. A network of hard reset and ``v_init=0`` is exact in SpikingJelly, snnTorch and norse.
 
@@ -50,6 +52,8 @@ def to_nir(snn: SpikingNetwork, *, reader: str | None = None, T: int | None = No
         "NIR has no rounding, so a network in integers is none of its graphs; export the one from which it was made, "
         "or hand over conversion_ext.integer.parameters(snn).",
     )
+    if reader is not None and snn.conversion.recipe.readout.spiking:
+        snn = spiking_output(snn)
     canvas = Canvas(snn.body, reader_of(reader), T)
     _draw(canvas)
     if canvas.reader.depth_first:

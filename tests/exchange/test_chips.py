@@ -10,18 +10,22 @@ import torch
 from torch import Tensor, nn
 
 import conversion_ext as cx
-from conversion_ext.exchange import sum_pools
+from conversion_ext.exchange import spiking_output, sum_pools
+from conversion_ext.exchange.chip_cores import _placed
 from conversion_ext.exchange.chips import CHIPS
+from conversion_ext.integer import integers
 from conversion_ext.neurons import LIF, BurstIF, Filtered, SignedIF
 from conversion_ext.readouts import MeanOutput, SpikeCount
 
-EVENTS = cx.Recipe(readout=SpikeCount(), encoder=cx.encoders.Poisson())
-HARD = cx.IF(0.0, cx.Reset.ZERO)
+EVENTS = cx.Recipe(neuron=cx.IF(floor=-1.0), readout=SpikeCount(), encoder=cx.encoders.Poisson())
+HARD = cx.IF(0.0, cx.Reset.ZERO, strict=True)
 SHIFT = Filtered(LIF(tau=4.0, decay_input=False, reset=cx.Reset.SUBTRACT), tau=2.0)
 SOFT, ZERO, SHIFTED = (replace(EVENTS, neuron=neuron) for neuron in (cx.IF(0.0), HARD, SHIFT))
+FLOORED = replace(SOFT, neuron=cx.IF(0.0, floor=-1.0))
 BURSTS = cx.Recipe(neuron=BurstIF(15), family="multi-level")
 SIGNED = cx.Recipe(neuron=SignedIF(), family="signed")
-LEAKY, SLOW, STARTED = LIF(tau=4.0, decay_input=False), LIF(tau=3.0, decay_input=False), cx.IF(0.5, cx.Reset.ZERO)
+LEAKY, SLOW = LIF(tau=4.0, decay_input=False), LIF(tau=3.0, decay_input=False)
+STARTED = cx.IF(0.5, cx.Reset.ZERO, strict=True)
 LOW = replace(EVENTS, normalizer=cx.Percentile(50.0, granularity=cx.PerLayer()))
 CONSTANT = cx.encoders.ConstantCurrent()
 
@@ -47,6 +51,25 @@ def cnn(*, bias: bool = True, middle: tuple[nn.Module, ...] = (), width: int = 8
 
 def mlp(bias: bool = False, hidden: int = 12, inputs: int = 16, outputs: int = 4) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, hidden, bias=bias), nn.ReLU(), nn.Linear(hidden, outputs, bias=bias))
+
+
+class Three(nn.Module):
+    """Three layers read what one layer sends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.relu, self.head = nn.Conv2d(1, 4, 3, 8), nn.ReLU(), nn.Linear(48, 4)
+        self.parts = nn.ModuleList([nn.Conv2d(4, 4, 1) for _ in range(3)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.stem(x))
+        return self.head(torch.cat([self.relu(part(x)) for part in self.parts], 1).flatten(1))
+
+
+def whole(target: str, ann: nn.Module, recipe: cx.Recipe, T: int | None = None, **options: Any) -> list:
+    """Return what is found of a network in integers."""
+    snn = cx.convert(ann.eval(), images(), recipe=recipe, T=T, backend="reference", progress=False)
+    return cx.check(integers(snn, images(), overflow="saturate", **options), images(), target=target)
 
 
 def images(n: int = 16, channels: int = 1, size: int = 16) -> Tensor:
@@ -91,6 +114,43 @@ def test_a_network_that_passes(target: str) -> None:
     assert PASSES[target]() == []
 
 
+INTEGERS = {
+    "speck": {"state_bits": 16},
+    "loihi2": {"even_weights": True},
+    "spinnaker2": {},
+    "akida": {"weight_bits": 4},
+}
+
+
+@pytest.mark.parametrize("target", INTEGERS)
+def test_the_same_networks_pass_in_integers(target: str) -> None:
+    torch.manual_seed(0)
+    ann, recipe, T = {
+        "speck": (cnn(), EVENTS, None), "loihi2": (cnn(bias=False), ZERO, None), "spinnaker2": (cnn(), SOFT, None),
+        "akida": (cnn(), PLAIN, 15),
+    }[target]  # fmt: skip
+    assert whole(target, ann, recipe, T, **INTEGERS[target]) == []
+
+
+def test_layers_are_placed_on_cores_whichever_way_it_takes() -> None:
+    """Largest first would give the only core with room for its neurons to the first layer."""
+    assert _placed([[0, 1], [0]]) == [1, 0]
+    assert sorted(core for core in _placed([[0], [0, 1], [1, 2], [2]]) if core is not None) == [0, 1, 2]
+    assert _placed([[], [0]]) == [None, 0]
+
+
+def test_outputs_of_spikes_alone() -> None:
+    torch.manual_seed(0)
+    snn = cx.convert(cnn().eval(), images(), recipe=EVENTS, backend="reference", progress=False)
+    bare = spiking_output(snn)
+    assert set(cx.simulate(bare, images(), T=1, readout=MeanOutput()).output.unique().tolist()) <= {0.0, 1.0}
+    assert torch.equal(cx.simulate(bare, images(), T=20).outputs, cx.simulate(snn, images(), T=20).outputs)
+    assert float(cx.simulate(bare, images(), T=20).output.sum()) > 0
+    assert cx.check(bare, images(), target="speck") == []
+    with pytest.raises(ValueError, match=r"no output neurons; convert with a readout of spikes"):
+        spiking_output(cx.convert(cnn().eval(), images(), progress=False))
+
+
 def adaptive(pool: nn.Module) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), pool, nn.Flatten(), nn.Linear(32, 4))
 
@@ -117,11 +177,20 @@ BREACHES: dict[str, dict[str, Any]] = {
         "its maps are": lambda: found("speck", cnn_for(130), images(4, size=130)),
         "adds no branches": lambda: found("speck", Shortcut()),
         "outside of weight layers": lambda: found("speck", cnn(middle=POOL), recipe=events(relay=True)),
+        "have no floor": lambda: found("speck", cnn(), recipe=SOFT),
+        "fires at its threshold": lambda: found("speck", cnn(), recipe=events(neuron=cx.IF(floor=-1.0, strict=True))),
+        "3 layers read it": lambda: found("speck", Three()),
+        "maps of 20 by 20": lambda: found("speck", cnn_for(20, last=False), images(4, size=20)),
+        "weights have 12 bits": lambda: whole("speck", cnn(), EVENTS, weight_bits=12),
+        "potentials have 24 bits": lambda: whole("speck", cnn(), EVENTS),
         "16 bits hold": lambda: found("speck", driven(), recipe=LOW),
     },
     "loihi2": {
         "resets its neurons by 'subtract'": lambda: found("loihi2", cnn(bias=False), recipe=SOFT),
         "start from a potential": lambda: found("loihi2", cnn(bias=False), recipe=events(neuron=STARTED)),
+        "fires above its threshold": lambda: found("loihi2", cnn(bias=False), recipe=SOFT),
+        "its potentials have a floor": lambda: found("loihi2", cnn(bias=False), recipe=FLOORED),
+        "odd or finer": lambda: whole("loihi2", cnn(bias=False), ZERO),
         "its bias charges neurons": lambda: found("loihi2", cnn(), recipe=ZERO),
         "no average pool": lambda: found("loihi2", cnn(bias=False, middle=POOL), recipe=ZERO),
         "no max-pool": lambda: found("loihi2", cnn(bias=False, middle=MAX), recipe=ZERO),
@@ -147,6 +216,7 @@ BREACHES: dict[str, dict[str, Any]] = {
     },
     "spinnaker2": {
         "start from a potential": lambda: found("spinnaker2", cnn()),
+        "its potentials have a floor": lambda: found("spinnaker2", cnn(), recipe=FLOORED),
         "no max-pool": lambda: found("spinnaker2", cnn(middle=MAX), recipe=SOFT),
         "no adaptive pool": lambda: found("spinnaker2", adaptive(nn.AdaptiveAvgPool2d(2)), recipe=SOFT),
         "do not overlap": lambda: found("spinnaker2", cnn(middle=(nn.AvgPool2d(3, 2),)), recipe=SOFT),
@@ -161,6 +231,7 @@ BREACHES: dict[str, dict[str, Any]] = {
     },
     "akida": {
         "no average pool": lambda: found("akida", cnn(middle=POOL), recipe=PLAIN, T=15),
+        "weights have 8 bits": lambda: whole("akida", cnn(), PLAIN, T=15),
         "T=16 steps": lambda: found("akida", cnn(), recipe=PLAIN, T=16),
         "no particular T": lambda: found("akida", cnn(), recipe=PLAIN),
         "one or three channels": lambda: found("akida", wide_input(), images(8, 2), PLAIN, 15),
@@ -176,8 +247,9 @@ BREACHES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def cnn_for(size: int) -> nn.Sequential:
-    ann = nn.Sequential(nn.Conv2d(1, 2, 3, 1, 1), nn.ReLU(), nn.Conv2d(2, 2, 3, 8), nn.ReLU(), nn.Flatten())
+def cnn_for(size: int, last: bool = True) -> nn.Sequential:
+    deep = (nn.Conv2d(2, 2, 3, 8), nn.ReLU()) if last else ()
+    ann = nn.Sequential(nn.Conv2d(1, 2, 3, 1, 1), nn.ReLU(), *deep, nn.Flatten())
     return nn.Sequential(*ann, nn.Linear(ann(images(1, size=size)).shape[1], 4))
 
 

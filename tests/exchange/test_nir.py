@@ -155,6 +155,13 @@ def test_thresholds_are_moved_by_an_ulp_where_a_reader_compares_otherwise() -> N
         assert np.all(node.v_threshold == expected), (strict, reader)
 
 
+def test_nothing_stands_behind_output_neurons_for_others() -> None:
+    recipe = cx.Recipe(neuron=cx.IF(0.0), readout=cx.readouts.SpikeCount())
+    written = {reader: to_nir(converted("MLP", recipe=recipe), reader=reader) for reader in (None, "sinabs")}
+    last = {reader: {a for a, b in graph.edges if b == "output"} for reader, graph in written.items()}
+    assert [type(written[reader].nodes[name]).__name__ for reader, (name,) in last.items()] == ["Scale", "IF"]
+
+
 def test_a_mean_over_space_and_functions() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
