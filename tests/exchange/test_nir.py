@@ -88,10 +88,10 @@ def test_neurons(neuron: Any, tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", networks())
 @pytest.mark.parametrize("reader", ["spikingjelly", "snntorch", "norse"])
-def test_hard_reset_from_zero_is_exact_in_other_packages(reader: str, name: str) -> None:
+def test_rueckauer2017_zero_is_exact_in_other_packages(reader: str, name: str) -> None:
     if reader not in INSTALLED:
         pytest.skip(f"{reader} is not installed")
-    snn = converted(name, recipe=HARD)
+    snn = converted(name, recipe="rueckauer2017_zero")
     if reader in BRANCHES and name == "ResNet":
         with pytest.raises(UnsupportedError, match=r"this reader runs it before"):
             to_nir(snn, reader=reader)
@@ -292,12 +292,6 @@ def test_graphs_that_cannot_be_read_name_the_node() -> None:
         from_nir(loop)
     with pytest.raises(UnsupportedError, match=r"resets to or above its threshold"):
         from_nir(graph_of(nir.IF(ones, ones, ones)))
-
-
-def test_recipes_of_the_paper_can_be_exact_elsewhere() -> None:
-    recipe = replace(cx.recipes.get("rueckauer2017"), neuron=cx.IF(0.0, cx.Reset.ZERO))
-    graph = to_nir(converted("MLP", recipe=recipe), reader="spikingjelly")
-    assert all(np.all(node.v_reset == 0) for node in graph.nodes.values() if isinstance(node, nir.IF))
 
 
 def test_copies_become_nodes_of_their_own_that_send_the_same(tmp_path: Path) -> None:

@@ -163,10 +163,9 @@ def test_a_hard_reset_errs_by_a_factor_that_time_does_not_mend():
     z = 0.0201414 + 0.00997 * torch.arange(98, dtype=torch.float64)  # none whose multiple is 1, but for the last bit
     ann = nn.Sequential(nn.Linear(98, 98, bias=False), nn.ReLU()).double()
     ann[0].weight.data = torch.eye(98).double()
-    recipe = cx.recipes.get("rueckauer2017")
     x, T = torch.cat([z[None], torch.ones(1, 98).double()]), 1000
-    for reset in (cx.Reset.SUBTRACT, cx.Reset.ZERO):
-        snn = converted(ann, x, replace(recipe, normalizer=cx.Maximum(), neuron=IF(0.0, reset)))
+    for reset, name in ((cx.Reset.SUBTRACT, "rueckauer2017"), (cx.Reset.ZERO, "rueckauer2017_zero")):
+        snn = converted(ann, x, replace(cx.recipes.get(name), normalizer=cx.Maximum()))
         rate = cx.simulate(snn, x, T).firing_rate["1"][0]
         n = (1 / z).ceil()
         expected = z if reset is cx.Reset.SUBTRACT else z / (1 + (n * z - 1))
