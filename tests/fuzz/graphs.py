@@ -5,11 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from tests.fuzz.rarer import RARER, RARER_JOINS
 
 __all__ = ["RandomNetwork", "random_network"]
 
@@ -67,12 +70,13 @@ class Builder:
         self.r = random.Random(seed)
         torch.manual_seed(seed)
         self.layers = 0
+        self.calls: list[tuple[Function, str]] = []  # of layers, to call one again
 
     def choice(self, *options: Any) -> Any:
         return self.r.choice(options)
 
     def layer(self, net: nn.Module, module: Any) -> Any:
-        """Add a layer to the network, sometimes one that is there already and fits."""
+        """Add a layer to the network and return what calls it."""
         self.layers += 1
         name = f"layer{self.layers}"
         net.add_module(name, module.double().eval())
@@ -80,7 +84,13 @@ class Builder:
             if isinstance(m, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001
                 m.running_mean.normal_(0, 0.5)  # type: ignore[union-attr]
                 m.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
-        return lambda *values: getattr(own(), name)(*values)  # noqa: PLW0108 (of the network that runs then)
+        call = lambda *values: getattr(own(), name)(*values)  # noqa: E731 (of the network that runs then)
+        self.calls.append((call, f"{name} again"))
+        return call
+
+    def again(self, net: nn.Module, v: Tensor) -> tuple[Function, str]:
+        """Call a layer that is there already; where it does not fit, torch refuses."""
+        return self.choice(*self.calls)
 
     def parameter(self, net: nn.Module, *shape: int) -> str:
         self.layers += 1
@@ -91,6 +101,11 @@ class Builder:
         else:
             net.register_buffer(name, value)
         return name
+
+    def constant(self, net: nn.Module, *shape: int) -> Callable[[], Tensor]:
+        """Add a parameter or buffer and return what reads it."""
+        name = self.parameter(net, *shape)
+        return lambda: getattr(own(), name)
 
     def activation(self, net: nn.Module, v: Tensor) -> tuple[Function, str]:
         dim = self.r.randrange(1, v.dim())
@@ -246,9 +261,11 @@ def random_network(seed: int) -> tuple[RandomNetwork, tuple[Tensor, ...]]:
     )
     net = RandomNetwork(len(inputs)).double().eval()
     values: list[Tensor] = [*inputs]
-    groups = (
+    groups: list[Any] = (
         [build.activation] * 3 + [build.weights] * 4 + [build.pool, build.movement, build.movement, build.arithmetic]
     )
+    if seed % 2:
+        groups += [partial(rarer, build) for rarer in RARER] + [build.again]
     wanted, spiking = r.randint(3, 10), False
     for _ in range(20 * wanted):
         if len(net.steps) >= wanted and spiking:
@@ -257,7 +274,8 @@ def random_network(seed: int) -> tuple[RandomNetwork, tuple[Tensor, ...]]:
         sources = tuple(r.sample(range(max(0, len(values) - 4), len(values)), 2)) if pair else (len(values) - 1,)
         try:
             draw = r.choice(groups)
-            function, text = build.join(*(values[i] for i in sources)) if pair else draw(net, values[sources[0]])
+            joined = partial(RARER_JOINS, build) if seed % 2 and r.random() < 0.5 else build.join
+            function, text = joined(*(values[i] for i in sources)) if pair else draw(net, values[sources[0]])
             net.steps.append(Step(function, sources, text))
             found = _values(net, inputs)
             two = _values(net, tuple(value[:2] for value in inputs))

@@ -55,7 +55,8 @@ def broken_laws(net: nn.Module, inputs: tuple[Tensor, ...], seed: int) -> Iterat
     first, last = (float((out - expected).abs().max()) / size for out in (short, long))
     if last > 0.02 and last > 0.3 * first:
         yield f"the error does not fall: {first:.3g} at {SHORT} steps, {last:.3g} at {LONG}"
-    unfolded = at(convert(net, inputs, seed, fold=False), inputs, (LONG,))[0]
+    frameworks = available()
+    unfolded = at(convert(net, inputs, seed, fold=False, backend=frameworks[seed % len(frameworks)]), inputs, (LONG,))[0]
     difference = float((unfolded - long).abs().max()) / size
     if difference > max(0.02, 4 * last):
         yield f"folded and unfolded differ by {difference:.3g}"
@@ -71,10 +72,9 @@ def _persistence(net: nn.Module, inputs: tuple[Tensor, ...], seed: int, snn: Any
         yield "a second run differs"
     if not torch.equal(before, at(copy.deepcopy(snn), inputs, (6,))[0]):
         yield "a copy differs"
-    other = convert(net, inputs, seed)
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.mul_(0.5)
+    if seed % 3:
+        return
+    other = convert(net, tuple(value.flip(0) * 1.3 for value in inputs), seed)
     other.load_state_dict(snn.state_dict())
     if not torch.equal(before, at(other, inputs, (6,))[0]):
         yield "a loaded state dict gives other outputs"
@@ -90,11 +90,10 @@ def _binary(snn: Any, inputs: tuple[Tensor, ...]) -> Iterator[str]:
 
 
 def _frameworks(net: nn.Module, inputs: tuple[Tensor, ...], seed: int, snn: Any) -> Iterator[str]:
-    """Both frameworks, step by step and with whole sequences."""
+    """One of the frameworks, step by step and with whole sequences."""
     reference = at(snn, inputs, (6,))[0]
-    for backend in available():
-        if backend == "reference":
-            continue
+    frameworks = [backend for backend in available() if backend != "reference"]
+    for backend in frameworks[seed // 3 % 2 :][:1]:
         other = convert(net, inputs, seed, backend=backend)
         with torch.no_grad():
             steps = torch.stack([outputs(other(*inputs)) for _ in range(6)]).mean(0)
