@@ -235,7 +235,14 @@ class Custom(Metric):
     def sums(self, output: Any, target: Any) -> Tensor:
         """Return the function's sum over samples, and how many there are."""
         N = len(tensors_in(output)[0])
-        value = torch.as_tensor(self.function(output, target)).detach().cpu().double()
+        try:
+            value = torch.as_tensor(self.function(output, target)).detach().cpu().double()
+        except Exception as error:
+            why = str(error).strip().partition("\n")[0].rstrip(".")
+            raise ValueError(
+                f"metric={self.name} failed on outputs and targets of one batch: {type(error).__name__}: {why}. It is "
+                "called as metric(output, target), and returns one number, or one per sample."
+            ) from error
         require(
             value.dim() == 0 or value.shape == (N,),
             f"metric={self.name} returned {list(value.shape)} for {N} samples; return one number, or one per sample.",

@@ -136,6 +136,12 @@ class Score:
         """Return the measure [steps], None where there was nothing to measure."""
         if self.sums is None or self.metric is None:
             return None
+        measured = isinstance(self.metric, Custom) or bool(self.sums.any())
+        require(
+            measured,
+            f"No target counts for metric={self.metric.name}: negative class numbers and 255 stand for 'ignore'.",
+            CalibrationError,
+        )
         return torch.tensor([self.metric.value(row) for row in self.sums], dtype=torch.float64)
 
 

@@ -78,6 +78,57 @@ def _addmm(input: Any, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: fl
     return (product if alpha == 1 else product * alpha) + (input if beta == 1 else input * beta)
 
 
+def _repeat_interleave(input: Tensor, repeats: int, dim: int | None = None) -> Tensor:
+    if dim is None or not isinstance(repeats, int):
+        raise TypeError("repeat_interleave needs a number of repeats and a dimension")
+    return _index_select(input, dim, torch.arange(input.shape[dim]).repeat_interleave(repeats))
+
+
+def _tensor_split(input: Tensor, indices_or_sections: Any, dim: int = 0) -> tuple[Tensor, ...]:
+    parts = torch.arange(input.shape[dim]).tensor_split(indices_or_sections)
+    sizes = [len(part) for part in parts]
+    return torch.split(input, sizes, dim)
+
+
+def _mean_and(moment: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
+    def both(input: Tensor, dim: Any, **options: Any) -> tuple[Tensor, Tensor]:
+        return moment(input, dim, **options), input.mean(dim, keepdim=options.get("keepdim", False))
+
+    return both
+
+
+def _aminmax(input: Tensor, *, dim: Any = (), keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    return _amin(input, dim, keepdim), _amax(input, dim, keepdim)
+
+
+def _softmin(input: Tensor, dim: int, _stacklevel: int = 3, dtype: Any = None) -> Tensor:
+    return F.softmax(-input, dim, dtype=dtype)
+
+
+def _rsub(input: Tensor, other: Any, *, alpha: float = 1) -> Tensor:
+    return other - (input if alpha == 1 else input * alpha)
+
+
+def _lerp(input: Tensor, end: Any, weight: Any) -> Tensor:
+    return input + (end - input) * weight
+
+
+def _addcmul(input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> Tensor:
+    return input + tensor1 * tensor2 * value
+
+
+def _addcdiv(input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> Tensor:
+    return input + tensor1 / tensor2 * value
+
+
+def _baddbmm(input: Any, batch1: Tensor, batch2: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    return _addmm(input, batch1, batch2, beta=beta, alpha=alpha)
+
+
+def _hstack(tensors: Any) -> Tensor:
+    return torch.cat(list(tensors), 0 if tensors[0].dim() == 1 else 1)
+
+
 def _lp_pool(pool: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def sums(input: Tensor, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False) -> Tensor:
         rank = {F.avg_pool1d: 1, F.avg_pool2d: 2, F.avg_pool3d: 3}[pool]
@@ -96,4 +147,7 @@ DEFINITIONS: Mapping[Any, Callable[..., Any]] = MappingProxyType({
     "amax": _amax, "amin": _amin, "expand_as": _expand_as, "view_as": _view_as, "reshape_as": _view_as, "tile": _tile,
     "index_select": _index_select, "select": _select, "addmm": _addmm, "lp_pool1d": _lp_pool(F.avg_pool1d),
     "lp_pool2d": _lp_pool(F.avg_pool2d), "lp_pool3d": _lp_pool(F.avg_pool3d),
+    "repeat_interleave": _repeat_interleave, "tensor_split": _tensor_split, "std_mean": _mean_and(torch.std),
+    "var_mean": _mean_and(torch.var), "aminmax": _aminmax, "softmin": _softmin, "rsub": _rsub, "lerp": _lerp,
+    "addcmul": _addcmul, "addcdiv": _addcdiv, "baddbmm": _baddbmm, "hstack": _hstack,
 })  # fmt: skip

@@ -145,7 +145,8 @@ def problems_of(model: GraphModule, inputs: tuple[Any, ...] | None, graded: bool
                 )
             problems += _misfits(node)
     if inputs is not None:
-        problems += batch_problems(model, inputs)
+        known = {problem.path for problem in problems}
+        problems += [problem for problem in batch_problems(model, inputs) if problem.path not in known]
     if not activations and not problems:
         problems.append(
             Problem(

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 
 from conversion_ext.capture.baking import bake
-from conversion_ext.errors import UnsupportedError
+from conversion_ext.errors import UnsupportedError, require
 from conversion_ext.graph.values import tensors_in
 
 __all__ = ["effective_hooks", "has_hooks", "private_copy", "remove_hooks", "unwrapped"]
@@ -38,7 +38,8 @@ def _inside(ann: Any) -> Any:
         return ann.module()
     if isinstance(ann, nn.DataParallel | nn.parallel.DistributedDataParallel):
         return ann.module
-    return ann._modules.get("_orig_mod") if isinstance(ann, nn.Module) else None  # noqa: SLF001 (how torch.compile keeps it)
+    plain = isinstance(ann, nn.Module) and not isinstance(ann, torch.jit.ScriptModule)
+    return ann._modules.get("_orig_mod") if plain else None  # noqa: SLF001 (how torch.compile keeps it)
 
 
 def private_copy(ann: nn.Module, hooks: bool = True) -> nn.Module:
@@ -46,6 +47,13 @@ def private_copy(ann: nn.Module, hooks: bool = True) -> nn.Module:
 
     Wrappers are taken off at every depth. With ``hooks`` the user's forward hooks are still there.
     """
+    compiled = next((path for path, module in ann.named_modules() if isinstance(module, torch.jit.ScriptModule)), None)
+    require(
+        compiled is None,
+        f"{compiled or type(ann).__name__} is compiled by torch.jit, and what it computes cannot be followed. Give the "
+        "network from which it was made.",
+        UnsupportedError,
+    )
     memo: dict[int, Any] = {}
     try:
         for module in ann.modules():

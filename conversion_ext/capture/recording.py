@@ -68,6 +68,7 @@ class Recording(TorchFunctionMode):
         self._nodes: dict[str, Node] = {}
         self.kept: list[Tensor] = []  # so that no other tensor gets the id of one that is forgotten
         self.fills: dict[int, float] = {}  # the one value of tensors that have no other
+        self.compared: dict[int, tuple[Any, ...]] = {}  # what conditions compare: (name, left, right)
 
     def record(self, inputs: Sequence[Tensor], names: Sequence[str], call: Callable[[list[Tensor]], Any]) -> Graph:
         """Return the graph of ``call(tensors)``, whose placeholders are called ``names``; call it once."""
@@ -157,6 +158,11 @@ class Recording(TorchFunctionMode):
 
         What is then written into, such as a copied bias of which a part is set to 0, is a constant as it is in the end.
         """
+        if getattr(func, "__name__", "") == "__get__":
+            value = func(*args, **kwargs)
+            if not isinstance(value, Tensor) or func.__self__.__name__ in ("data", "grad"):
+                return value
+            func, args = getattr, (args[0], func.__self__.__name__)
         given = [v for v in leaves_of((args, kwargs)) if isinstance(v, Tensor)]
         versions = [v._version for v in given]  # noqa: SLF001
         value = func(*self.at(args, other=False), **self.at(kwargs, other=False))
@@ -342,10 +348,10 @@ class Recording(TorchFunctionMode):
             if isinstance(leaf, Tensor):
                 known = self.known.get(id(leaf))
                 return known.node() if known is not None else self._constant(leaf)
-            if isinstance(leaf, _PLAIN):
-                return leaf
             if hasattr(leaf, "item") and getattr(leaf, "shape", None) == ():  # a number of numpy
                 return leaf.item()
+            if isinstance(leaf, _PLAIN):
+                return leaf
             raise RefusedError(
                 f"passes on or returns a {type(leaf).__name__}.", "Use tensors, numbers, tuples, lists and dicts."
             )

@@ -16,6 +16,7 @@ from torch.fx import GraphModule, Node
 
 from conversion_ext.capture.module_calls import patched
 from conversion_ext.capture.private_copy import effective_hooks, has_hooks, private_copy
+from conversion_ext.capture.special_calls import RefusedError
 from conversion_ext.errors import Problem
 from conversion_ext.graph import describe, key_of
 from conversion_ext.graph.evaluation import Environment
@@ -24,6 +25,7 @@ from conversion_ext.graph.values import tensors_in
 __all__ = ["Reference", "disagreement", "few", "random_states_kept", "reference_run", "rewriting_problem"]
 
 SAMPLES = 3
+_STEADY = "Make it deterministic, for example with self.training."
 EXACT = {torch.float64: 1e-9, torch.float32: 1e-4}  # the same operations in the same order, but for memory layouts
 REWRITTEN = {torch.float64: 1e-6, torch.float32: 1e-2}  # folded BatchNorms round differently
 
@@ -67,16 +69,9 @@ def reference_run(model: nn.Module, inputs: tuple[Tensor, ...], call: Callable[[
         outputs = effective_hooks(model, lambda: call(model, list(given)))
         drawn = not torch.equal(start, torch.get_rng_state())
         if _random_states() != before:
-            raise _RandomError
+            raise RefusedError("draws random numbers in Python in evaluation mode too.", _STEADY)
     kept = tuple(value.detach().clone() for value in tensors_in(outputs))
     return Reference(inputs, kept, drawn)
-
-
-class _RandomError(Exception):
-    """The network draws random numbers in Python."""
-
-    def __str__(self) -> str:
-        return "it draws random numbers in Python in evaluation mode too"
 
 
 def disagreement(
@@ -88,7 +83,7 @@ def disagreement(
     """
     try:
         with torch.no_grad():
-            outputs = captured(*(value.clone() for value in reference.inputs))
+            outputs = captured.forward(*(value.clone() for value in reference.inputs))  # a call prints what fails
     except Exception:  # the graph does not even run: where it differs is found below
         outputs = None
     if outputs is not None and not reference.differs(outputs):
@@ -102,7 +97,7 @@ def disagreement(
 def rewriting_problem(network: str, model: GraphModule, reference: Reference) -> Problem | None:
     """Return what to say where the rewritten graph no longer computes what the user's network does, else None."""
     with torch.no_grad():
-        outputs = model(*(value.clone() for value in reference.inputs))
+        outputs = model.forward(*(value.clone() for value in reference.inputs))
     if not reference.differs(outputs, rewritten=True):
         return None
     if reference.random:
@@ -120,7 +115,7 @@ def _problem(network: str, node: Node | None, drawn: bool) -> Problem:
         return Problem(
             network,
             "draws random numbers in evaluation mode too.",
-            "Make it deterministic, for example with self.training.",
+            _STEADY,
         )
     place, line = (network, "") if node is None else (key_of(node), describe(node))
     what = "only the network's output differs" if node is None else "this is the first module whose output differs"

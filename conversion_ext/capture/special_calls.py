@@ -19,11 +19,13 @@ from conversion_ext.capture.definitions import DEFINITIONS
 from conversion_ext.graph import meta_device
 from conversion_ext.graph.structure import leaves_of
 from conversion_ext.operators.assignment import with_item
+from conversion_ext.operators.comparison import where_compared
 
 __all__ = ["SPECIAL", "Known", "RefusedError"]
 
 _CONSTRUCTORS = {
     "zeros": 0.0, "ones": 1.0, "zeros_like": 0.0, "ones_like": 1.0, "new_zeros": 0.0, "new_ones": 1.0,
+    "empty": 0.0, "empty_like": 0.0, "new_empty": 0.0,  # what is never read
 }  # fmt: skip
 
 
@@ -53,6 +55,7 @@ class Recording(Protocol):
     device: torch.device
     known: dict[int, Known]
     fills: dict[int, float]
+    compared: dict[int, tuple[Any, ...]]
 
     def create(self, op: str, target: Any, args: Any, kwargs: Any) -> Node:
         """Make a node."""
@@ -157,13 +160,24 @@ def _extreme(recording: Recording, func: Any, args: Any, kwargs: Any) -> Any:
     return type(shapes[0])([values, shapes[0].indices])
 
 
+def _pool_with_indices(recording: Recording, func: Any, args: Any, kwargs: Any) -> Any:
+    """Return the values of a max-pool and the positions, which nobody may use."""
+    pool = getattr(F, func.__name__.removesuffix("_with_indices"))
+    plain = {key: value for key, value in kwargs.items() if key != "return_indices"}
+    values = recording.function(pool, args, plain)
+    other = recording.known[id(values)].other
+    positions = torch.empty_like(values, dtype=torch.long)
+    recording.know(positions, torch.empty_like(other, dtype=torch.long), _positions)
+    return values, positions
+
+
 def _positions() -> Node:
     raise RefusedError("uses the positions of maxima, which spikes do not carry.", "Use the values alone.")
 
 
 def _where(recording: Recording, func: Any, args: Any, kwargs: Any) -> Any:
-    """Return a choice; ``where(x > t, x, v)`` is ``F.threshold(x, t, v)``."""
-    if len(args) == 3 and isinstance(args[0], Tensor) and id(args[0]) in recording.known:
+    """Return a choice; ``where(x > t, x, v)`` is ``F.threshold(x, t, v)``, and with any comparison one function."""
+    if len(args) == 3 and isinstance(args[0], Tensor) and recording.depends(args[0]):
         condition, x, other = recording.known[id(args[0])].node(), args[1], args[2]
         fill = recording.fills.get(id(other), other) if isinstance(other, Tensor) else other
         level = condition.args[1] if len(condition.args) == 2 else None
@@ -172,7 +186,23 @@ def _where(recording: Recording, func: Any, args: Any, kwargs: Any) -> Any:
         if above and known is not None and condition.args[0] is known.node() and isinstance(level, int | float):
             if isinstance(fill, int | float):
                 return recording.function(F.threshold, (x, level, fill), {})
+        if id(args[0]) in recording.compared:
+            return recording.function(where_compared, (*recording.compared[id(args[0])], x, other), {})
     return recording.function(func, args, kwargs)
+
+
+def _compare(recording: Recording, func: Any, args: Any, kwargs: Any) -> Any:
+    """Return a condition, and remember what is compared: ``where`` needs it."""
+    found = recording.function(func, args, kwargs)
+    if isinstance(found, Tensor) and len(args) == 2:
+        recording.compared[id(found)] = (func.__name__.strip("_"), *args)
+    return found
+
+
+def _masked_fill(recording: Recording, func: Any, args: Any, kwargs: Any) -> Any:
+    """Return ``where(mask, value, x)``."""
+    x, mask, value = (*args, *kwargs.values())
+    return _where(recording, torch.where, (mask, value, x), {})
 
 
 def _new_tensor(recording: Recording, func: Any, args: Any, kwargs: Any) -> Tensor:
@@ -204,7 +234,8 @@ def _filled(recording: Recording, func: Any, args: Any, kwargs: Any, fill: float
         numbers = [v for v in leaves_of((args, kwargs)) if isinstance(v, int) and not isinstance(v, bool)]
         sizes = numbers[: first.dim()]
     one = torch.full([1] * first.dim(), fill, dtype=first.dtype, device=recording.device)
-    filled = recording.note("call_method", "expand", (one, *sizes), {}, _shell_of(recording, "expand"))
+    expanded = recording.note("call_method", "expand", (one, *sizes), {}, _shell_of(recording, "expand"))
+    filled = recording.function(Tensor.clone, (expanded,), {})  # others may write into it
     recording.fills[id(filled)] = fill
     return filled
 
@@ -219,16 +250,25 @@ def _assign(recording: Recording, func: Any, args: Any, kwargs: Any) -> None:
     known = recording.known.get(id(tensor))
     if known is None or known.constant:
         raise RefusedError("writes data into a tensor that the network keeps.", "Build it with torch.cat.")
+    if isinstance(index, Tensor) and recording.depends(index):
+        chosen = _where(recording, torch.where, (index, value, tensor), {})
+        node = recording.known[id(chosen)].node()
+        _rewritten(recording, tensor, node)
+        return
     copy, other = tensor, known.other
     for owner, twin in ((copy, False), (other, True)):
         position, given = recording.at((index, value), twin)
         with_item(owner, position, meta_device.shell(given) if isinstance(given, Tensor) else given)
-    node = recording.create("call_function", with_item, (tensor, index, value), {})
+    _rewritten(recording, tensor, recording.create("call_function", with_item, (tensor, index, value), {}))
+
+
+def _rewritten(recording: Recording, tensor: Tensor, node: Node) -> None:
+    """Let ``tensor`` stand for ``node`` from here on; other views of its memory are refused when they are used."""
     memory = tensor.untyped_storage()._cdata  # noqa: SLF001 (the only name of memory without an address)
     for each in recording.known.values():
         if each.tensor is not tensor and each.tensor.untyped_storage()._cdata == memory:  # noqa: SLF001
             each.make = _stale
-    known.make = lambda: node
+    recording.known[id(tensor)].make = lambda: node
 
 
 def _stale() -> Node:
@@ -240,6 +280,11 @@ def _stale() -> Node:
 SPECIAL: Mapping[str, Callable[[Recording, Any, Any, Any], Any]] = MappingProxyType({
     "size": _size, "to": _to, "type_as": _type_as, "cpu": _move, "cuda": _move, "__len__": _len, "__iter__": _iterate,
     "__setitem__": _assign, "__reversed__": _reverse, "max": _extreme, "min": _extreme, "where": _where,
+    "masked_fill": _masked_fill, "max_pool1d_with_indices": _pool_with_indices,
+    "max_pool2d_with_indices": _pool_with_indices, "max_pool3d_with_indices": _pool_with_indices,
+    "adaptive_max_pool1d_with_indices": _pool_with_indices, "adaptive_max_pool2d_with_indices": _pool_with_indices,
+    "adaptive_max_pool3d_with_indices": _pool_with_indices,
+    **dict.fromkeys(("gt", "ge", "lt", "le", "greater", "less", "greater_equal", "less_equal"), _compare),
     "new_tensor": _new_tensor, "full": _full, "full_like": _full, "new_full": _full,
     **dict.fromkeys(_CONSTRUCTORS, _constructor),
 })  # fmt: skip

@@ -82,7 +82,8 @@ def capture_and_compare(
     def whole(module: nn.Module) -> bool:
         if module in kept or module in skipped or isinstance(module, types):
             return True
-        return (is_stock(module) or covers(module)) and not isinstance(module, SEEN_THROUGH)
+        seen_through = isinstance(module, SEEN_THROUGH) or getattr(module, "return_indices", False) is True
+        return (is_stock(module) or covers(module)) and not seen_through
 
     if example is None:
         tracer = SymbolicTracer(whole, inputs)

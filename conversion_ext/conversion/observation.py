@@ -126,7 +126,7 @@ def _run(model: GraphModule, observer: Observer, runs: int, data: Any, forward: 
                 check_inputs(inputs, model, f"Calibration batch {index}")
                 tensors = tensors_of(inputs)
                 try:
-                    model(*tensors)
+                    model.forward(*tensors)  # a call prints what fails
                 except RuntimeError as error:
                     raise _misfit(index, tensors, error) from error
                 samples += len(tensors[0]) if run == 0 else 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from numbers import Real
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from conversion_ext.encoders.base import Encoder
-from conversion_ext.errors import require
+from conversion_ext.errors import require, warn
 from conversion_ext.types import Family
 
 __all__ = ["Poisson"]
@@ -56,11 +55,8 @@ class Poisson(Encoder):
             )
             p = self.gain * x.abs()
             if bool((p > 1).any()):
-                warnings.warn(
-                    f"Poisson(gain={self.gain:.4g}) clips inputs beyond {1 / self.gain:.4g}; take a gain of at most "
-                    "1 / max |x|.",
-                    stacklevel=2,
-                )
+                most = f"{1 / self.gain:.4g}"
+                warn(f"Poisson(gain={self.gain:.4g}) clips inputs beyond {most}; take a gain of at most 1 / max |x|.")
             # Drawn where the generator lives, so that a seed means the same on every device.
             draw = torch.rand(x.shape, generator=generator, device=generator.device).to(x.device)
             yield (draw < p) * x.sign() / self.gain

@@ -24,6 +24,7 @@ __all__ = ["Modules"]
 RESERVED = frozenset({*vars(nn.Module()), *dir(nn.Module)})
 POOLS = tuple(f"{kind}max_pool{dims}d" for kind in ("", "adaptive_") for dims in (1, 2, 3))
 OF_FRAMEWORKS = frozenset({"_backend"})  # what SpikingJelly 0.0.0.0.14 has, and we gave to modules for it
+OF_INTEGERS = frozenset({"weight_exponent", "bias_exponent"})  # what integers() adds to layers and scales
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))  # hooks, parameters, children: written in their own way, or not at all
 
 
@@ -145,7 +146,7 @@ class Modules:
             nn.Module.__init__(module)
             return module
         # An attribute that was renamed would be set under its old name, and the new one keep its default.
-        unknown = [name for name in given if name not in dir(module)]
+        unknown = [name for name in given if name not in dir(module) and name not in OF_INTEGERS]
         require(not unknown, _no_attribute(cls, *unknown), FileError)
         return module
 

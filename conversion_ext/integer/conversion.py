@@ -16,13 +16,13 @@ from conversion_ext.conversion.memory_format import channels_last
 from conversion_ext.data.batches import check_inputs
 from conversion_ext.errors import Problem, UnsupportedError, require
 from conversion_ext.graph.shapes import propagate
-from conversion_ext.integer.forms import MEANS, Grid, integer_form, refused, scaled
+from conversion_ext.integer.forms import MEANS, Constants, Grid, integer_form, refused, scaled
 from conversion_ext.integer.modules import IntegerInput
 from conversion_ext.network.record import Widths
 from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.network.state import reset
 from conversion_ext.nn.channel_scale import ChannelScale
-from conversion_ext.operators.arithmetic import Multiple
+from conversion_ext.operators.arithmetic import Multiple, Offset
 from conversion_ext.operators.base import Elementwise, NodeContext, Operator, context_of, ones, operator_of
 from conversion_ext.operators.linear_map import LinearMap
 from conversion_ext.operators.movement import Element, Movement
@@ -130,6 +130,7 @@ class _Rewrite:
         self.grids: dict[Node, Any] = {}
         self.readers: dict[Node, IntegerInput] = {}
         self.modules: dict[Node, nn.Module] = {}
+        self.constants: dict[Node, Constants] = {}
         self.scales: dict[Node, tuple[Grid, ChannelScale]] = {}
         self.scaled: list[tuple[Node, Node]] = []  # edges with a scale
 
@@ -169,13 +170,15 @@ class _Rewrite:
         """Return what the output of a node can hold, and note the module to put in its place."""
         operator = operator_of(self.body, context.node)
         passes = len(context.inputs) == 1 and isinstance(operator, (Movement, Element, Elementwise, LinearMap))
-        absorbs = passes or isinstance(operator, (Synapse, Multiple))
+        absorbs = passes or isinstance(operator, (Synapse, Multiple, Offset))
         grids = [self.grids[source] if absorbs else self.whole(source, context.node) for source in context.inputs]
         refusal = operator.not_integer(context) if isinstance(operator, Operator) else None
         if refusal is not None:
             raise refused(context, *refusal)
         output, module = integer_form(operator, context, grids, self.widths)
-        if module is not None:
+        if isinstance(module, Constants):
+            self.constants[context.node] = module
+        elif module is not None:
             self.modules[context.node] = module.to(self.like)
         most = min(EXACT[self.like.dtype], ACCUMULATOR)
         for grid in output if isinstance(output, tuple) else (output,):
@@ -199,17 +202,35 @@ class _Rewrite:
 
     def install(self) -> None:
         """Change the graph."""
+        new: dict[Node, Node] = {}
         for node in self.contexts:
-            if node in self.modules:
+            if node in self.modules and node.op == "call_module":
                 self.body.set_submodule(str(node.target), self.modules[node])
+            elif node in self.modules:
+                new[node] = graph.replace_call(
+                    self.body, node, self.modules[node], tuple(self.contexts[node].inputs), node.name
+                )
+            elif node in self.constants:
+                self.keep(node, self.constants[node])
             elif node.op != "call_module" and node.target in MEANS:
                 node.target = "sum" if isinstance(node.target, str) else torch.sum
-        scales = {source: self.insert(source, module) for source, (_, module) in self.scales.items()}
+        scales = {source: self.insert(new.get(source, source), module) for source, (_, module) in self.scales.items()}
         for source, user in self.scaled:
-            user.replace_input_with(source, scales[source])
+            new.get(user, user).replace_input_with(new.get(source, source), scales[source])
         for node, reader in self.readers.items():
             graph.insert_after(self.body, node, reader, f"{node.name}_integers")
         graph.refresh(self.body)
+
+    def keep(self, node: Node, constants: Constants) -> None:
+        """Let ``node`` read its constants in integers."""
+        for source, (value, exponent) in constants.values.items():
+            name = graph.rename_free(self.body, f"{node.name}_weight")
+            self.body.register_parameter(name, nn.Parameter(value.to(self.like), requires_grad=False))
+            self.body.register_buffer(f"{name}_exponent", exponent.to(self.like))
+            with self.body.graph.inserting_before(node):
+                new = self.body.graph.get_attr(name)
+            graph.carry(source, new)
+            node.replace_input_with(source, new)
 
     def insert(self, source: Node, module: ChannelScale) -> Node:
         """Return a new node that scales ``source``."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from conversion_ext import graph
 from conversion_ext.errors import require
 from conversion_ext.graph.layers import TRANSPOSED
-from conversion_ext.integer.modules import IntegerInput, IntegerStepping
+from conversion_ext.integer.modules import IntegerAffine, IntegerInput, IntegerStepping
 from conversion_ext.network.site import SpikingSite
 from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.neurons import IF
@@ -64,6 +64,9 @@ def parameters(snn: SpikingNetwork) -> dict[str, IntegerLayer | IntegerNeurons |
             parameters[module.key] = IntegerNeurons(stepping.threshold, stepping.bits, start, bias, **_of(module))
         elif hasattr(module, "weight_exponent"):
             parameters[graph.key_of(node)] = _layer(module)
+        elif node.op == "get_attr" and hasattr(snn.body, f"{node.target}_exponent"):
+            k = getattr(snn.body, f"{node.target}_exponent")
+            parameters[str(node.target)] = IntegerLayer(_int(getattr(snn.body, str(node.target)) * torch.exp2(k)), _int(k))
     return parameters
 
 
@@ -84,6 +87,9 @@ def _layer(module: Any) -> IntegerLayer:
     k = module.weight_exponent
     if isinstance(module, ChannelScale):
         return IntegerLayer(_int(module.scale * torch.exp2(k)), _int(k))
+    if isinstance(module, IntegerAffine):
+        shift = module.shift * torch.exp2(module.bias_exponent)
+        return IntegerLayer(_int(module.scale * torch.exp2(k)), _int(k), _int(shift), _int(module.bias_exponent))
     transposed = isinstance(module, TRANSPOSED)
     rows = module.weight.movedim(int(transposed), 0)
     shared = k[: len(rows)].view(-1, *[1] * (rows.dim() - 1))  # by the groups of a transposed convolution

@@ -11,22 +11,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Node
 
 from conversion_ext import graph
 from conversion_ext.errors import Problem, UnsupportedError
+from conversion_ext.graph import layers
 from conversion_ext.graph.layers import ADAPTIVE_AVERAGE_POOLS, AVERAGE_POOLS, BATCH_NORMS, TRANSPOSED
-from conversion_ext.integer.modules import IntegerStepping
+from conversion_ext.integer.modules import IntegerAffine, IntegerStepping
 from conversion_ext.network.module_operators import Spiking
 from conversion_ext.network.record import Widths
 from conversion_ext.neurons import IF, BurstIF, SignedEncoder, SignedIF
 from conversion_ext.nn.channel_scale import ChannelScale
-from conversion_ext.operators.arithmetic import Multiple, Sum
-from conversion_ext.operators.base import Constant, Elementwise, NodeContext, Operator, ones
+from conversion_ext.operators.arithmetic import SUMS_WITH_CONSTANTS, Multiple, Offset, Sum, product
+from conversion_ext.operators.base import Constant, Elementwise, NodeContext, Operator, ones, operators
 from conversion_ext.operators.linear_map import LinearMap
 from conversion_ext.operators.movement import Element, Movement
 from conversion_ext.operators.synapse import Synapse
 
-__all__ = ["MEANS", "Grid", "Quantized", "integer_form", "refused", "scaled"]
+__all__ = ["MEANS", "Constants", "Grid", "Quantized", "integer_form", "refused", "scaled"]
 
 MEANS, SUMS = (torch.mean, "mean"), (torch.sum, "sum")
 NEURONS = (IF, SignedIF, BurstIF, SignedEncoder)  # they add, compare and subtract
@@ -51,8 +53,15 @@ class Grid:
         return float((self.bound * torch.exp2(self.exponent) + 1).log2().amax())
 
 
-Quantized = tuple[Any, nn.Module | None]
-"""The Grid of an output (or several) and the module in integers to put in the node's place, None: as it is."""
+@dataclass(frozen=True)
+class Constants:
+    """Constants of a node in integers, to put in the place of its own: {its node: (value, exponent)}."""
+
+    values: dict[Node, tuple[Tensor, Tensor]]
+
+
+Quantized = tuple[Any, nn.Module | Constants | None]
+"""The Grid of an output (or several) and what to put in the node's place, a module or constants; None: as it is."""
 
 
 def refused(context: NodeContext, reason: str, remedy: str) -> UnsupportedError:
@@ -79,7 +88,9 @@ def integer_form(operator: Operator | Problem, context: NodeContext, grids: Sequ
 @integer_form.register
 def _synapse(operator: Synapse, context: NodeContext, grids: Sequence[Any], widths: Widths) -> Quantized:
     if isinstance(context.module, BATCH_NORMS):
-        raise refused(context, "stands where no weight layer absorbs it.", "Put BatchNorm behind a weight layer.")
+        shape = [1, -1, *[1] * (len(context.out_shape) - 2)]
+        gain, shift = (value.detach().double().cpu().view(shape) for value in layers.affine_of(context.module))
+        return _affine(gain, shift, grids[0], widths)
     (grid,), layer = grids, copy.deepcopy(context.module)
     transposed = isinstance(layer, TRANSPOSED)
     rows = layer.weight.double().cpu().movedim(int(transposed), 0) * grid.unit
@@ -115,19 +126,76 @@ def _synapse(operator: Synapse, context: NodeContext, grids: Sequence[Any], widt
 
 @integer_form.register
 def _multiple(operator: Multiple, context: NodeContext, grids: Sequence[Any], widths: Widths) -> Quantized:
-    if not isinstance(context.module, ChannelScale):
-        raise refused(
-            context, "multiplies by a constant outside of a weight layer.", "Put the factor into the weights."
-        )
-    return scaled(context.module.scale, grids[0], widths)
+    if isinstance(context.module, ChannelScale):
+        return scaled(context.module.scale, grids[0], widths)
+    factor, zero = _at(context, 1.0), torch.zeros((), dtype=torch.float64)
+    return _affine(factor, zero, grids[0], widths)
+
+
+@integer_form.register
+def _offset(operator: Offset, context: NodeContext, grids: Sequence[Any], widths: Widths) -> Quantized:
+    node = context.node
+    if node.op != "call_module" and node.target in SUMS_WITH_CONSTANTS:
+        shift = _at(context, 0.0)
+        return _affine(_at(context, 1.0) - shift, shift, grids[0], widths)
+    if node.op != "call_module" and operators.find(node.target) is product and len(node.all_input_nodes) > 1:
+        return _product(context, grids[0], widths)
+    raise refused(context, "adds a constant to a part of its input.", "Write it as a sum with a constant.")
+
+
+def _held(context: NodeContext, source: Node) -> Any:
+    return graph.constant(context.model, source)
+
+
+def _at(context: NodeContext, value: float) -> Tensor:
+    """Return what a node with one data input makes of ``value`` everywhere, in float64."""
+    (shape,) = context.shapes
+    like = next(p for p in (*context.model.parameters(), *context.model.buffers()) if p.is_floating_point())
+    return context.rerun([torch.full(shape, value, dtype=like.dtype, device=like.device)]).detach().double().cpu()
+
+
+def _affine(factor: Tensor, shift: Tensor, grid: Grid, widths: Widths) -> Quantized:
+    """Return ``factor * x + shift`` in integers; the unit of x stays what the weights behind have to absorb."""
+    finest = torch.tensor(widths.exponent + FINER)
+    k = _exponents(factor.reshape(-1, 1), widths.weight, finest).view_as(factor)
+    factor = _whole(factor, k, widths.weight)
+    k = _fewest(factor, k)
+    exponent, bound = grid.exponent + k, grid.bound * factor.abs()
+    shift = shift / grid.unit
+    if bool(shift.any()):
+        fits = _exponents(shift.reshape(1, -1), widths.weight + FINER, finest)
+        exponent = torch.maximum(exponent, fits.view([1] * exponent.dim()))
+        shift = _fixed(shift, exponent)
+        exponent = torch.maximum(grid.exponent + k, _fewest(shift, exponent).amax())
+    return Grid(exponent, bound + shift.abs(), grid.unit), IntegerAffine(factor, shift, k, exponent)
+
+
+def _product(context: NodeContext, grid: Grid, widths: Widths) -> Quantized:
+    """Return a product of matrices with constants in integers; they share one exponent."""
+    node, model = context.node, context.model
+    (data,) = context.inputs
+    constants = [source for source in node.all_input_nodes if source is not data]
+    if len(constants) > 1:
+        raise refused(context, "multiplies by several constants.", "Multiply them beforehand.")
+    (source,) = constants
+    weight = graph.constant(model, source).detach().double().cpu() * grid.unit
+    finest = widths.exponent + FINER + grid.bound.amax().log2().ceil().clamp_min(0)
+    k = _exponents(weight.reshape(1, -1), widths.weight, finest)[0]
+    weight = _whole(weight, k, widths.weight)
+    given = {data: grid.bound.expand(context.shapes[0]).double(), source: weight.abs()}
+    bound = graph.call(model, node, given.__getitem__)
+    exponent = (k + grid.exponent.amax()) * ones(context.out_shape)
+    return Grid(exponent, bound), Constants({source: (weight, k)})
 
 
 @integer_form.register
 def _sum(operator: Sum, context: NodeContext, grids: Sequence[Any], widths: Widths) -> Quantized:
-    if context.node.kwargs.get("alpha", 1) != 1:
-        raise refused(context, "multiplies by alpha.", "Put the factor into the weights.")
+    alpha = torch.tensor(float(context.node.kwargs.get("alpha", 1)), dtype=torch.float64)
+    k = _fewest(alpha, torch.tensor(float(widths.weight)))
+    if alpha * torch.exp2(k) % 1:
+        raise refused(context, f"multiplies by alpha={alpha:.4g}, no short integer.", "Put it into the weights.")
     first, last = grids[0], grids[-1]  # the same where a tensor is added to itself
-    return Grid(torch.maximum(first.exponent, last.exponent), first.bound + last.bound), None
+    return Grid(torch.maximum(first.exponent, last.exponent + k), first.bound + last.bound * alpha.abs()), None
 
 
 @integer_form.register
@@ -148,10 +216,17 @@ def _elementwise(operator: Elementwise, context: NodeContext, grids: Sequence[An
 
 @integer_form.register
 def _constant(operator: Constant, context: NodeContext, grids: Sequence[Any], widths: Widths) -> Quantized:
-    if bool(context.rerun([]).any()):
-        raise refused(context, "holds constants, which no weight absorbs.", "Add them in front of the network.")
-    zero = 0 * ones(context.out_shape)
-    return Grid(zero, zero), None
+    held = [source for source in context.node.all_input_nodes if isinstance(_held(context, source), Tensor)]
+    if not bool(context.rerun([]).any()):
+        zero = 0 * ones(context.out_shape)
+        return Grid(zero, zero), None
+    if len(held) != 1:
+        raise refused(context, "is made of several constants.", "Compute it beforehand.")
+    value = _held(context, held[0]).detach().double().cpu()
+    k = _exponents(value.reshape(1, -1), widths.weight, torch.tensor(widths.exponent + FINER))[0]
+    whole = _whole(value, k, widths.weight)
+    bound = graph.call(context.model, context.node, lambda n: whole.abs() if n is held[0] else _held(context, n))
+    return Grid(k * ones(context.out_shape), bound), Constants({held[0]: (whole, k)})
 
 
 @integer_form.register
@@ -258,6 +333,13 @@ def _whole(value: Tensor, k: Tensor, bits: int) -> Tensor:
     """Return ``value`` as integers of ``bits`` bits times 2^-k."""
     most = 2 ** (bits - 1) - 1
     return (value * torch.exp2(k)).round().clamp(-most, most) * torch.exp2(-k)
+
+
+def _fewest(value: Tensor, k: Tensor) -> Tensor:
+    """Return the least exponents, from 0 to ``k``, for which ``value * 2^exponent`` is whole wherever it is for k."""
+    for _ in range(int(k.amax())):
+        k = torch.where((k > 0) & (value * torch.exp2(k - 1) % 1 == 0), k - 1, k)
+    return k
 
 
 def _fixed(value: Tensor, exponent: Tensor | int) -> Tensor:

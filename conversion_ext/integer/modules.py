@@ -8,9 +8,10 @@ from torch.fx import Node
 
 from conversion_ext.errors import StateError
 from conversion_ext.network.stepping import Neurons, Stepping
+from conversion_ext.operators.arithmetic import Offset
 from conversion_ext.operators.base import Elementwise, Operator, register_operator
 
-__all__ = ["IntegerInput", "IntegerStepping", "integer_input"]
+__all__ = ["IntegerAffine", "IntegerInput", "IntegerStepping", "integer_affine", "integer_input"]
 
 
 class IntegerInput(nn.Module):
@@ -46,6 +47,27 @@ class IntegerInput(nn.Module):
     def extra_repr(self) -> str:
         """Show the levels."""
         return f"{self.low} ... {self.high} times {self.unit:.4g}"
+
+
+class IntegerAffine(nn.Module):
+    """``scale * x + shift`` entry by entry of a step: a factor, a constant that is added, a BatchNorm by itself.
+
+    Both are integers times powers of two, ``2^-weight_exponent`` and ``2^-bias_exponent``.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, scale: Tensor, shift: Tensor, weight_exponent: Tensor, bias_exponent: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale)
+        self.register_buffer("shift", shift)
+        self.register_buffer("weight_exponent", weight_exponent)
+        self.register_buffer("bias_exponent", bias_exponent)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``scale * x + shift``."""
+        return self.scale * x + self.shift
 
 
 class IntegerStepping(Stepping):
@@ -103,6 +125,12 @@ class IntegerStepping(Stepping):
     def extra_repr(self) -> str:
         """Show the threshold and the width."""
         return f"threshold={self.threshold}, bits={self.bits}"
+
+
+@register_operator(IntegerAffine)
+def integer_affine(node: Node, module: nn.Module | None) -> Operator:
+    """A factor and a constant in integers."""
+    return Offset()
 
 
 @register_operator(IntegerInput)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import types
-import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from conversion_ext.errors import warn
 from conversion_ext.neurons.base import Heaviside, Neuron, State
 from conversion_ext.neurons.updates import advance
 
@@ -44,7 +44,8 @@ def advance_compiled(
             if pieces:
                 raise
             _broken.append(error)
-            warnings.warn(f"torch.compile does not work here, so neurons run without: {error}", stacklevel=2)
+            why = str(error).strip().partition("\n")[0][:120]
+            warn(f"torch.compile does not work here, so neurons run without it: {type(error).__name__}: {why}")
             return advance(spec, x_seq, state, heaviside, in_place, count)
     spikes = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
     return spikes.as_strided(x_seq.shape, (state[0].numel(), *state[0].stride())), state

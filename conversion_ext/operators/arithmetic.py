@@ -25,7 +25,7 @@ from conversion_ext.operators.base import (
 from conversion_ext.operators.bounds import Interval
 from conversion_ext.operators.sites import SiteKind
 
-__all__ = ["Multiple", "Offset", "Sum"]
+__all__ = ["SUMS_WITH_CONSTANTS", "Multiple", "Offset", "Sum", "product"]
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,10 @@ def _not_negative(constants: Sequence[Any]) -> bool:
 SUBTRACTIONS = (torch.sub, torch.subtract, operator.sub, operator.isub, "sub", "sub_", "subtract")
 
 
-@register_operator(torch.add, operator.add, operator.iadd, "add", "add_", *SUBTRACTIONS)
+SUMS_WITH_CONSTANTS = (torch.add, operator.add, operator.iadd, "add", "add_", *SUBTRACTIONS)
+
+
+@register_operator(*SUMS_WITH_CONSTANTS)
 def add(node: Node, module: nn.Module | None) -> Operator:
     """Sum or difference of tensors, or of a tensor and a constant."""
     data, constants = _operands(node)
@@ -142,7 +145,8 @@ def add(node: Node, module: nn.Module | None) -> Operator:
     return Offset(not subtracts and _not_negative(constants)) if constants else Sum(subtracts)
 
 
-DIVISIONS = (torch.div, torch.divide, torch.true_divide, operator.truediv, operator.itruediv, "div", "div_", "divide")
+DIVISIONS = (torch.div, torch.divide, torch.true_divide, operator.truediv, operator.itruediv, "div", "div_", "divide",
+             "true_divide")  # fmt: skip
 
 
 @register_operator(torch.mul, torch.multiply, operator.mul, operator.imul, "mul", "mul_", "multiply", *DIVISIONS)
@@ -192,10 +196,11 @@ def nonlinear(node: Node, module: nn.Module | None) -> Operator:
 
 
 @register_operator(
-    torch.matmul, operator.matmul, "matmul", torch.mm, "mm", torch.bmm, "bmm", torch.einsum, torch.tensordot
-)
+    torch.matmul, operator.matmul, "matmul", torch.mm, "mm", torch.bmm, "bmm", torch.einsum, torch.tensordot,
+    torch.cumsum, "cumsum",
+)  # fmt: skip
 def product(node: Node, module: nn.Module | None) -> Operator:
-    """Products of matrices: with constants they are linear, of several tensors a differential operator."""
+    """Products of matrices and running sums: linear with constants, of several tensors a differential operator."""
     if graph.info(node).is_constant:
         return Operator()
     operands = [part for arg in node.args for part in (arg if isinstance(arg, (list, tuple)) else (arg,))]

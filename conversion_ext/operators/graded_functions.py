@@ -16,8 +16,11 @@ __all__ = ["graded_function"]
 
 @register_operator(
     nn.Threshold, nn.GLU, F.glu, torch.norm, "norm", torch.linalg.norm, torch.linalg.vector_norm, F.cosine_similarity,
-    F.pairwise_distance, torch.cdist, "var", torch.var, "std", torch.std,
+    F.pairwise_distance, torch.cdist, "var", torch.var, "std", torch.std, torch.erf, "erf", torch.reciprocal,
+    "reciprocal", torch.rsqrt, "rsqrt", torch.log1p, "log1p", torch.expm1, "expm1", torch.sin, "sin", torch.cos, "cos",
+    torch.atan, "atan", torch.hypot, "hypot", torch.logsumexp, "logsumexp", torch.prod, "prod", nn.Tanhshrink,
+    nn.Softshrink, nn.Hardshrink, nn.RReLU, nn.Softmin,
 )  # fmt: skip
 def graded_function(node: Node, module: nn.Module | None) -> Operator:
-    """Norms, similarities, distances, moments and gates: the differential operator of the mean input."""
+    """Norms, similarities, distances, moments, gates, functions of a number: differential, of the mean input."""
     return Operator() if graph.info(node).is_constant else Activation(SiteKind.GRADED)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Node
 
@@ -114,6 +115,10 @@ def _map(function: Any, value: Any) -> Any:
     torch.stack, torch.chunk, torch.split, torch.unbind, torch.movedim, torch.swapaxes, torch.narrow, torch.roll,
     torch.flip, "view", "reshape", "flatten", "transpose", "permute", "squeeze", "unsqueeze", "chunk", "split",
     "unbind", "movedim", "swapaxes", "narrow", "expand", "repeat", "roll", "flip", "contiguous", "unflatten", "t",
+    torch.swapdims, "swapdims", torch.moveaxis, "moveaxis", "ravel", torch.ravel, torch.tril, torch.triu, "tril",
+    "triu", torch.gather, "gather", torch.rot90, "rot90", "broadcast_to", torch.broadcast_to, "unfold", F.unfold,
+    torch.unflatten, torch.pixel_shuffle, torch.pixel_unshuffle, torch.channel_shuffle, "take_along_dim",
+    torch.diagonal, "diagonal",
 )  # fmt: skip
 def movement(node: Node, module: nn.Module | None) -> Operator:
     """Views, transpositions, splits, concatenations and copies."""

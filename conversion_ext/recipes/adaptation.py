@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -15,7 +14,7 @@ from conversion_ext.calibration.observer import Observer
 from conversion_ext.capture.passes import passes, refused
 from conversion_ext.capture.tracing import capture
 from conversion_ext.data.batches import batches, call_inputs
-from conversion_ext.errors import UnsupportedError, require
+from conversion_ext.errors import UnsupportedError, require, warn
 from conversion_ext.graph.layers import MAX_POOLS
 from conversion_ext.operators.sites import Site
 from conversion_ext.types import PerLayer
@@ -116,11 +115,8 @@ def _average_pools(model: GraphModule) -> None:
         graph.replace_call(model, node, _average(module, replaced[-1]), (node.args[0],), str(node.target))
     graph.refresh(model)
     if replaced:
-        warnings.warn(
-            "Average pooling in the place of max-pooling is another function: train the network anew "
-            f"({', '.join(replaced)}).",
-            stacklevel=3,
-        )
+        shown = ", ".join(replaced[:4]) + (", ..." if len(replaced) > 4 else "")
+        warn(f"Average pooling in the place of max-pooling is another function: train the network anew ({shown}).")
 
 
 def _average(pool: Any, key: str) -> nn.Module:

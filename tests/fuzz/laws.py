@@ -56,7 +56,9 @@ def broken_laws(net: nn.Module, inputs: tuple[Tensor, ...], seed: int) -> Iterat
     if last > 0.02 and last > 0.3 * first:
         yield f"the error does not fall: {first:.3g} at {SHORT} steps, {last:.3g} at {LONG}"
     frameworks = available()
-    unfolded = at(convert(net, inputs, seed, fold=False, backend=frameworks[seed % len(frameworks)]), inputs, (LONG,))[0]
+    unfolded = at(convert(net, inputs, seed, fold=False, backend=frameworks[seed % len(frameworks)]), inputs, (LONG,))[
+        0
+    ]
     difference = float((unfolded - long).abs().max()) / size
     if difference > max(0.02, 4 * last):
         yield f"folded and unfolded differ by {difference:.3g}"

@@ -74,6 +74,27 @@ CALLS: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
     "cosine_similarity": [((Y,), {}), ((Y,), {"dim": 2, "eps": 0.1}), ((P,), {"dim": -1})],
     "pairwise_distance": [((Y,), {}), ((Y,), {"p": 1.0, "eps": 0.1, "keepdim": True})],
     "cdist": [((Y,), {}), ((P,), {"p": 1.0})],
+    **dict.fromkeys(("erf", "reciprocal", "rsqrt", "log1p", "expm1", "sin", "cos", "atan"), [((), {})]),
+    "hypot": [((Y,), {}), ((P,), {})], "logsumexp": [((1,), {}), (((2, 3), True), {})],
+    "prod": [((1,), {}), ((), {"dim": 2, "keepdim": True})],
+    "cumsum": [((1,), {}), ((), {"dim": -1}), ((0,), {})],
+    "where_compared": [], "where": [],  # tried by name below
+    **dict.fromkeys(
+        ("gt", "ge", "lt", "le", "eq", "ne", "greater", "less", "greater_equal", "less_equal", "and_", "or_",
+         "logical_and", "logical_or"), [((0.3,), {}), ((Y,), {})]),
+    **dict.fromkeys(("logical_not", "bitwise_not", "invert", "__invert__", "argmax", "argmin"), [((), {})]),
+    "heaviside": [((Y,), {})],
+    "to": [((torch.float32,), {}), ((torch.float64,), {})], "type": [((torch.float32,), {})],
+    **dict.fromkeys(("float", "double", "half", "bfloat16", "int", "long", "short", "bool", "cfloat", "cdouble"),
+                    [((), {})]),
+    **dict.fromkeys(("swapdims",), [((1, 2), {}), ((0, 1), {})]), "moveaxis": [((1, 3), {})], "ravel": [((), {})],
+    **dict.fromkeys(("tril", "triu"), [((), {}), ((1,), {}), ((), {"diagonal": -1})]),
+    "gather": [((1, torch.zeros(4, 2, 4, 4, dtype=torch.long)), {})],
+    "take_along_dim": [((torch.zeros(1, 2, 4, 4, dtype=torch.long), 1), {})],
+    "rot90": [((1, (2, 3)), {}), ((), {})], "broadcast_to": [((4, 4, 4, 4), {}), (((2, 4, 4, 4, 4),), {})],
+    "unfold": [((2, 2, 1), {}), ((2,), {}), ((2,), {"stride": 2, "padding": 1, "dilation": 2})],
+    **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle", "channel_shuffle"), [((2,), {})]),
+    "diagonal": [((0, 1, 2), {}), ((), {"dim1": -1, "dim2": -2, "offset": 1}), ((), {})],
 }  # fmt: skip
 
 

@@ -73,6 +73,8 @@ def _bind(model: GraphModule, rule: Rule, node: Node) -> dict[str, Any] | None:
             given[name] = attribute_of(model, value)
         elif _computed(value):
             return None
+        elif isinstance(value, list):  # layers of torch.nn tell tuples from lists
+            given[name] = tuple(value)
     return given
 
 

@@ -99,6 +99,9 @@ def _make_pure(model: GraphModule, node: Node) -> bool:
         module.inplace = False
         return True
     if node.op == "call_method":
+        if node.target == "copy_" and _same_shape(node):
+            node.target, node.args = "clone", (node.args[1],)
+            return True
         name = str(node.target)[:-1]
         known = callable(getattr(Tensor, name, None))
         node.target = name if known else node.target
@@ -115,6 +118,12 @@ def _make_pure(model: GraphModule, node: Node) -> bool:
         node.target = pure or node.target
         return pure is not None
     return True
+
+
+def _same_shape(node: Node) -> bool:
+    """Return whether ``node`` copies a tensor over one of its shape."""
+    value = node.args[1]
+    return isinstance(value, Node) and info(value).shape is not None and info(value).shape == info(node).shape
 
 
 def _names_of(model: GraphModule, changed: Node, order: dict[Node, int]) -> list[tuple[Node, str]]:
