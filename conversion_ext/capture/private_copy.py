@@ -13,7 +13,7 @@ from torch.nn.utils.prune import BasePruningMethod
 
 from conversion_ext.capture.baking import bake
 from conversion_ext.errors import UnsupportedError, require
-from conversion_ext.graph.values import tensors_in
+from conversion_ext.graph.values import tensors_in, version_of
 
 __all__ = ["effective_hooks", "has_hooks", "private_copy", "remove_hooks", "unwrapped"]
 
@@ -146,8 +146,8 @@ class _Watch:
 
     def __call__(self, *args: Any) -> Any:
         given = tensors_in(args[1:])
-        versions = [value._version for value in given]  # noqa: SLF001 (how torch tells that a tensor was changed)
+        versions = [version_of(value) for value in given]
         result = self.hook(*args)
         same = result is None or any(result is part for part in args)
-        self.effective |= not same or versions != [value._version for value in given]  # noqa: SLF001
+        self.effective |= not same or versions != [version_of(value) for value in given]
         return result

@@ -28,7 +28,7 @@ from conversion_ext.capture.source import called, user_lines
 from conversion_ext.capture.special_calls import SPECIAL, Known, RefusedError
 from conversion_ext.graph import meta_device
 from conversion_ext.graph.structure import leaves_of, map_leaves
-from conversion_ext.graph.values import tensors_in
+from conversion_ext.graph.values import tensors_in, version_of
 
 __all__ = ["RESERVED", "Recording"]
 
@@ -164,9 +164,9 @@ class Recording(TorchFunctionMode):
                 return value
             func, args = getattr, (args[0], func.__self__.__name__)
         given = [v for v in leaves_of((args, kwargs)) if isinstance(v, Tensor)]
-        versions = [v._version for v in given]  # noqa: SLF001
+        versions = [version_of(v) for v in given]
         value = func(*self.at(args, other=False), **self.at(kwargs, other=False))
-        changed = [v for v, version in zip(given, versions, strict=True) if v._version != version]  # noqa: SLF001
+        changed = [v for v, version in zip(given, versions, strict=True) if version_of(v) != version]
         if changed and self._forgotten(changed):
             return value
         trained = any((isinstance(v, nn.Parameter) and id(v) in self._attributes) or id(v) in self.known for v in given)
@@ -208,9 +208,9 @@ class Recording(TorchFunctionMode):
         """Run a call at both batch sizes and make a node of it, unless it returns what it got or no tensor."""
         with self._pause():
             given = tensors_in((args, kwargs))
-            versions = [value._version for value in given]  # noqa: SLF001 (how torch tells that a tensor was changed)
+            versions = [version_of(value) for value in given]
             first = run(*self.at(args, other=False), **self.at(kwargs, other=False))
-            changed = [v for v, version in zip(given, versions, strict=True) if v._version != version]  # noqa: SLF001
+            changed = [v for v, version in zip(given, versions, strict=True) if version_of(v) != version]
             try:
                 other = run(*self.at(args, other=True), **self.at(kwargs, other=True))
             except Exception as error:

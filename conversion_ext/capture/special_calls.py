@@ -177,6 +177,10 @@ def _positions() -> Node:
 
 def _where(recording: Recording, func: Any, args: Any, kwargs: Any) -> Any:
     """Return a choice; ``where(x > t, x, v)`` is ``F.threshold(x, t, v)``, and with any comparison one function."""
+    if func is Tensor.where and len(args) > 1:  # x.where(condition, other)
+        args = (args[1], args[0], *args[2:])
+    func = torch.where
+    args, kwargs = (*args, *(kwargs[name] for name in ("condition", "input", "other") if name in kwargs)), {}
     if len(args) == 3 and isinstance(args[0], Tensor) and recording.depends(args[0]):
         condition, x, other = recording.known[id(args[0])].node(), args[1], args[2]
         fill = recording.fills.get(id(other), other) if isinstance(other, Tensor) else other

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["map_sizes", "map_tensors", "tensors_in", "with_tensors"]
+__all__ = ["map_sizes", "map_tensors", "tensors_in", "version_of", "with_tensors"]
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
@@ -45,3 +45,8 @@ def tensors_in(value: Any) -> list[Tensor]:
 def with_tensors(value: Any, tensors: Iterator[Tensor]) -> Any:
     """Return ``value`` with its tensors replaced, in order, by those of ``tensors``."""
     return map_tensors(value, lambda _: next(tensors))
+
+
+def version_of(value: Tensor) -> int:
+    """Return torch's count of what was written into a tensor; it has none for those of inference mode."""
+    return 0 if value.is_inference() else value._version  # noqa: SLF001 (how torch tells that a tensor was changed)

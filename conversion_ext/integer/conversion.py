@@ -207,9 +207,8 @@ class _Rewrite:
             if node in self.modules and node.op == "call_module":
                 self.body.set_submodule(str(node.target), self.modules[node])
             elif node in self.modules:
-                new[node] = graph.replace_call(
-                    self.body, node, self.modules[node], tuple(self.contexts[node].inputs), node.name
-                )
+                inputs = tuple(new.get(source, source) for source in self.contexts[node].inputs)
+                new[node] = graph.replace_call(self.body, node, self.modules[node], inputs, node.name)
             elif node in self.constants:
                 self.keep(node, self.constants[node])
             elif node.op != "call_module" and node.target in MEANS:

@@ -65,8 +65,10 @@ def parameters(snn: SpikingNetwork) -> dict[str, IntegerLayer | IntegerNeurons |
         elif hasattr(module, "weight_exponent"):
             parameters[graph.key_of(node)] = _layer(module)
         elif node.op == "get_attr" and hasattr(snn.body, f"{node.target}_exponent"):
-            k = getattr(snn.body, f"{node.target}_exponent")
-            parameters[str(node.target)] = IntegerLayer(_int(getattr(snn.body, str(node.target)) * torch.exp2(k)), _int(k))
+            k: Any = getattr(snn.body, f"{node.target}_exponent")
+            parameters[str(node.target)] = IntegerLayer(
+                _int(getattr(snn.body, str(node.target)) * torch.exp2(k)), _int(k)
+            )
     return parameters
 
 

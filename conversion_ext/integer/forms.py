@@ -190,7 +190,8 @@ def _product(context: NodeContext, grid: Grid, widths: Widths) -> Quantized:
 
 @integer_form.register
 def _sum(operator: Sum, context: NodeContext, grids: Sequence[Any], widths: Widths) -> Quantized:
-    alpha = torch.tensor(float(context.node.kwargs.get("alpha", 1)), dtype=torch.float64)
+    factor: Any = context.node.kwargs.get("alpha", 1)
+    alpha = torch.tensor(factor, dtype=torch.float64)
     k = _fewest(alpha, torch.tensor(float(widths.weight)))
     if alpha * torch.exp2(k) % 1:
         raise refused(context, f"multiplies by alpha={alpha:.4g}, no short integer.", "Put it into the weights.")

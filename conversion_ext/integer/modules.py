@@ -57,6 +57,8 @@ class IntegerAffine(nn.Module):
 
     scale: Tensor
     shift: Tensor
+    weight_exponent: Tensor
+    bias_exponent: Tensor
 
     def __init__(self, scale: Tensor, shift: Tensor, weight_exponent: Tensor, bias_exponent: Tensor) -> None:
         super().__init__()

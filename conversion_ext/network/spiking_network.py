@@ -22,6 +22,7 @@ from conversion_ext.network.record import Record
 from conversion_ext.network.site import SpikingSite
 from conversion_ext.network.state import reset
 from conversion_ext.network.table import Conversion
+from conversion_ext.nn.channel_scale import ChannelScale
 from conversion_ext.nn.stateful import Memory, Stateful
 from conversion_ext.types import Steps
 
@@ -155,7 +156,9 @@ class SpikingNetwork(nn.Module):
         own = self.state_dict()
         wrong = [name for name in own if name not in state_dict] + [name for name in state_dict if name not in own]
         # Thresholds and what tuners set may be one for a site or one for each channel.
-        fixed = [name for name, value in own.items() if isinstance(value, Tensor) and not self._is_of_a_site(name)]
+        fixed = [
+            name for name, value in own.items() if isinstance(value, Tensor) and not self._takes_other_shapes(name)
+        ]
         wrong += [name for name in fixed if name in state_dict and state_dict[name].shape != own[name].shape]
         require(
             not (wrong and strict),
@@ -165,8 +168,8 @@ class SpikingNetwork(nn.Module):
         )
         return super().load_state_dict(state_dict, strict, assign)
 
-    def _is_of_a_site(self, name: str) -> bool:
-        return isinstance(self.get_submodule(name.rpartition(".")[0]), SpikingSite)
+    def _takes_other_shapes(self, name: str) -> bool:
+        return isinstance(self.get_submodule(name.rpartition(".")[0]), SpikingSite | ChannelScale)
 
     def __getstate__(self) -> dict[str, Any]:
         # Unpickling traces the body anew and forgets what its nodes are called and which of them are tensors.

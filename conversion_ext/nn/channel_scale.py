@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +11,10 @@ from conversion_ext.errors import require
 from conversion_ext.types import Family
 
 __all__ = ["ChannelScale"]
+
+
+def _same_but_for_ones(first: torch.Size, second: torch.Size) -> bool:
+    return len(first) == len(second) and all(a == b or 1 in (a, b) for a, b in zip(first, second, strict=True))
 
 
 class ChannelScale(nn.Module):
@@ -31,6 +37,15 @@ class ChannelScale(nn.Module):
             f"ChannelScale(scale={scale.tolist()}): every scale must be a finite number other than 0.",
         )
         self.register_buffer("scale", scale)
+
+    def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, state_dict: Any, prefix: str, *args: Any
+    ) -> None:
+        """Take a scale of another shape, one for all channels or one for each."""
+        value = state_dict.get(f"{prefix}scale")
+        if isinstance(value, Tensor) and _same_but_for_ones(value.shape, self.scale.shape):
+            self.scale = self.scale.new_empty(value.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``scale * x``."""

@@ -30,7 +30,7 @@ def choice_by_comparison(node: Node, module: nn.Module | None) -> Operator:
     return Operator() if graph.info(node).is_constant else Activation(SiteKind.GRADED)
 
 
-@register_operator(torch.where, "where")
+@register_operator(torch.where)
 def choice(node: Node, module: nn.Module | None) -> Operator | Problem:
     """A choice by a constant mask: of data alone, or zero, it moves values; with another constant it is an offset."""
     condition = argument(node, 0, ("condition",), None)

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import conversion_ext as cx
 
 __all__ = ["RARER", "RARER_JOINS"]
 
@@ -44,7 +43,7 @@ def functions(build: Builder, net: nn.Module, v: Tensor) -> Drawn:
         (lambda x: F.softplus(x, 2.0), "softplus(2)"), (F.softsign, "softsign"), (F.logsigmoid, "logsigmoid"),
         (F.hardsigmoid, "hardsigmoid"), (layer(net, nn.PReLU(C)), "nn.PReLU(C)"),
         (lambda x: F.log_softmax(x, dim), f"log_softmax({dim})"), (lambda x: F.softmin(x, dim), f"softmin({dim})"),
-        (layer(net, cx.nn.QCFS(8, threshold=2.0)), "QCFS(8)"), (layer(net, cx.nn.QCFS(8, threshold=2.0)), "QCFS(8)"),
+        (layer(net, nn.Tanhshrink()), "nn.Tanhshrink"), (layer(net, nn.Softmin(dim)), "nn.Softmin"),
         (lambda x: F.threshold(x, level, 0.0), f"threshold({level})"), (lambda x: torch.clamp_max(x, high), "clamp_max"),
         (lambda x: torch.where(x > level, x, 0.0), f"where(x > {level}, x, 0)"),
         (lambda x: torch.clip(x, low, high), f"clip({low}, {high})"), (lambda x: x.clamp_(low, high), "clamp_"),

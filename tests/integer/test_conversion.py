@@ -362,9 +362,58 @@ def test_a_bias_gives_way_where_many_spikes_meet():
     torch.testing.assert_close(head.bias * 2.0**-head.bias_exponent, folded.bias.detach(), rtol=0, atol=2.0**-8)
 
 
+def _adds(x, net):
+    return net.down(F.relu(net.up(F.relu(net.up(x) - 0.4) + net.row)).flatten(1)) + 1.5
+
+
+def _multiplies(x, net):
+    y = F.relu(net.up(x)) * 0.3
+    return net.down(F.relu(net.matrix @ y + torch.einsum("ncl,dc->ndl", y, net.mix)).flatten(1))
+
+
+def _normalizes(x, net):
+    y = net.norm(F.relu(net.up((x - 0.5) / 0.25)))
+    return net.down(F.relu(torch.add(y, F.relu(net.up(x)), alpha=-0.5)).flatten(1))
+
+
+def _pools(x, net):
+    return net.down(F.lp_pool1d(F.relu(net.up(x)), 1, 2).repeat(1, 1, 2).flatten(1))
+
+
+class Constants(nn.Module):
+    """A few layers, and constants that no weight layer absorbs, as ``function`` uses them."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.function = function
+        self.up, self.down = nn.Conv1d(4, 4, 3, padding=1), nn.Linear(32, 5)
+        self.row, self.matrix = nn.Parameter(torch.rand(1, 4, 1)), nn.Parameter(torch.rand(4, 4) - 0.3)
+        self.mix, self.norm = nn.Parameter(torch.randn(4, 4)), nn.BatchNorm1d(4)
+        self.norm.running_mean.uniform_(-0.2, 0.2)  # type: ignore[union-attr]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x, self)
+
+
+@pytest.mark.parametrize("function", [_adds, _multiplies, _normalizes, _pools])
+def test_linear_operations_with_constants_have_integers(function):
+    """Outputs are those of the network but for 8 bits, and every constant that is listed is a whole number."""
+    ann, x = Constants(function).double().eval(), pixels(12, 4, 8).double()
+    recipe = cx.Recipe(cx.Maximum(granularity=cx.PerChannel()))
+    snn = cx.convert(ann, x, recipe=recipe, backend="reference", progress=False)
+    whole = integers(snn, x, overflow="saturate")
+    run, target = cx.simulate(whole, x, 256), ann(x).detach()
+    assert float((run.output - target).abs().max()) < 0.04 * float(target.abs().max())
+    assert all(set(spikes.unique().tolist()) <= {0.0, 1.0} for spikes in cx.simulate(
+        whole, x, 4, record=("spikes",)).recorded["spikes"].values())  # fmt: skip
+    layers = [layer for layer in parameters(whole).values() if hasattr(layer, "weight")]
+    assert all(int(layer.weight.abs().max()) < 128 for layer in layers)
+    assert len(layers) > sum(isinstance(m, nn.Conv1d | nn.Linear) for m in whole.modules())
+
+
 REFUSED = {
-    "dense": r"norms.0 .*: BatchNorm2d stands where no weight layer absorbs it",
-    "tied": "mul multiplies by a constant outside",
+    "dense": r"norms.1 .*: BatchNorm2d can reach",
     "gated": r"silu .*: Differential has no integer form",
     "unet": "Upsample averages windows of unequal sizes, or weighs their values",
 }

@@ -27,18 +27,23 @@ class Flattening:
 
     def run(self, model: GraphModule) -> None:
         """Replace every such call."""
-        for node, first, rest in _found(model):
-            new = replace_call(model, node, first.eval(), (node.args[0],), key_of(node))
-            if rest is not None:
-                flat = insert_after(model, new, rest.eval(), f"{key_of(new)}.flatten")
-                note(flat, key=f"{key_of(new)}.flatten")
+        self._replace(model)
         for node, dims in _squeezes(model):
             if dims:
                 node.args = (node.args[0], dims)
             else:
                 node.replace_all_uses_with(node.args[0])  # pyright: ignore[reportArgumentType] (its input, a node)
                 model.graph.erase_node(node)
+        self._replace(model)  # what reads the input of a squeeze() that is gone
         refresh(model)
+
+    @staticmethod
+    def _replace(model: GraphModule) -> None:
+        for node, first, rest in _found(model):
+            new = replace_call(model, node, first.eval(), (node.args[0],), key_of(node))
+            if rest is not None:
+                flat = insert_after(model, new, rest.eval(), f"{key_of(new)}.flatten")
+                note(flat, key=f"{key_of(new)}.flatten")
 
     def ensures(self, model: GraphModule) -> list[str]:
         """No such call is left."""
