@@ -84,7 +84,7 @@ class Builder:
             if isinstance(m, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001
                 m.running_mean.normal_(0, 0.5)  # type: ignore[union-attr]
                 m.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
-        call = lambda *values: getattr(own(), name)(*values)  # noqa: E731 (of the network that runs then)
+        call = lambda *values: getattr(own(), name)(*values)  # noqa: E731, PLW0108 (of the network that runs then)
         self.calls.append((call, f"{name} again"))
         return call
 
