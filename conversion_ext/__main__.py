@@ -12,6 +12,7 @@ import importlib
 import inspect
 import re
 import sys
+import tempfile
 import textwrap
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -20,13 +21,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import conversion_ext as cx
 from conversion_ext import recipes
 from conversion_ext.backends.base import backends
 from conversion_ext.data import datasets
+from conversion_ext.demo.networks import weights_of
 from conversion_ext.errors import optional_import, require
 from conversion_ext.exchange.summary import summary
 from conversion_ext.normalizers import normalizers
@@ -41,19 +42,22 @@ __all__ = ["bench", "check", "convert", "demo", "diagnose", "docs", "info", "mai
 
 
 def demo(options: argparse.Namespace) -> int:
-    """Run the demonstration, print its table and save its picture."""
+    """Run the demonstration, print its table, and write its report and picture."""
     from conversion_ext.demo import demo
 
-    folder = options.plot.absolute().parent
-    require(folder.is_dir(), f"--plot {options.plot}: there is no folder {folder}; make it or name another file.")
+    folder = options.out or Path(tempfile.mkdtemp(prefix="conversion_ext_"))
+    require(folder.absolute().parent.is_dir(), f"--out {folder}: there is no folder {folder.parent}; make it first.")
     if options.data == "digits":
         # For images this small a second thread gains little, and on a busy machine waiting for it costs tenfold.
         torch.set_num_threads(1)
     names = [options.backend] if options.backend else None
-    report = demo.run(options.data, names, options.T, seed=options.seed)
-    print(f"\n{report}")
-    report.plot(options.plot)
-    print(f"Accuracy over time is drawn in {options.plot.absolute()}.")
+    story = demo.run(
+        options.data, names, options.T, weights=options.weights, recipes=options.recipe, images=options.images,
+        seed=options.seed,
+    )  # fmt: skip
+    print(f"\n{story}\n")
+    print("\n".join(story.diagnosis.summary("the plain conversion")))
+    print(f"The report is {story.write(folder).absolute()}, accuracy over time accuracy.png beside it.")
     return 0
 
 
@@ -229,12 +233,8 @@ def _literal(text: str) -> Any:
 
 
 def _load_weights(model: nn.Module, path: Path) -> None:
-    """Load a state dict, or one under the key that training scripts use."""
-    require(path.exists(), f"--weights {path}: there is no such file.")
-    state: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    state = next((state[key] for key in ("state_dict", "model") if key in state), state)
     try:
-        model.load_state_dict(state)
+        model.load_state_dict(weights_of(path))
     except RuntimeError as error:
         raise ValueError(f"--weights {path} does not fit the model: {error}") from error
 

@@ -175,10 +175,10 @@ class Case:
         """Return the share of samples that lose more to clipping than any does in a network calibrated on such data."""
         try:
             most = {key: float(share.max()) for key, share in self._clipped(self.again, self.fit).items()}
-            found = self._clipped(self.snn, self.judge)
+            shares = self._clipped(self.snn, self.judge)
         except ValueError:  # neurons that do not keep what they could not send
             return None
-        return float(torch.stack([share > most[key] + SLACK for key, share in found.items()]).any(0).double().mean())
+        return float(torch.stack([share > most[key] + SLACK for key, share in shares.items()]).any(0).double().mean())
 
     def _clipped(self, snn: SpikingNetwork, batches: Sequence[Batch]) -> Mapping[str, Tensor]:
         return clipped_share(snn, batches, self.T)

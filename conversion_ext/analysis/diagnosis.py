@@ -98,6 +98,12 @@ class Diagnosis(Report):
         path.write_text(page(self), encoding="utf-8")
         return path
 
+    def summary(self, name: str = "the SNN") -> list[str]:
+        """Return in a few lines why the network called ``name`` decides unlike its ANN."""
+        return [f"Why {name} decides unlike the ANN in {100 * (1 - self.agreement[-1]):.1f} % of the samples:"] + [
+            *_causes(self)
+        ]
+
     def plot(self) -> Figure:
         """Return the errors of every site as a figure (see ``conversion_ext.plots`` for others)."""
         require(self.errors is not None, f"There are no errors by site: {'; '.join(self.notes)}")
@@ -167,6 +173,14 @@ def _errors(case: Case) -> tuple[Decomposition | None, list[str]]:
 
 def _screen(diagnosis: Diagnosis) -> Iterator[str]:
     """Yield the lines above the table of ``print(diagnosis)``."""
+    yield from _measured(diagnosis)
+    yield ""
+    yield from _causes(diagnosis)
+    yield ""
+
+
+def _measured(diagnosis: Diagnosis) -> Iterator[str]:
+    """Yield what was measured in a few lines."""
     parts = [("ANN", diagnosis.ann_accuracy), ("SNN", diagnosis.accuracy), ("agreement", diagnosis.agreement[-1])]
     measured = ", ".join(f"{name} {100 * value:.2f} %" for name, value in parts if value is not None)
     yield f"{measured} at T={diagnosis.T} on {diagnosis.samples} samples"
@@ -175,7 +189,10 @@ def _screen(diagnosis: Diagnosis) -> Iterator[str]:
         f"{diagnosis.spikes_per_sample:,.0f} spikes per sample, {diagnosis.neurons:,} neurons"
     )
     yield from _aside(diagnosis)
-    yield ""
+
+
+def _causes(diagnosis: Diagnosis) -> Iterator[str]:
+    """Yield the first causes with their remedies, and what else was tried."""
     for number, cause in enumerate(diagnosis.causes[:SHOWN], 1):
         yield f"{number}. {cause.name}: {cause.sentence}"
         yield from (f"   - {remedy}" for remedy in cause.remedies)
@@ -186,7 +203,6 @@ def _screen(diagnosis: Diagnosis) -> Iterator[str]:
     if not diagnosis.causes:
         alike = diagnosis.agreement[-1] > 1 - NOTABLE
         yield "The SNN decides as its ANN does." if alike else "No single change that was tried closes the gap."
-    yield ""
 
 
 def _aside(diagnosis: Diagnosis) -> Iterator[str]:

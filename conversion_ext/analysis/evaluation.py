@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from conversion_ext.analysis.metrics import Metric
 from conversion_ext.analysis.reference import answers, ends_in_sigmoid, evaluating
 from conversion_ext.analysis.scores import Comparison
 from conversion_ext.data.distributed import all_or_none, merged, rank
+from conversion_ext.data.progress import bar, batches_in
 from conversion_ext.data.sequences import Layout
 from conversion_ext.errors import CalibrationError, require
 from conversion_ext.network.spiking_network import SpikingNetwork
@@ -141,9 +141,8 @@ def evaluate(
     runner, tally = Runner(snn, T, at, options), _Tally(metric, ends_in_sigmoid(snn))
 
     def count() -> _Tally:
-        silent = not progress or rank() > 0
         batches = batches_of(snn, data, "loader", targets=True, sequence=sequence)
-        for batch in tqdm(batches, desc="evaluation", disable=silent):
+        for batch in bar(batches, "evaluation", progress, batches_in(data)):
             if ann is None:
                 batch.labelled()
             tally.add(batch, runner(batch.inputs, batch.sequence), None if ann is None else answers(ann, batch))

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from conversion_ext.analysis.metrics import Metric
 from conversion_ext.analysis.reference import answers, ends_in_sigmoid, evaluating
 from conversion_ext.analysis.scores import Comparison, stacked
-from conversion_ext.data.distributed import all_or_none, gathered, merged, rank
+from conversion_ext.data.distributed import all_or_none, gathered, merged
+from conversion_ext.data.progress import bar, batches_in
 from conversion_ext.data.sequences import Layout
 from conversion_ext.errors import CalibrationError, require
 from conversion_ext.network.spiking_network import SpikingNetwork
@@ -124,9 +124,9 @@ def forecast(
     twins, scores = [twin(snn, t) for t in steps], Comparison(metric, ends_in_sigmoid(snn))
 
     def count() -> int:
-        silent, samples = not progress or rank() > 0, 0
+        samples = 0
         batches = batches_of(snn, data, "loader", targets=True, sequence=sequence)
-        for batch in tqdm(batches, desc="forecast", disable=silent):
+        for batch in bar(batches, "forecast", progress, batches_in(data)):
             if ann is None:
                 batch.labelled()
             with torch.no_grad():

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
-from tqdm import tqdm
 
 from conversion_ext import graph
 from conversion_ext.data.batches import Forward, call_inputs
 from conversion_ext.data.distributed import gathered
 from conversion_ext.data.inputs import tensors_of
+from conversion_ext.data.progress import bar
 from conversion_ext.errors import require
 from conversion_ext.tuners.walk import SiteStop, SynapseStop
 
@@ -62,7 +62,7 @@ class Progress:
 
     def __init__(self, shown: bool, passes: float) -> None:
         form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} < {remaining}{postfix}"
-        self.bar = tqdm(desc="converting", total=passes, disable=not shown, bar_format=form)
+        self.bar = bar(None, "converting", shown, passes, bar_format=form)
 
     def __enter__(self) -> Progress:
         return self

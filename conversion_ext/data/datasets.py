@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,17 +16,19 @@ from torch.utils.data import TensorDataset
 
 from conversion_ext.errors import MissingError, UnknownNameError, optional_import, require
 
-__all__ = ["DATASETS", "Dataset", "load"]
+__all__ = ["DATASETS", "Dataset", "decoded", "load"]
 
-DATASETS = ("digits", "fashion-mnist")
+DATASETS = ("digits", "fashion-mnist", "cifar10")
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 CACHE = Path.home() / ".cache" / "conversion_ext"
+DATA = "CONVERSION_EXT_DATA"  # names a folder with data of the user
 CALIBRATION_IMAGES = 512
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images [N, 1, H, W] in [0, 1] and labels [N], in three parts.
+    """Images [N, C, H, W] and labels [N], in three parts; pixels are in [0, 1], those of CIFAR-10 are normalized.
 
     ``calibration`` is a part of ``train``; ``test`` shares no image with either.
     """
@@ -35,10 +40,13 @@ class Dataset:
 
 
 def load(name: str) -> Dataset:
-    """Load ``"digits"`` (1,797 images 8x8, scikit-learn) or ``"fashion-mnist"`` (70,000 images 28x28).
+    """Load ``"digits"`` (1,797 images 8x8), ``"fashion-mnist"`` (70,000 of 28x28) or ``"cifar10"`` (60,000 of 32x32).
 
-    The split is the same at every call: digits are shuffled with seed 0 and the last 600 are the test part,
-    Fashion-MNIST (Xiao, Rasul, Vollgraf, 2017, arXiv:1708.07747) comes with its own.
+    The split is the same at every call: digits (scikit-learn) are shuffled with seed 0 and the last 600 are the test
+    part, the others come with their own. Fashion-MNIST: Xiao, Rasul, Vollgraf, 2017, arXiv:1708.07747. CIFAR-10
+    (Krizhevsky, 2009) is read from the folder named by CONVERSION_EXT_DATA, as torchvision keeps it or as JPEG copies
+    (``cifar10_jpeg.npz``: arrays train_jpeg, train_offsets, train_labels, and those of test), or torchvision downloads
+    it; its pixels are normalized by the mean and deviation of ImageNet, as published networks for it were trained.
 
     Raises:
         MissingError: a package or file is not there; the sentence says how to get it.
@@ -47,7 +55,7 @@ def load(name: str) -> Dataset:
     require(
         name in DATASETS, f"There is no data set named {name!r}; there are: {', '.join(DATASETS)}.", UnknownNameError
     )
-    train, test = _digits() if name == "digits" else _fashion_mnist()
+    train, test = {"digits": _digits, "fashion-mnist": _fashion_mnist, "cifar10": _cifar10}[name]()
     images, labels = train
     calibration = TensorDataset(images[:CALIBRATION_IMAGES], labels[:CALIBRATION_IMAGES])
     return Dataset(name, TensorDataset(*train), calibration, TensorDataset(*test))
@@ -84,6 +92,49 @@ def _download() -> Path:
         )
         raise MissingError(message) from error
     return CACHE / "FashionMNIST" / "raw"
+
+
+def _cifar10() -> tuple[Part, Part]:
+    """Return (train, test) from JPEG copies, else from torchvision's files."""
+    named = os.environ.get(DATA)
+    folder = Path(named) if named else CACHE
+    require(folder.is_dir() or not named, f"{DATA}={named}: there is no such folder.", MissingError)
+    copies = folder / "cifar10_jpeg.npz"
+    if copies.exists():
+        with np.load(copies) as held:
+            parts = [
+                (decoded(held[f"{part}_jpeg"], held[f"{part}_offsets"]), held[f"{part}_labels"])
+                for part in ("train", "test")
+            ]
+    else:
+        parts = [_torchvision_cifar10(folder, train, download=not named) for train in (True, False)]
+    (train, test) = ((_normalized(pixels), torch.as_tensor(labels).long()) for pixels, labels in parts)
+    return train, test
+
+
+def _torchvision_cifar10(folder: Path, train: bool, download: bool) -> tuple[np.ndarray, Any]:
+    datasets = optional_import("torchvision.datasets", "torchvision")
+    try:
+        part = datasets.CIFAR10(folder, train=train, download=download)
+    except (RuntimeError, OSError) as error:
+        message = (
+            f"CIFAR-10 is not in {folder} and was not downloaded ({error}); name a folder that holds "
+            f"cifar-10-batches-py or cifar10_jpeg.npz with the variable {DATA}, or use the data set 'digits'."
+        )
+        raise MissingError(message) from error
+    return part.data.transpose(0, 3, 1, 2), part.targets
+
+
+def decoded(jpeg: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Return images [N, 3, H, W] as bytes, of JPEG files one after the other; ``offsets`` [N+1] tell where."""
+    image = optional_import("PIL.Image", "pillow")
+    files = [jpeg[a:b].tobytes() for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    return np.stack([np.asarray(image.open(io.BytesIO(file)).convert("RGB")) for file in files]).transpose(0, 3, 1, 2)
+
+
+def _normalized(pixels: np.ndarray) -> Tensor:
+    mean, std = (torch.tensor(value)[:, None, None] for value in (MEAN, STD))
+    return torch.from_numpy(np.ascontiguousarray(pixels)).float().div_(255).sub_(mean).div_(std)
 
 
 def _idx_part(folder: Path, prefix: str) -> Part:

@@ -1,135 +1,112 @@
-"""The demonstration: train a small network, convert it for each framework, compare accuracy over time."""
+"""The demonstration: a trained network becomes a spiking one, beside SpikingJelly's converter and the static limit."""
 
 from __future__ import annotations
 
+import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
-from tqdm import tqdm
 
 import conversion_ext as cx
+from conversion_ext import plots
 from conversion_ext.backends.base import available, get_backend
 from conversion_ext.data.datasets import Dataset, load
-from conversion_ext.errors import optional_import, require
+from conversion_ext.data.progress import bar
+from conversion_ext.demo import rival
+from conversion_ext.demo.networks import resnet_of, weights_of
+from conversion_ext.errors import require
+from conversion_ext.tables import Report, Sheet, spread
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-__all__ = ["NORMALIZERS", "Curve", "Report", "network", "run", "train"]
+__all__ = ["PLAIN", "Row", "Story", "network", "run", "train"]
 
-# Both per channel, so that nothing differs but the percentile.
-NORMALIZERS = {
-    "maximum": cx.Maximum(granularity=cx.PerChannel()),
-    "99.9 percentile": cx.Percentile(99.9, granularity=cx.PerChannel()),
-}
-EPOCHS = {"digits": 10, "fashion-mnist": 2}
-TEST_IMAGES = 1000
+# Thresholds per layer and potentials that start at 0, as converters have had them; what the diagnosis looks at.
+PLAIN = cx.Recipe(cx.Percentile(99.9, granularity=cx.PerLayer()), cx.IF(v_init=0.0))
+RECIPES = ("default", "default-lookahead", "default-copies")
+EPOCHS = {"digits": 10, "fashion-mnist": 2, "cifar10": 2}
+BATCH = 100
+DIAGNOSED = 256  # calibration images, half of which judge
 
 
 @dataclass(frozen=True)
-class Curve:
-    """One converted network over time: its predictions [T, N], accuracy [T] and mean spikes per neuron and step."""
+class Row:
+    """One converted network: classes that it decides for after each step [T, N], accuracy [T], and what it costs.
 
-    backend: str
-    normalizer: str
+    ``spikes``: per image in T steps; ``seconds``: of the conversion.
+    """
+
+    name: str
     predictions: Tensor
     accuracy: Tensor
-    firing_rate: float
-
-    def latency(self, ann_accuracy: float) -> int | None:
-        """Return the first T whose accuracy is within one point of ``ann_accuracy``, or None."""
-        reached = self.accuracy >= ann_accuracy - 0.01 - 1e-9  # 1e-9: one point short by rounding alone counts
-        return int(reached.nonzero()[0]) + 1 if reached.any() else None
+    latency_steps: int
+    spikes: float
+    seconds: float
 
 
-@dataclass(frozen=True)
-class Report:
-    """What the demonstration found; ``str(report)`` is its table."""
+@dataclass(frozen=True, repr=False)
+class Story(Report):
+    """What the demonstration measured; ``str`` is its table, ``write`` saves the diagnosis of the plain conversion."""
 
     data: str
-    test_images: int
+    images: int
+    T: int
     ann_accuracy: float
-    curves: tuple[Curve, ...]
+    twin_accuracy: float
+    rows: tuple[Row, ...]
+    diagnosis: cx.Diagnosis
+    notes: tuple[str, ...]
 
-    @property
-    def T(self) -> int:
-        """The number of time steps simulated."""
-        return len(self.curves[0].accuracy)
-
-    def __str__(self) -> str:
-        return "\n".join([*self._lines(), "", self._comparison()])
-
-    def _lines(self) -> Iterator[str]:
-        shown = self._shown()
-        yield f"{self.data}: accuracy in % on {self.test_images} test images, ANN {100 * self.ann_accuracy:.2f}"
-        yield ""
-        yield (
-            f"{'framework':13}{'normalizer':17}"
-            + "".join(f"{f'T={t}':>7}" for t in shown)
-            + f"{'firing rate':>13}{'within 1 point from':>21}"
-        )
-        for curve in self.curves:
-            latency = curve.latency(self.ann_accuracy)
-            yield (
-                f"{curve.backend:13}{curve.normalizer:17}"
-                + "".join(f"{100 * curve.accuracy[t - 1]:7.2f}" for t in shown)
-                + f"{curve.firing_rate:13.4f}"
-                + f"{f'T={latency}' if latency else f'not by T={self.T}':>21}"
+    def sheet(self) -> Sheet:
+        """Return one row per conversion: accuracy after a few steps, and what it costs."""
+        shown = spread(self.T, most=6)
+        header = ("accuracy in %", *(f"T={i + 1}" for i in shown), "latency", "spikes per image", "seconds to convert")
+        rows = [
+            (
+                row.name, *(f"{100 * row.accuracy[i]:.2f}" for i in shown), str(row.latency_steps),
+                f"{row.spikes:,.0f}", f"{row.seconds:.1f}",
             )
+            for row in self.rows
+        ]  # fmt: skip
+        gaps = [""] * (len(shown) - 1)
+        rows.append((f"static limit of T={self.T} (twin)", *gaps, f"{100 * self.twin_accuracy:.2f}", "", "", ""))
+        title = f"{self.data}: {self.images} test images, ANN {100 * self.ann_accuracy:.2f} %"
+        return Sheet(header, rows, title, self.notes)
 
-    def _shown(self) -> list[int]:
-        """Return the steps shown: 1, 2, 4, ... up to T."""
-        return [2**k for k in range(self.T.bit_length())]
+    def to_dict(self) -> dict[str, Any]:
+        """Return all values as plain data; of predictions their accuracy."""
+        plain = super().to_dict()
+        for row in plain["rows"]:
+            del row["predictions"]
+        return plain
 
-    def _comparison(self) -> str:
-        """Return a sentence on whether the frameworks predicted the same."""
-        names = list(dict.fromkeys(curve.backend for curve in self.curves))
-        if len(names) == 1:
-            return f"One framework compared with nothing: {names[0]}."
-        differ = [
-            f"{a.backend} and {b.backend}, {a.normalizer}: {int((a.predictions != b.predictions).sum())}"
-            for i, a in enumerate(self.curves)
-            for b in self.curves[i + 1 :]
-            if a.normalizer == b.normalizer and not torch.equal(a.predictions, b.predictions)
-        ]
-        if differ:
-            return f"Predictions differ, of {self.T} steps x {self.test_images} images: {'; '.join(differ)}."
-        return f"{' and '.join(names)} made identical predictions for every image at each T = 1 ... {self.T}."
+    def plot(self) -> Figure:
+        """Return accuracy over time, one line per conversion."""
+        curves = {row.name: [(t, float(a)) for t, a in enumerate(row.accuracy, 1)] for row in self.rows}
+        return plots.frontier(curves, "time steps T", ann=self.ann_accuracy)
 
-    def plot(self, path: Path) -> None:
-        """Save accuracy over time steps, one line per framework and normalizer, as a picture."""
-        figure = optional_import("matplotlib.figure", "matplotlib").Figure(figsize=(7, 4.2), layout="constrained")
-        axes: Axes = figure.add_subplot()
-        steps = range(1, self.T + 1)
-        for i, curve in enumerate(self.curves):
-            # Frameworks that agree lie on top of each other: wide below, thin and dashed above.
-            first = curve.backend == self.curves[0].backend
-            color = f"C{list(NORMALIZERS).index(curve.normalizer)}"
-            style = {"linewidth": 5, "alpha": 0.4} if first else {"linewidth": 1.5, "linestyle": "--", "zorder": 3 + i}
-            axes.plot(steps, 100 * curve.accuracy, color=color, label=f"{curve.backend}, {curve.normalizer}", **style)
-        axes.axhline(100 * self.ann_accuracy, color="black", linewidth=1, linestyle=":", label="ANN")
-        shown = self._shown()
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(shown, labels=[str(t) for t in shown])
-        axes.set_xlabel("time steps T")
-        axes.set_ylabel(f"accuracy on {self.data} (%)")
-        axes.legend()
-        figure.savefig(path, dpi=120)
+    def write(self, folder: Path) -> Path:
+        """Write report.html (the diagnosis of the plain conversion) and accuracy.png; return the path of the report."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.plot().savefig(folder / "accuracy.png", dpi=120)
+        return self.diagnosis.html(folder / "report.html")
 
 
-def network(width: int = 16, classes: int = 10) -> nn.Sequential:
-    """Return a small convolutional network with BatchNorm for images [N, 1, H, W]; it is not trained."""
+def network(width: int = 16, classes: int = 10, channels: int = 1) -> nn.Sequential:
+    """Return a small convolutional network with BatchNorm for images [N, channels, H, W]; it is not trained."""
 
-    def block(channels: int, features: int) -> list[nn.Module]:
-        return [nn.Conv2d(channels, features, 3, padding=1, bias=False), nn.BatchNorm2d(features), nn.ReLU()]
+    def block(inputs: int, features: int) -> list[nn.Module]:
+        return [nn.Conv2d(inputs, features, 3, padding=1, bias=False), nn.BatchNorm2d(features), nn.ReLU()]
 
     return nn.Sequential(
-        *block(1, width),
+        *block(channels, width),
         *block(width, width),
         nn.AvgPool2d(2),
         *block(width, 2 * width),
@@ -146,7 +123,7 @@ def train(ann: nn.Module, data: TensorDataset, epochs: int, progress: bool = Tru
     optimizer = torch.optim.Adam(ann.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.01, total_steps=epochs * len(loader))
     ann.train()
-    with tqdm(total=epochs * len(loader), desc="train the ANN", disable=not progress) as bar:
+    with bar(None, "train the ANN", progress, epochs * len(loader)) as shown:
         for _ in range(epochs):
             for images, labels in loader:
                 loss = nn.functional.cross_entropy(ann(images), labels)
@@ -154,43 +131,125 @@ def train(ann: nn.Module, data: TensorDataset, epochs: int, progress: bool = Tru
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-                bar.update()
-                bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+                shown.update()
+                shown.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     ann.eval()
 
 
 def run(
     data: str | Dataset = "digits",
     backends: Sequence[str] | None = None,
-    T: int = 64,
+    T: int = 4,
     *,
+    weights: Path | None = None,
+    recipes: Sequence[str] | None = None,
+    images: int = 1000,
     epochs: int | None = None,
     seed: int = 0,
     progress: bool = True,
-) -> Report:
-    """Train on ``data``, convert with each normalizer for each backend, and simulate ``T`` steps.
+) -> Story:
+    """Train a network (or read one), convert it in several ways, and measure all of them over ``T`` steps.
 
     Args:
-        data: the name of a data set (``conversion_ext.data.datasets.load``) or a data set.
+        data: the name of a data set (``conversion_ext.data.load``) or a data set.
         backends: names; default: every installed framework, or the reference backend without any.
         T: time steps, at least 1.
-        epochs: passes over the training part; default: 10 for digits, 2 for Fashion-MNIST.
+        weights: state dict of a CIFAR ResNet, which is not trained then.
+        recipes: names of recipes of this package; default: those of ``RECIPES``.
+        images: how many test images at most.
+        epochs: passes over the training part; default: 10 for digits, else 2.
         seed: of initial weights, dropout and batch order.
         progress: show progress bars.
     """
-    require(T >= 1, f"T={T}: the number of time steps must be at least 1.")
-    frameworks = [get_backend(name).name for name in backends or _installed()]  # raises before the training
+    frameworks, names, state = _checked(data, backends, T, recipes, weights)
     dataset = load(data) if isinstance(data, str) else data
-    torch.manual_seed(seed)
-    ann = network()
-    train(ann, dataset.train, epochs or EPOCHS.get(dataset.name, 2), progress)
-    images, labels = (part[:TEST_IMAGES] for part in dataset.test.tensors)
-    with torch.inference_mode():
-        ann_accuracy = (ann(images).argmax(1) == labels).float().mean().item()
-    curves = [
-        _curve(ann, dataset, backend, normalizer, T, progress) for backend in frameworks for normalizer in NORMALIZERS
-    ]
-    return Report(dataset.name, len(labels), ann_accuracy, tuple(curves))
+    if state is None:
+        torch.manual_seed(seed)
+        ann: nn.Module = network(channels=dataset.train.tensors[0].shape[1])
+        train(ann, dataset.train, epochs or EPOCHS.get(dataset.name, 2), progress)
+    else:
+        ann = resnet_of(state)
+    measure = _Measure(ann, dataset, T, images, progress)
+    rows, notes = measure.rival()
+    plain, snn = measure.ours("plain: 99.9 % per layer", PLAIN, frameworks[0])
+    rows.append(plain)
+    made = [measure.ours(f"{names[0]}, {backend}", names[0], backend) for backend in frameworks]
+    rows += [row for row, _ in made]
+    notes += _comparison([row for row, _ in made], T)
+    rows += [measure.ours(f"{name}, {frameworks[0]}", name, frameworks[0])[0] for name in names[1:]]
+    calibration = tuple(part[:DIAGNOSED] for part in dataset.calibration.tensors)
+    diagnosis = cx.diagnose(snn, ann, calibration, T)
+    ann_accuracy, limit = measure.score(ann), measure.score(cx.twin(made[0][1], T))
+    return Story(dataset.name, measure.count, T, ann_accuracy, limit, tuple(rows), diagnosis, tuple(notes))
+
+
+def _checked(
+    data: str | Dataset, backends: Sequence[str] | None, T: int, recipes: Sequence[str] | None, weights: Path | None
+) -> tuple[list[str], Sequence[str], dict[str, Tensor] | None]:
+    """Return frameworks, recipes and weights; raise for what is not there before anything is trained."""
+    require(T >= 1, f"T={T}: the number of time steps must be at least 1.")
+    name = data if isinstance(data, str) else data.name
+    frameworks = [get_backend(each).name for each in backends or _installed()]
+    names = tuple(recipes or RECIPES)
+    for each in names:
+        cx.recipes.get(each)
+    if weights is None:
+        return frameworks, names, None
+    require(name == "cifar10", f"--weights are those of a CIFAR ResNet, which cannot read {name}; use --data cifar10.")
+    state = weights_of(weights)
+    resnet_of(state)
+    return frameworks, names, state
+
+
+class _Measure:
+    """One trained network and its data: every conversion is made from the same and judged on the same."""
+
+    def __init__(self, ann: nn.Module, data: Dataset, T: int, images: int, progress: bool) -> None:
+        self.ann, self.data, self.T, self.progress = ann, data, T, progress
+        self.x, self.y = (part[:images] for part in data.test.tensors)
+        self.count = len(self.y)
+
+    def rival(self) -> tuple[list[Row], list[str]]:
+        """Return a row per setting of SpikingJelly's converter, and why there are none."""
+        if "spikingjelly" not in available():
+            return [], ["SpikingJelly is not installed, so its converter is not among these."]
+        rows: list[Row] = []
+        loader = DataLoader(self.data.calibration, batch_size=64)
+        for setting in rival.SETTINGS:
+            start = time.perf_counter()
+            try:
+                snn = rival.converted(self.ann, loader, setting)
+            except ValueError as error:
+                return rows, [f"SpikingJelly's converter: {error}"]
+            seconds = time.perf_counter() - start
+            outputs, spikes = rival.run(snn, self._batches(f"SpikingJelly {setting}"), self.T)
+            rows.append(self._row(f"SpikingJelly {setting}", outputs.argmax(-1), self.T, spikes, seconds))
+        return rows, []
+
+    def ours(self, name: str, recipe: str | cx.Recipe, backend: str) -> tuple[Row, Any]:
+        """Return a row of a conversion by this package, and the network."""
+        start = time.perf_counter()
+        images, _ = self.data.calibration.tensors
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Not active on the calibration data")  # which the diagnosis tells
+            snn = cx.convert(self.ann, images, recipe=recipe, T=self.T, backend=backend, progress=self.progress)
+        seconds = time.perf_counter() - start
+        runs = [cx.simulate(snn, batch, self.T) for batch in self._batches(name)]
+        predictions = torch.cat([run.outputs.argmax(-1) for run in runs], dim=1)
+        spikes = float(torch.cat([run.spikes_per_sample for run in runs]).mean())
+        return self._row(name, predictions, runs[0].latency_steps, spikes, seconds), snn
+
+    def score(self, network: nn.Module) -> float:
+        """Return the accuracy of a network without time."""
+        with torch.no_grad():
+            decided = torch.cat([network(batch).argmax(1) for batch in self.x.split(BATCH)])
+        return float((decided == self.y).double().mean())
+
+    def _batches(self, name: str) -> Iterator[Tensor]:
+        return iter(bar(self.x.split(BATCH), f"simulate {name}", self.progress))
+
+    def _row(self, name: str, predictions: Tensor, latency: int, spikes: float, seconds: float) -> Row:
+        return Row(name, predictions, (predictions == self.y).double().mean(1), latency, spikes, seconds)
 
 
 def _installed() -> list[str]:
@@ -199,18 +258,17 @@ def _installed() -> list[str]:
     return [name for name in names if name != "reference"] or names
 
 
-def _curve(ann: nn.Module, data: Dataset, backend: str, normalizer: str, T: int, progress: bool) -> Curve:
-    """Convert and simulate with one normalizer on one backend."""
-    calibration, _ = data.calibration.tensors
-    recipe = cx.Recipe(normalizer=NORMALIZERS[normalizer])
-    snn = cx.convert(ann, calibration, recipe=recipe, backend=backend, progress=progress)
-    images, labels = (part[:TEST_IMAGES] for part in data.test.tensors)
-    predictions: list[Tensor] = []
-    spikes = neurons = 0.0
-    for batch in tqdm(images.split(100), desc=f"simulate {backend}, {normalizer}", disable=not progress):
-        simulation = cx.simulate(snn, batch, T)
-        predictions.append(simulation.outputs.argmax(-1))
-        spikes += sum(rate.double().sum().item() for rate in simulation.firing_rate.values())
-        neurons += sum(rate.numel() for rate in simulation.firing_rate.values())
-    predicted = torch.cat(predictions, dim=1)
-    return Curve(backend, normalizer, predicted, (predicted == labels).double().mean(dim=1), spikes / neurons)
+def _comparison(rows: Sequence[Row], T: int) -> list[str]:
+    """Return a sentence on whether the frameworks decided the same, none for one framework."""
+    names = [row.name.rpartition(", ")[2] for row in rows]
+    differ = [
+        f"{names[0]} and {name}: {int((rows[0].predictions != row.predictions).sum())}"
+        for name, row in zip(names[1:], rows[1:], strict=True)
+        if not torch.equal(rows[0].predictions, row.predictions)
+    ]
+    if differ:
+        images = rows[0].predictions.shape[1]
+        return [f"Decisions differ, of {T} steps x {images} images: {'; '.join(differ)}."]
+    return (
+        [f"{' and '.join(names)} made identical decisions for every image at each T = 1 ... {T}."] if names[1:] else []
+    )

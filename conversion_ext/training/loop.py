@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from conversion_ext.analysis.evaluation import Evaluation, evaluate
 from conversion_ext.analysis.metrics import Metric
 from conversion_ext.data.distributed import added, all_or_none, gathered, processes, rank
+from conversion_ext.data.progress import bar
 from conversion_ext.data.sequences import Layout
 from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.network.state import reset
@@ -235,8 +235,8 @@ class Loop:
         if generator is not None and self.step:
             generator.set_state(self.order)
         self.order = None if generator is None else generator.get_state()
-        bar = tqdm(self.data, f"epoch {self.number + 1}", self.steps, disable=self.run.silent)
-        for index, batch in enumerate(bar):
+        batches = bar(self.data, f"epoch {self.number + 1}", not self.run.silent, self.steps)
+        for index, batch in enumerate(batches):
             if index == self.steps:
                 break
             if index < done:  # before the interruption; loaded once more so that the same ones follow
@@ -245,7 +245,7 @@ class Loop:
                 continue
             self.advance(batch, index)
             self.step = index + 1
-            bar.set_postfix(loss=f"{self.loss / self.step:.4f}", refresh=False)
+            batches.set_postfix(loss=f"{self.loss / self.step:.4f}", refresh=False)
             if not math.isfinite(self.loss):
                 break
             if self.every and self.step % self.every == 0:

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
-from tqdm import tqdm
 
 from conversion_ext import graph
 from conversion_ext.data.distributed import added, all_or_none, gathered, rank
+from conversion_ext.data.progress import bar
 from conversion_ext.errors import CalibrationError, require
 from conversion_ext.exact import bytes_of
 from conversion_ext.network.differentiation import SurrogateStepping
@@ -109,7 +109,7 @@ class _Reconstruction:
             site.stepping = SurrogateStepping()
         try:
             pairs = blocks_of(self.task.ann, self.task.body)
-            for body, ann in tqdm(pairs, desc="blocks", disable=not self.task.progress):
+            for body, ann in bar(pairs, "blocks", self.task.progress):
                 self._advance_ann(ann)
                 self._reconstruct(body)
                 self._advance_body(body)

@@ -7,7 +7,6 @@ CIFAR ResNets of He et al. and 1,000 ImageNet sample images. EfficientNet-Lite0 
 
 from __future__ import annotations
 
-import copy
 import importlib
 import importlib.util
 import io
@@ -22,7 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from conversion_ext.data.datasets import decoded
+from conversion_ext.demo.networks import ResNet, with_convolutions
 
 __all__ = ["NETWORKS", "Images", "Published", "ResNet", "available", "data_folder", "with_convolutions"]
 
@@ -58,61 +59,6 @@ class Images:
         """Return ``count`` images from the ``first`` on."""
         kept = slice(first, first + count)
         return Images(self.pixels[kept], self.labels[kept], self.mean, self.std)
-
-
-class Block(nn.Module):
-    """Two convolutions and a shortcut without weights: every second pixel, absent channels are 0 (option A)."""
-
-    def __init__(self, i: int, o: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(i, o, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(o)
-        self.conv2 = nn.Conv2d(o, o, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(o)
-        self.stride, self.margin = stride, (o - i) // 2
-        self.shortcut: nn.Module | None = None
-        self.relu1, self.relu2 = nn.ReLU(), nn.ReLU()  # modules, since SpikingJelly finds no others
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return relu(body(x) + shortcut(x))."""
-        out = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
-        if self.shortcut is not None:
-            x = self.shortcut(x)
-        elif self.stride > 1 or self.margin:
-            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.margin, self.margin))
-        return self.relu2(out + x)
-
-
-class ResNet(nn.Module):
-    """The CIFAR ResNet of He et al. (CVPR 2016): a stem and three stages of ``blocks`` blocks, 16, 32, 64 channels."""
-
-    def __init__(self, blocks: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        stages = [
-            nn.Sequential(*(Block(i if n == 0 else o, o, stride if n == 0 else 1) for n in range(blocks)))
-            for i, o, stride in ((16, 16, 1), (16, 32, 2), (32, 64, 2))
-        ]
-        self.layer1, self.layer2, self.layer3 = stages
-        self.relu, self.pool, self.linear = nn.ReLU(), nn.AvgPool2d(8), nn.Linear(64, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits [N, 10]."""
-        x = self.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        return self.linear(self.pool(x).flatten(1))
-
-
-def with_convolutions(network: nn.Module) -> nn.Module:
-    """Return a copy whose shortcuts are convolutions of weights 0 and 1: the same values, for SpikingJelly's tracer."""
-    network = copy.deepcopy(network)
-    for block in network.modules():
-        if isinstance(block, Block) and block.margin:
-            o, i = block.conv2.out_channels, block.conv1.in_channels
-            block.shortcut = nn.Conv2d(i, o, 1, block.stride, bias=False)
-            block.shortcut.weight.data = torch.eye(o)[block.margin : block.margin + i].T[:, :, None, None].clone()
-    return network
 
 
 @dataclass(frozen=True)
@@ -172,15 +118,12 @@ def _decoded(file: Path, prefix: str) -> tuple[Tensor, Tensor]:
     """Return images [N, 3, H, W] as bytes and classes [N] of a file of JPEGs; decoded once, then read from a cache."""
     kept = CACHE / f"{file.stem}_{prefix}decoded.npz"
     if not kept.exists():
-        from PIL import Image  # noqa: PLC0415
-
         with np.load(file) as data:
             jpeg, offsets, labels = (data[f"{prefix}{name}"] for name in ("jpeg", "offsets", "labels"))
-        parts = [jpeg[a:b].tobytes() for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
-        pixels = np.stack([np.asarray(Image.open(io.BytesIO(part)).convert("RGB")) for part in parts])
+        pixels = decoded(jpeg, offsets)
         CACHE.mkdir(parents=True, exist_ok=True)
         part_file = kept.with_name(f"part_{os.getpid()}_{kept.name}")
-        np.savez(part_file, pixels=pixels.transpose(0, 3, 1, 2), labels=labels.astype(np.int64))
+        np.savez(part_file, pixels=pixels, labels=labels.astype(np.int64))
         part_file.replace(kept)
     with np.load(kept) as data:
         return torch.from_numpy(data["pixels"]), torch.from_numpy(data["labels"])

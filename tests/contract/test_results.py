@@ -19,6 +19,7 @@ from torch import nn
 
 import conversion_ext as cx
 from conversion_ext import analysis
+from conversion_ext.demo import demo
 from conversion_ext.network.record import Widths
 from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.tables import Report, Sheet
@@ -47,7 +48,7 @@ def returned(function: Any) -> Iterator[type]:
 
 def results() -> dict[str, type]:
     """{name: class} of all results: what public functions return, and what methods of results return in turn."""
-    functions: list[Any] = [getattr(home, name) for home in (cx, analysis) for name in home.__all__]
+    functions: list[Any] = [getattr(home, name) for home in (cx, analysis, demo) for name in home.__all__]
     left = [kind for function in [*functions, *vars(SpikingNetwork).values()] for kind in returned(function)]
     found: dict[str, type] = {}
     while left:
@@ -65,7 +66,7 @@ RESULTS = results()
 def made() -> dict[str, Any]:
     """One result of every kind, of a tiny network."""
     torch.manual_seed(0)
-    ann = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3)).requires_grad_(False)
+    ann = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
     x = torch.rand(40, 6)
     y = ann(x).argmax(1)
     options: dict[str, Any] = {"backend": "reference", "progress": False}
@@ -138,3 +139,32 @@ def test_the_library_does_not_print(name):
     tree = ast.parse(SOURCES[name].read_text(encoding="utf-8"))
     calls = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
     assert not [call for call in calls if call in ("print", "pprint", "sys.stdout.write", "sys.stderr.write")]
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if name != "data/progress.py"])
+def test_all_bars_are_made_in_one_place(name):
+    assert "tqdm" not in SOURCES[name].read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("shown", "ci", "silent"), [(True, "", False), (True, "true", True), (False, "", True)])
+def test_bars_tell_what_is_done_and_are_quiet_in_ci(shown, ci, silent, monkeypatch, capsys):
+    monkeypatch.setenv("CI", ci)
+    ann = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))
+    x, y = torch.rand(8, 4), torch.arange(8) % 3
+    snn = cx.convert(ann, x, T=2, backend="reference", progress=shown)
+    cx.evaluate(snn, [(x, y)] * 3, 2, progress=shown)
+    cx.forecast(snn, [(x, y)] * 3, (2,), progress=shown)
+    written = capsys.readouterr()
+    assert written.out == ""
+    assert (written.err == "") is silent
+    assert silent or ("100%" in written.err and "evaluation: 100%" in written.err and "3/3" in written.err)
+
+
+@pytest.mark.filterwarnings("always")
+def test_a_warning_is_given_once_and_at_the_line_of_the_user():
+    ann = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))
+    nn.init.constant_(ann[0].bias, -100.0)
+    with pytest.warns(UserWarning, match="Not active") as seen:
+        cx.convert(ann, torch.rand(8, 4), T=2, backend="reference", progress=False)
+    assert len(seen) == 1
+    assert seen[0].filename == __file__

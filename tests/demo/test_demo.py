@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import io
+import json
 import struct
 import subprocess
 import sys
@@ -12,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from conversion_ext.__main__ import main, registered
 from conversion_ext.backends.base import available
 from conversion_ext.data import datasets as data
-from conversion_ext.demo import demo
+from conversion_ext.demo import demo, networks, rival
 from conversion_ext.errors import UnknownNameError
 
 
@@ -42,8 +44,8 @@ def tiny() -> data.Dataset:
 
 
 @pytest.fixture(scope="module")
-def report(tiny: data.Dataset) -> demo.Report:
-    return demo.run(tiny, T=6, epochs=1, progress=False)
+def story(tiny: data.Dataset) -> demo.Story:
+    return demo.run(tiny, T=3, recipes=["default"], epochs=1, progress=False)
 
 
 # Data
@@ -120,58 +122,145 @@ def test_unknown_data_set_lists_the_known():
 # Demonstration
 
 
-def test_every_installed_framework_runs_with_each_normalizer(report):
+def test_every_installed_framework_runs_and_spikingjellys_converter_beside_it(story):
     frameworks = [name for name in available() if name != "reference"]
-    expected = [(framework, normalizer) for framework in frameworks for normalizer in demo.NORMALIZERS]
-    assert [(curve.backend, curve.normalizer) for curve in report.curves] == expected
+    names = [row.name for row in story.rows]
+    assert [name for name in names if name.startswith("default, ")] == [f"default, {each}" for each in frameworks]
+    assert "plain: 99.9 % per layer" in names
+    assert not {"spikingjelly"} & set(frameworks) or "SpikingJelly 99.9 %" in names
 
 
-def test_accuracy_is_that_of_the_predictions(tiny, report):
+def test_accuracy_is_that_of_the_predictions(tiny, story):
     labels = tiny.test.tensors[1].tolist()
-    for curve in report.curves:
-        for row, accuracy in zip(curve.predictions.tolist(), curve.accuracy.tolist(), strict=True):
-            assert accuracy == pytest.approx(sum(p == y for p, y in zip(row, labels, strict=True)) / 30)
-        assert 0 < curve.firing_rate < 1
+    for row in story.rows:
+        for predicted, accuracy in zip(row.predictions.tolist(), row.accuracy.tolist(), strict=True):
+            assert accuracy == pytest.approx(sum(p == y for p, y in zip(predicted, labels, strict=True)) / 30)
+        assert row.spikes > 0
+    assert story.T == len(story.rows[0].accuracy) == 3
 
 
-def test_same_seed_same_report(tiny, report):
+def test_same_seed_same_story(tiny, story):
     torch.manual_seed(99)
-    again = demo.run(tiny, ["reference"], T=6, epochs=1, progress=False)
-    assert again.ann_accuracy == report.ann_accuracy
-    assert torch.equal(again.curves[0].predictions, report.curves[0].predictions)
+    again = demo.run(tiny, ["reference"], T=3, recipes=["default"], epochs=1, progress=False)
+    assert (again.ann_accuracy, again.twin_accuracy) == (story.ann_accuracy, story.twin_accuracy)
+    ours = [next(row for row in each.rows if row.name.startswith("default")) for each in (again, story)]
+    assert torch.equal(ours[0].predictions, ours[1].predictions)
+    assert "identical" not in str(again)
 
 
-def test_frameworks_predict_the_same_and_the_table_says_so(report):
-    if len({curve.backend for curve in report.curves}) < 2:
-        pytest.skip("one framework is installed")
-    assert "identical predictions for every image at each T = 1 ... 6" in str(report)
+def test_the_table_tells_accuracy_cost_and_limit(story):
+    text = str(story)
+    assert "T=3  latency  spikes per image  seconds to convert" in text
+    assert f"{100 * story.twin_accuracy:.2f}" in next(line for line in text.splitlines() if "static limit" in line)
+    if len([name for name in available() if name != "reference"]) > 1:
+        assert "identical decisions for every image at each T = 1 ... 3" in text
+    assert json.loads(json.dumps(story.to_dict()))["T"] == 3
 
 
-def curve(backend: str, predictions: list[list[int]], labels: list[int]) -> demo.Curve:
+def test_spikingjelly_is_counted_as_its_neurons_fire(tiny):
+    pytest.importorskip("spikingjelly")
+    from spikingjelly.activation_based import functional, neuron
+
+    torch.manual_seed(0)
+    ann = demo.network().eval()
+    snn = rival.converted(ann, DataLoader(tiny.calibration, 16), "99.9 %")
+    x = tiny.test.tensors[0][:4]
+    outputs, spikes = rival.run(snn, iter(x.split(2)), 3)
+    total: list[torch.Tensor] = []
+    for module in snn.modules():
+        if isinstance(module, neuron.IFNode):
+            module.register_forward_hook(lambda _, __, out: total.append(out))
+    functional.reset_net(snn)
+    with torch.no_grad():
+        steps = [snn(x) for _ in range(3)]
+    assert spikes == sum(float((out != 0).sum()) for out in total) / 4
+    torch.testing.assert_close(outputs[-1], sum(steps) / 3)
+
+
+def row(name: str, predictions: list[list[int]]) -> demo.Row:
     predicted = torch.tensor(predictions)
-    return demo.Curve(backend, "maximum", predicted, (predicted == torch.tensor(labels)).double().mean(1), 0.25)
+    return demo.Row(name, predicted, predicted.double().mean(1), 2, 1.0, 0.0)
 
 
-def test_differing_predictions_are_counted():
-    a = curve("one", [[0, 1], [2, 2]], [2, 2])
-    b = curve("two", [[0, 2], [2, 1]], [2, 2])
-    report = demo.Report("digits", 2, 1.0, (a, b))
-    assert "Predictions differ, of 2 steps x 2 images: one and two, maximum: 2." in str(report)
+def test_differing_decisions_are_counted():
+    one, two, same = row("d, one", [[0, 1], [2, 2]]), row("d, two", [[0, 2], [2, 1]]), row("d, too", [[0, 1], [2, 2]])
+    assert demo._comparison([one, two], 2) == ["Decisions differ, of 2 steps x 2 images: one and two: 2."]
+    assert demo._comparison([one, same], 2) == [
+        "one and too made identical decisions for every image at each T = 1 ... 2."
+    ]
+    assert demo._comparison([one], 2) == []
 
 
-@pytest.mark.parametrize(("ann_accuracy", "expected"), [(1.0, None), (0.76, 2), (0.75, 2), (0.5, 1), (0.77, None)])
-def test_latency_is_the_first_step_within_a_point(ann_accuracy, expected):
-    labels = [1, 1, 1, 1]
-    assert curve("one", [[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 0, 0]], labels).latency(ann_accuracy) == expected
-
-
-def test_plot_is_a_picture(report, tmp_path):
+def test_report_and_picture_are_written(story, tmp_path):
     from matplotlib.image import imread
 
-    report.plot(tmp_path / "plot.png")
-    picture = imread(tmp_path / "plot.png")
+    report = story.write(tmp_path / "new")
+    assert report.read_text("utf-8").startswith("<!doctype html>")
+    picture = imread(report.with_name("accuracy.png"))
     assert picture.shape[0] > 300
     assert picture[..., :3].std() > 0.05
+
+
+def test_a_resnet_is_made_of_its_weights_and_the_shortcuts_as_convolutions_are_the_same():
+    torch.manual_seed(0)
+    published = networks.ResNet(1).eval()
+    x = torch.rand(2, 3, 32, 32)
+    state = {f"module.{key}": value for key, value in published.state_dict().items()}  # as DataParallel saves them
+    torch.testing.assert_close(networks.resnet_of(state)(x), published(x))
+    with pytest.raises(ValueError, match=r"not those of a CIFAR ResNet.*conversion-ext convert"):
+        networks.resnet_of(nn.Linear(2, 2).state_dict())
+    with pytest.raises(ValueError, match="not those of a CIFAR ResNet"):
+        networks.resnet_of(published.state_dict() | {"more": x})
+
+
+def write_jpegs(folder: Path, count: int = 40) -> torch.Tensor:
+    """Write a file of JPEG copies of images of one colour each, and return the colours [count, 3]."""
+    from PIL import Image
+
+    colours = torch.randint(256, (2 * count, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    held: dict[str, np.ndarray] = {}
+    for part, some in (("train", colours[:count]), ("test", colours[count:])):
+        files = []
+        for colour in some:
+            buffer = io.BytesIO()
+            Image.fromarray(colour.expand(32, 32, 3).numpy().copy()).save(buffer, "JPEG", quality=98)
+            files.append(np.frombuffer(buffer.getvalue(), np.uint8))
+        held[f"{part}_jpeg"] = np.concatenate(files)
+        held[f"{part}_offsets"] = np.cumsum([0, *map(len, files)])
+        held[f"{part}_labels"] = np.arange(count) % 10
+    np.savez(folder / "cifar10_jpeg.npz", **held)
+    return colours
+
+
+def test_jpeg_copies_of_cifar10_are_read_and_normalized(tmp_path, monkeypatch):
+    colours = write_jpegs(tmp_path).float() / 255
+    monkeypatch.setenv("CONVERSION_EXT_DATA", str(tmp_path))
+    cifar = data.load("cifar10")
+    images = torch.cat([cifar.train.tensors[0], cifar.test.tensors[0]])
+    assert images.shape == (80, 3, 32, 32)
+    expected = (colours - torch.tensor(data.MEAN)) / torch.tensor(data.STD)
+    torch.testing.assert_close(images.mean((2, 3)), expected, atol=0.05, rtol=0)
+    assert cifar.test.tensors[1].tolist() == [i % 10 for i in range(40)]
+
+
+def test_no_cifar10_says_where_it_is_looked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("CONVERSION_EXT_DATA", str(tmp_path))
+    with pytest.raises(data.MissingError, match=r"cifar-10-batches-py or cifar10_jpeg.npz.*CONVERSION_EXT_DATA"):
+        data.load("cifar10")
+    monkeypatch.setenv("CONVERSION_EXT_DATA", str(tmp_path / "none"))
+    with pytest.raises(data.MissingError, match="no such folder"):
+        data.load("cifar10")
+
+
+def test_a_published_network_is_shown_without_training(tmp_path, monkeypatch):
+    write_jpegs(tmp_path)
+    monkeypatch.setenv("CONVERSION_EXT_DATA", str(tmp_path))
+    monkeypatch.setattr(demo, "train", lambda *args: pytest.fail("trained a network that was given"))
+    torch.manual_seed(0)
+    torch.save({"state_dict": networks.ResNet(1).state_dict()}, tmp_path / "resnet.pth")
+    options = {"T": 2, "weights": tmp_path / "resnet.pth", "recipes": ["default"], "images": 8}
+    story = demo.run("cifar10", ["reference"], progress=False, **options)
+    assert (story.data, story.images) == ("cifar10", 8)
 
 
 def test_training_learns_and_leaves_eval_mode(tiny):
@@ -188,12 +277,13 @@ def test_training_learns_and_leaves_eval_mode(tiny):
 
 def test_demo_command(capsys, tmp_path, monkeypatch, tiny):
     monkeypatch.setattr(demo, "load", lambda name: tiny)
-    assert main(["demo", "--backend", "reference", "--T", "4", "--plot", str(tmp_path / "out.png")]) == 0
+    arguments = ["--backend", "reference", "--recipe", "default", "--T", "2", "--out", str(tmp_path / "out")]
+    assert main(["demo", *arguments]) == 0
     printed = capsys.readouterr().out
-    assert "ANN" in printed
-    assert "99.9 percentile" in printed
-    assert str(tmp_path / "out.png") in printed
-    assert (tmp_path / "out.png").stat().st_size > 0
+    assert "default, reference" in printed
+    assert "Why the plain conversion decides unlike the ANN" in printed
+    assert str(tmp_path / "out" / "report.html") in printed
+    assert (tmp_path / "out" / "report.html").stat().st_size > 0
 
 
 @pytest.mark.parametrize(
@@ -202,7 +292,11 @@ def test_demo_command(capsys, tmp_path, monkeypatch, tiny):
         (["demo", "--T", "0"], "T=0"),
         (["demo", "--data", "mnist"], "digits, fashion-mnist"),
         (["demo", "--backend", "brian"], "brian"),
-        (["demo", "--plot", "/no/such/folder/a.png"], "/no/such/folder"),
+        (["demo", "--out", "/no/such/folder/a"], "/no/such/folder"),
+        (["demo", "--recipe", "none such"], "none such"),
+        (["demo", "--weights", "none.pt"], "use --data cifar10"),
+        (["demo", "--data", "cifar10", "--weights", "none.pt"], "none.pt: there is no such file"),
+        (["demo", "--data", "cifar10", "--weights", str(Path(__file__))], "cannot be read as a state dict"),
         (["check", "nothing", "--input", "1,64"], "module:factory"),
         (["check", "no_such_module:net", "--input", "1,64"], "no_such_module"),
         (["check", "torch.nn:NoSuchThing", "--input", "1,64"], "NoSuchThing"),

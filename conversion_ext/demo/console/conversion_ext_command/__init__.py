@@ -15,6 +15,8 @@ from pathlib import Path
 
 __all__ = ["main", "parser"]
 
+DATA = "digits, fashion-mnist, or cifar10 (read from the folder that CONVERSION_EXT_DATA names)"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 ``check`` found problems, 2 wrong request."""
@@ -44,11 +46,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _demo(command: argparse.ArgumentParser) -> None:
-    """Train a small network on real data, convert it for each framework, show accuracy over time."""
+    """Train a small network on real data, convert it beside SpikingJelly's own converter, and report."""
     _backend(command, "every installed framework")
-    command.add_argument("--T", type=int, default=64, help="time steps (default: 64)")
-    command.add_argument("--data", default="digits", help="digits (default) or fashion-mnist")
-    command.add_argument("--plot", type=Path, default=Path("conversion_ext_demo.png"), help="where to save the plot")
+    command.add_argument("--T", type=int, default=4, help="time steps (default: 4)")
+    command.add_argument("--data", default="digits", help=f"{DATA} (default: digits)")
+    command.add_argument("--weights", type=Path, help="of a CIFAR ResNet (He et al.), which is not trained then")
+    command.add_argument("--recipe", action="append", help="recipe to show, may be repeated (default: three of them)")
+    command.add_argument("--images", type=_positive, default=1000, help="test images at most (default: 1000)")
+    command.add_argument("--out", type=Path, help="folder for report.html and accuracy.png (default: a temporary one)")
     command.add_argument("--seed", type=int, default=0, help="of training (default: 0)")
 
 
@@ -114,9 +119,7 @@ def _model(command: argparse.ArgumentParser) -> None:
 
 
 def _data(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--data", required=True, help="digits, fashion-mnist, or a .npz or .pt file with images and, if any, labels"
-    )
+    command.add_argument("--data", required=True, help=f"{DATA}, or a .npz or .pt file with images and, if any, labels")
     command.add_argument("--samples", type=_positive, default=512, help="how many are read (default: 512)")
 
 
