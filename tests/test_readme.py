@@ -13,9 +13,9 @@ from tests.design_map import README as FILE
 from tests.design_map import ROOT, written
 
 README = FILE.read_text(encoding="utf-8")
-PAGES = (ROOT / "tutorials" / "FAQ.md", ROOT / "tutorials" / "FROM_SPIKINGJELLY.md")
+PAGES = tuple(ROOT / "tutorials" / f"{name}.md" for name in ("FAQ", "FROM_SPIKINGJELLY", "FROM_SNN_TOOLBOX"))
 RESULTS = ROOT / "tests" / "benchmarks" / "RESULTS.md"
-TEXTS = (FILE, *PAGES, RESULTS)
+TEXTS = (FILE, *PAGES, ROOT / "tutorials" / "README_zh.md", RESULTS)
 
 
 def run(page: Path) -> dict[str, Any]:
@@ -44,6 +44,22 @@ def test_examples_run(tmp_path, monkeypatch, capsys):
 def test_pages_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run(page)
+
+
+def test_the_chinese_readme_shows_the_same_code_and_figures():
+    chinese = (ROOT / "tutorials" / "README_zh.md").read_text("utf-8")
+    blocks = re.findall(r"^```(?:python|bash)\n.*?^```$", chinese, flags=re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= 3
+    assert not [block for block in blocks if block not in README]
+    rows = [line for line in README.partition("## Try it")[0].splitlines() if line.startswith("| `default")]
+    assert rows
+    assert not [row for row in rows if row not in chinese]
+
+
+def test_twenty_questions_are_answered_by_code():
+    answers = re.split(r"^## \d+\. ", PAGES[0].read_text("utf-8"), flags=re.MULTILINE)[1:]
+    assert len(answers) >= 20
+    assert not [answer.partition("\n")[0] for answer in answers if "```python" not in answer]
 
 
 def test_the_readme_is_short_enough_to_be_read():
