@@ -9,9 +9,8 @@ other number is a constant.
 from __future__ import annotations
 
 import inspect
-import operator
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,53 +18,40 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 from torch.overrides import TorchFunctionMode
 
-from conversion_ext import graph
 from conversion_ext.capture.batch_number import BatchNumber
 from conversion_ext.capture.calls import method_called, node_of
 from conversion_ext.capture.definitions import DEFINITIONS
 from conversion_ext.capture.module_calls import Step, patched
-from conversion_ext.capture.source import called, user_lines
-from conversion_ext.capture.special_calls import SPECIAL, Known, RefusedError
+from conversion_ext.capture.recorded_values import RecordedValues, RefusedError
+from conversion_ext.capture.source import user_lines
+from conversion_ext.capture.special_calls import SPECIAL
 from conversion_ext.graph import meta_device
-from conversion_ext.graph.structure import leaves_of, map_leaves
+from conversion_ext.graph.structure import leaves_of
 from conversion_ext.graph.values import tensors_in, version_of
 
-__all__ = ["RESERVED", "Recording"]
+__all__ = ["Recording"]
 
-RESERVED = frozenset({"steps", "self"})  # names of arguments of the converted network
 
 _VALUES = {
     "item", "__bool__", "__float__", "__int__", "__index__", "__complex__", "tolist", "numpy", "__array__", "equal",
     "allclose", "is_nonzero", "__contains__",
 }  # fmt: skip
 _IGNORED = {"_assert", "_assert_async", "retain_grad", "register_hook", "record_stream"}
-_PLAIN = (
-    bool, int, float, complex, str, type(None), type(Ellipsis), torch.dtype, torch.device, torch.layout,
-    torch.memory_format,
-)  # fmt: skip
 
 
-class Recording(TorchFunctionMode):
+class Recording(RecordedValues, TorchFunctionMode):
     """The graph of one run of ``model``, a private copy that may be patched meanwhile.
 
-    ``whole`` tells which modules become one node; ``device`` is where the network lives. ``constants`` holds the
-    tensors that are neither parameters nor buffers, by the names that nodes know them by; ``failed`` the last error
+    ``whole`` tells which modules become one node; ``device`` is where the network lives; ``failed`` is the last error
     and the innermost module that it came through.
     """
 
     def __init__(self, model: nn.Module, whole: Callable[[nn.Module], bool], device: torch.device) -> None:
-        super().__init__()
+        super().__init__(model)
         self.model, self.whole, self.device = model, whole, device
-        self.graph = Graph()
-        self.constants: dict[str, Tensor] = {}
         self.failed: tuple[BaseException, str] | None = None
-        self._within: list[str] = []
-        self.known: dict[int, Known] = {}
         self._paused = 0
-        named = [*model.named_parameters(), *model.named_buffers()]
-        self._attributes = {id(value): name for name, value in named}
-        self._memory = {value.untyped_storage()._cdata for _, value in named}  # noqa: SLF001
-        self._nodes: dict[str, Node] = {}
+        self._memory = {value.untyped_storage()._cdata for value in self.named.values()}  # noqa: SLF001
         self.kept: list[Tensor] = []  # so that no other tensor gets the id of one that is forgotten
         self.fills: dict[int, float] = {}  # the one value of tensors that have no other
         self.compared: dict[int, tuple[Any, ...]] = {}  # what conditions compare: (name, left, right)
@@ -90,14 +76,14 @@ class Recording(TorchFunctionMode):
 
     def _enter(self, module: nn.Module, path: str, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a module that is seen through."""
-        self._within.append(path)
+        self.path.append(path)
         try:
             return forward(*args, **kwargs)
         except Exception as error:
             self._blame(error, path)
             raise
         finally:
-            self._within.pop()
+            self.path.pop()
 
     def _leaf(self, module: nn.Module, path: str, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Make a call of a module one node."""
@@ -169,7 +155,7 @@ class Recording(TorchFunctionMode):
         changed = [v for v, version in zip(given, versions, strict=True) if version_of(v) != version]
         if changed and self._forgotten(changed):
             return value
-        trained = any((isinstance(v, nn.Parameter) and id(v) in self._attributes) or id(v) in self.known for v in given)
+        trained = any(self.is_parameter(v) or id(v) in self.known for v in given)
         if trained and tensors_in(value):
             node = self.create(*node_of(func, args, kwargs))
             self.know(value, value, lambda: node, constant=True)
@@ -225,58 +211,13 @@ class Recording(TorchFunctionMode):
         self.know(first, other, lambda: node)
         return first
 
-    def create(self, op: str, target: Any, args: Any, kwargs: Any) -> Node:
-        """Make a node, with its key and the user's line."""
-        name = f"{target}_" if target in RESERVED else None
-        node = self.graph.create_node(op, target, tuple(self._arguments(args)), self._arguments(kwargs), name)
-        within = self._within[-1] if self._within else ""
-        graph.note(node, key=called(node, within), line=next(user_lines(inspect.currentframe()), ""))
-        return node
-
-    def compute(self, function: Callable[..., Any], operands: tuple[Any, ...]) -> Node:
-        """Return the node of a number computed from the batch size."""
-        return self.create("call_function", function, operands, {})
-
-    def undecided(self) -> Exception:
-        """Return the error of a network whose course depends on the batch size."""
-        return RefusedError(
-            "takes another course, or another number, for another batch size.", "Let the batch size decide nothing."
-        )
-
-    # ---- what is known of results
-
-    def know(self, value: Any, other: Any, make: Callable[[], Node], constant: bool = False) -> None:
-        """Remember what the tensors of a result are."""
-        if isinstance(value, Tensor):
-            self.known[id(value)] = Known(value, other, make, constant)
-        elif isinstance(value, tuple | list):
-            for index, (part, twin) in enumerate(zip(value, other, strict=True)):
-                self.know(part, twin, self._element(make, index), constant)
-        elif isinstance(value, dict):
-            for key, part in value.items():
-                self.know(part, other[key], self._element(make, key), constant)
-
-    def _element(self, make: Callable[[], Node], index: Any) -> Callable[[], Node]:
-        """Return what makes the node of one part of a result, behind the node of the whole."""
-
-        def made() -> Node:
-            whole = make()
-            last = whole
-            while last.next.target is operator.getitem and last.next.args[0] is whole:
-                last = last.next
-            with self.graph.inserting_after(last):
-                node = self.graph.call_function(operator.getitem, (whole, index))
-            within = self._within[-1] if self._within else ""
-            graph.note(node, key=called(node, within), line=graph.describe(whole))
-            return node
-
-        return made
+    # ---- results without tensors, and what needs more than a node
 
     def _numbers(self, first: Any, other: Any, make: Callable[[], Node]) -> Any:
         """Return a result without tensors; numbers that change with the batch size remember where they come from."""
         if isinstance(first, torch.Size):
             pairs = enumerate(zip(first, other, strict=True))
-            return torch.Size([a if a == b else BatchNumber(a, b, self, self._element(make, d)) for d, (a, b) in pairs])
+            return torch.Size([a if a == b else BatchNumber(a, b, self, self.element(make, d)) for d, (a, b) in pairs])
         if first == other:
             return first
         if isinstance(first, int) and not isinstance(first, bool):
@@ -284,8 +225,6 @@ class Recording(TorchFunctionMode):
         if isinstance(first, bool | float):
             raise self.undecided()
         return first
-
-    # ---- what needs more than a node
 
     def _attribute(self, name: str, tensor: Tensor) -> Any:
         if name == "shape":
@@ -307,57 +246,6 @@ class Recording(TorchFunctionMode):
             "Express it with tensor operations, or move it into a module of its own and keep that whole with skip=.",
         )
 
-    # ---- arguments
-
-    def depends(self, tree: Any) -> bool:
-        """Return whether anything in the arguments comes from the data."""
-        dependent = False
-        for leaf in leaves_of(tree):
-            if isinstance(leaf, BatchNumber):
-                dependent = dependent or leaf.owner is self
-            elif isinstance(leaf, Tensor):
-                known = self.known.get(id(leaf))
-                if known is None and leaf.is_meta:
-                    raise RefusedError(
-                        "uses a value from where it cannot be followed (compiled code, another library).",
-                        "Express it with functions of torch.",
-                    )
-                dependent = dependent or (known is not None and not known.constant)
-            elif isinstance(leaf, slice):
-                dependent = dependent or self.depends([leaf.start, leaf.stop, leaf.step])
-        return dependent
-
-    def at(self, tree: Any, other: bool) -> Any:
-        """Return arguments as they are at one of the two batch sizes."""
-
-        def value(leaf: Any) -> Any:
-            if isinstance(leaf, BatchNumber):
-                return leaf.other if other and leaf.owner is self else int(leaf)
-            if other and isinstance(leaf, Tensor) and id(leaf) in self.known:
-                return self.known[id(leaf)].other
-            return leaf
-
-        return map_leaves(value, tree)
-
-    def _arguments(self, tree: Any) -> Any:
-        """Return arguments as a node holds them."""
-
-        def value(leaf: Any) -> Any:
-            if isinstance(leaf, BatchNumber):
-                return leaf.node() if leaf.owner is self else int(leaf)
-            if isinstance(leaf, Tensor):
-                known = self.known.get(id(leaf))
-                return known.node() if known is not None else self._constant(leaf)
-            if hasattr(leaf, "item") and getattr(leaf, "shape", None) == ():  # a number of numpy
-                return leaf.item()
-            if isinstance(leaf, _PLAIN):
-                return leaf
-            raise RefusedError(
-                f"passes on or returns a {type(leaf).__name__}.", "Use tensors, numbers, tuples, lists and dicts."
-            )
-
-        return map_leaves(value, tree)
-
     def _output(self, result: Any) -> Any:
         """Return the result as the output node holds it: tensors of the data, in whatever containers."""
         for leaf in leaves_of(result):
@@ -368,20 +256,7 @@ class Recording(TorchFunctionMode):
                 )
         if not self.depends(result):
             raise RefusedError("returns nothing that is computed from the input.", "Return a tensor.")
-        return self._arguments(result)
-
-    def _constant(self, tensor: Tensor) -> Node:
-        """Return the node of a parameter, a buffer or a tensor that was computed without the data."""
-        name = self._attributes.get(id(tensor))
-        if name is None:
-            name = f"_constant{len(self.constants)}"
-            self.constants[name] = tensor
-            self._attributes[id(tensor)] = name
-        if name not in self._nodes:
-            first = next((node for node in self.graph.nodes if node.op not in ("placeholder", "get_attr")), None)
-            with self.graph.inserting_before(first) if first is not None else nullcontext():
-                self._nodes[name] = self.graph.create_node("get_attr", name)
-        return self._nodes[name]
+        return self.arguments(result)
 
     def _hard_coded(self, error: Exception) -> Exception:
         why = str(error).strip().partition("\n")[0].rstrip(".")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -16,37 +15,18 @@ from torch.fx import Node
 from conversion_ext.capture.batch_number import BatchNumber
 from conversion_ext.capture.calls import method_called
 from conversion_ext.capture.definitions import DEFINITIONS
+from conversion_ext.capture.recorded_values import Known, RefusedError
 from conversion_ext.graph import meta_device
 from conversion_ext.graph.structure import leaves_of
 from conversion_ext.operators.assignment import with_item
 from conversion_ext.operators.comparison import where_compared
 
-__all__ = ["SPECIAL", "Known", "RefusedError"]
+__all__ = ["SPECIAL"]
 
 _CONSTRUCTORS = {
     "zeros": 0.0, "ones": 1.0, "zeros_like": 0.0, "ones_like": 1.0, "new_zeros": 0.0, "new_ones": 1.0,
     "empty": 0.0, "empty_like": 0.0, "new_empty": 0.0,  # what is never read
 }  # fmt: skip
-
-
-class RefusedError(Exception):
-    """Raised through the user's code where a network cannot be recorded: RefusedError(reason, remedy)."""
-
-
-@dataclass
-class Known:
-    """A tensor of the run: how to make its node, its twin at the other batch size, and whether it is a constant."""
-
-    tensor: Tensor  # keeps its id from being used again
-    other: Any
-    make: Callable[[], Node]
-    constant: bool
-
-    def node(self) -> Node:
-        """Return its node, made when it is asked for first."""
-        made = self.make()
-        self.make = lambda: made
-        return made
 
 
 class Recording(Protocol):

@@ -14,10 +14,10 @@ from torch.fx import Graph, GraphModule
 from conversion_ext.capture.definitions import SEEN_THROUGH
 from conversion_ext.capture.private_copy import private_copy, remove_hooks, unwrapped
 from conversion_ext.capture.recognition import recognize_quantized
-from conversion_ext.capture.recording import RESERVED, Recording
+from conversion_ext.capture.recorded_values import RESERVED, RefusedError
+from conversion_ext.capture.recording import Recording
 from conversion_ext.capture.reference import Reference, disagreement, few, random_states_kept, reference_run
 from conversion_ext.capture.source import line_of_error
-from conversion_ext.capture.special_calls import RefusedError
 from conversion_ext.capture.symbolic import SymbolicTracer, trace_symbols
 from conversion_ext.data.inputs import tensors_of
 from conversion_ext.errors import Problem, UnsupportedError, require
