@@ -10,19 +10,25 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
-from conversion_ext.errors import UnknownNameError
+from conversion_ext.errors import UnknownNameError, require
 
-__all__ = ["PLUGIN_GROUP", "Registry", "import_siblings", "load_plugins"]
+__all__ = ["PLUGIN_GROUP", "Registry", "class_of", "import_siblings", "load_plugins"]
 
 PLUGIN_GROUP = "conversion_ext.plugins"
 T = TypeVar("T")
 _loaded: set[str] = set()
 
 
+def class_of(base: type) -> Callable[[Any], bool]:
+    """Return a test whether a value is a class derived from ``base``."""
+    return lambda value: isinstance(value, type) and issubclass(value, base)
+
+
 class Registry(Generic[T]):
     """Names to values of one kind; a duplicate or an unknown name raises and lists what there is.
 
-    ``show`` tells what users call a key, where keys are no strings: operators are registered by what is called.
+    ``accepts`` tells whether a value can be an entry, ``wanted`` what one is. ``show`` tells what users call a key that
+    is no string: operators are registered by what is called.
 
     >>> shapes = Registry[int]("shape")
     >>> shapes.register("square", 4)
@@ -31,13 +37,21 @@ class Registry(Generic[T]):
     ['square']
     """
 
-    def __init__(self, kind: str, show: Callable[[Any], str] = str) -> None:
-        self.kind = kind
-        self._show = show
+    def __init__(
+        self,
+        kind: str,
+        accepts: Callable[[Any], bool] = lambda value: True,
+        wanted: str = "",
+        show: Callable[[Any], str] | None = None,
+    ) -> None:
+        self.kind, self._accepts, self._wanted, self._named = kind, accepts, wanted, show is None
+        self._show = str if show is None else show
         self._entries: dict[Any, T] = {}
 
     def register(self, name: Any, value: T) -> T:
         """Add ``value`` under ``name``, or under every name of a tuple, and return it."""
+        require(self._accepts(value), f"The {self.kind} {name!r} is {value!r}; register {self._wanted}.", TypeError)
+        require(isinstance(name, str) or not self._named, f"The {self.kind} {name!r}: a name is a string.", TypeError)
         for each in name if isinstance(name, tuple) else (name,):
             if each in self._entries:
                 shown = self._show(each)

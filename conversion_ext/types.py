@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from conversion_ext.errors import require
 
-__all__ = ["Family", "Granularity", "PerChannel", "PerLayer", "Reset", "Steps", "Text"]
+__all__ = ["Family", "Granularity", "PerChannel", "PerLayer", "Reset", "Steps", "Text", "whole"]
+
+
+def whole(value: Any) -> int | None:
+    """Return an integer as one, also of numpy or of a tensor of one integer; None for anything else, True too."""
+    if isinstance(value, bool | str):
+        return None
+    try:
+        return operator.index(value)
+    except (TypeError, ValueError):
+        return None
 
 
 class Text(str, Enum):

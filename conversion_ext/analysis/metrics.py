@@ -256,7 +256,7 @@ class Custom(Metric):
         return None
 
 
-metrics: Registry[Metric] = Registry("metric")
+metrics: Registry[Metric] = Registry("metric", lambda value: isinstance(value, Metric), "a Metric")
 for _name, _metric in {
     "accuracy": Accuracy(), "top5": TopK(), "binary_accuracy": BinaryAccuracy(), "miou": MIOU(), "rmse": RMSE(),
     "r2": R2(), "correlation": Correlation(),

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from conversion_ext import graph
-from conversion_ext.graph.values import map_tensors
+from conversion_ext.errors import CalibrationError
+from conversion_ext.graph.values import map_tensors, tensors_in
 from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.nn.differential import Differential
 from conversion_ext.simulation.samples import Batch
@@ -33,9 +34,20 @@ def evaluating(ann: nn.Module) -> Iterator[nn.Module]:
 def answers(ann: nn.Module, batch: Batch) -> Any:
     """Return the output [N, ...] of ``ann``; of a sequence of frames the mean of its outputs over the frames."""
     if not batch.sequence:
-        return ann(*batch.inputs)
-    outputs = ann(*batch.samples())
+        return _run(ann, batch.inputs)
+    outputs = _run(ann, batch.samples())
     return map_tensors(outputs, lambda value: value.unflatten(0, (-1, len(batch))).mean(0))
+
+
+def _run(ann: nn.Module, inputs: tuple[Any, ...]) -> Any:
+    try:
+        return ann(*inputs)
+    except Exception as error:
+        shapes = " and ".join(str(list(value.shape)) for value in tensors_in(inputs))
+        why = str(error).strip().partition("\n")[0].rstrip(".")
+        raise CalibrationError(
+            f"ann fails on a batch of shape {shapes}: {why}. Pass the network that was converted, and its data."
+        ) from error
 
 
 def ends_in_sigmoid(snn: SpikingNetwork) -> bool:

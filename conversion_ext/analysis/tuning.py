@@ -16,7 +16,7 @@ from conversion_ext.analysis.search import Candidate, Search, TuneResult
 from conversion_ext.data.batches import Forward
 from conversion_ext.data.sequences import Layout, sequence_layout
 from conversion_ext.errors import require
-from conversion_ext.types import Family
+from conversion_ext.types import Family, whole
 
 __all__ = ["Candidate", "TuneResult", "tune"]
 
@@ -90,8 +90,11 @@ def _families(family: Any) -> list[Family]:
 
 def _check(T: Any, latency: Any, neurons: Any, spikes: Any, budget: Any) -> None:
     for name, value in (("T", T), ("latency", latency)):
-        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-        require(value is None or whole, f"{name}={value!r}: the number of time steps is an integer >= 1.")
+        number = whole(value)
+        require(
+            value is None or (number is not None and number >= 1),
+            f"{name}={value!r}: the number of time steps is an integer >= 1.",
+        )
     for name, value in (("neurons", neurons), ("spikes", spikes), ("budget", budget)):
         require(value is None or value > 0, f"{name}={value!r}: give a number > 0, or None for no limit.")
     require(

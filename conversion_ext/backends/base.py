@@ -88,7 +88,9 @@ class Backend(Protocol):
         ...
 
 
-backends: Registry[Backend] = Registry("backend")
+backends: Registry[Backend] = Registry(
+    "backend", lambda value: callable(getattr(value, "neuron", None)) and hasattr(value, "root"), "a Backend"
+)
 
 
 def register_backend(name: str, backend: Backend) -> Backend:

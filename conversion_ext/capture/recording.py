@@ -200,7 +200,7 @@ class Recording(RecordedValues, TorchFunctionMode):
             try:
                 other = run(*self.at(args, other=True), **self.at(kwargs, other=True))
             except Exception as error:
-                raise self._hard_coded(error) from error
+                raise self._hard_coded(error, op == "call_module") from error
         if any(id(value) not in self.known for value in changed):
             raise RefusedError("writes data into a tensor that the network keeps.", "Return the result instead.")
         if op != "call_module" and not changed and any(first is value for value in given):
@@ -258,8 +258,11 @@ class Recording(RecordedValues, TorchFunctionMode):
             raise RefusedError("returns nothing that is computed from the input.", "Return a tensor.")
         return self.arguments(result)
 
-    def _hard_coded(self, error: Exception) -> Exception:
+    def _hard_coded(self, error: Exception, of_layer: bool) -> Exception:
         why = str(error).strip().partition("\n")[0].rstrip(".")
+        if of_layer:
+            reason = f"takes dimension 0 of its input for something else than the batch: {why}."
+            return RefusedError(reason, "Give inputs [N, ...], x[None] for one sample, and keep dimension 0 the batch.")
         return RefusedError(
             f"works for the batch size of the example alone: {why}.",
             "Take the batch size from the tensor itself: x.view(x.size(0), ...).",

@@ -205,8 +205,10 @@ def _failure(
         shapes = " and ".join(str(list(value.shape)) for value in tensors)
         reason, remedy = f"fails on an example of shape {shapes}: {_sentence(error)}", "Check the example."
     else:
-        reason = f"cannot be traced: {_sentence(error)}"
-        remedy = "Give an example, whose shapes answer such questions; or move this part into a module of its own."
+        symbols = type(error).__name__ == "TraceError" or "Proxy" in str(error)
+        why = "it uses shapes or values of its input in Python" if symbols else _sentence(error)
+        reason = f"cannot be followed without an example: {why}."
+        remedy = "Give one, whose shapes answer such questions: check(ann, example_input)."
     if path and (isinstance(error, RefusedError) or not tensors):
         kind = type(model.get_submodule(path)).__name__
         remedy = (

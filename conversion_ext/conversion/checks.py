@@ -5,16 +5,39 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from conversion_ext.capture.environment import in_plain_modes
 from conversion_ext.capture.preparation import examine, silence_of
 from conversion_ext.capture.private_copy import unwrapped
 from conversion_ext.errors import Problem, UnsupportedError, require, warn
+from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.recipes import resolve_recipe
 from conversion_ext.recipes.recipe import Recipe
+from conversion_ext.types import whole
 
-__all__ = ["check"]
+__all__ = ["check", "check_network", "check_options"]
+
+
+def check_network(ann: Any) -> None:
+    """Raise where ``ann`` is no network, or one that is converted already."""
+    require(isinstance(ann, nn.Module), f"ann must be a torch.nn.Module, got {type(ann).__name__}.", TypeError)
+    require(not isinstance(ann, SpikingNetwork), "ann is a converted network already; pass the trained one.", TypeError)
+
+
+def check_options(T: Any, forward: Any, generator: Any, **switches: Any) -> None:
+    """Raise for arguments of ``convert`` of another kind, which would be taken for something else."""
+    steps = whole(T)
+    require(
+        T is None or (steps is not None and steps >= 1),
+        f"T={T!r}: the number of time steps to optimise for is an integer >= 1, or None.",
+    )
+    for name, value in switches.items():
+        require(isinstance(value, bool), f"{name}={value!r}: give True or False.", TypeError)
+    require(forward is None or callable(forward), f"forward={forward!r}: give a function (model, batch).", TypeError)
+    seeded = generator is None or isinstance(generator, torch.Generator)
+    require(seeded, f"generator={generator!r}: give torch.Generator().manual_seed(...), or None.", TypeError)
 
 
 @in_plain_modes
@@ -42,7 +65,7 @@ def check(
     """
     demands = resolve_recipe(recipe)[1].demands
     ann = unwrapped(ann)
-    require(isinstance(ann, nn.Module), f"ann must be a torch.nn.Module, got {type(ann).__name__}.", TypeError)
+    check_network(ann)
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
     try:
         model, problems = examine(ann, None if example_input is None else inputs, skip, leaf, graded, demands)

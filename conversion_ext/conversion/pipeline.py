@@ -16,6 +16,7 @@ from conversion_ext.capture.preparation import silence_of
 from conversion_ext.capture.private_copy import unwrapped
 from conversion_ext.conversion.assembly import assemble
 from conversion_ext.conversion.budget import FirstSamples, Plan, Progress, check_budget, first_samples
+from conversion_ext.conversion.checks import check_network, check_options
 from conversion_ext.conversion.folding import fold as fold_units
 from conversion_ext.conversion.memory_format import channels_last
 from conversion_ext.conversion.observation import example_of, observe, prepared_for
@@ -92,11 +93,8 @@ def convert(
         ValueError: for arguments that do not fit each other, such as a recipe that needs T without one.
     """
     ann = unwrapped(ann)
-    require(isinstance(ann, nn.Module), f"ann must be a torch.nn.Module, got {type(ann).__name__}.", TypeError)
-    require(
-        T is None or (isinstance(T, int) and not isinstance(T, bool) and T >= 1),
-        f"T={T!r}: the number of time steps to optimise for is an integer >= 1, or None.",
-    )
+    check_network(ann)
+    check_options(T, forward, generator, fold=fold, graded=graded, relay=relay, progress=progress)
     check_budget(budget_s)
     name, recipe = resolve_recipe(recipe, T)
     recipe = recipe.timed(T)

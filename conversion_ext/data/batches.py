@@ -23,6 +23,7 @@ def batches(data: Any, what: str = "calibration") -> Iterable[Any]:
     """Return ``data`` as a re-iterable of batches; a tensor, or (input, target) tensors, is one batch."""
     if isinstance(data, np.ndarray):
         return [torch.as_tensor(data)]
+    _require_one_target_each(data, what)
     if isinstance(data, Tensor) or _is_labelled_pair(data):
         return [data]
     if isinstance(data, Iterator):
@@ -138,6 +139,17 @@ def check_inputs(inputs: tuple[Any, ...], model: nn.Module, where: str) -> None:
 
 class _Seen(Exception):  # noqa: N818  control flow, never leaves this file
     """The spy was called."""
+
+
+def _require_one_target_each(data: Any, what: str) -> None:
+    """Raise for a pair of inputs and of targets of another number; two batches of inputs differ in nothing else."""
+    if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) and part.dim() for part in data):
+        inputs, targets = data
+        require(
+            len(inputs) == len(targets) or inputs.shape[1:] == targets.shape[1:],
+            f"{what} holds {len(inputs)} inputs and {len(targets)} targets; give one target for each input.",
+            CalibrationError,
+        )
 
 
 def _is_labelled_pair(data: Any) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from conversion_ext.backends import available, get_backend
-from conversion_ext.errors import ConversionError, FileError
+from conversion_ext.errors import ConversionError, FileError, require
 from conversion_ext.exchange import container, graphs
 from conversion_ext.exchange.modules import Modules
 from conversion_ext.exchange.tensors import Tensors
@@ -73,6 +73,7 @@ def load(path: str | Path, *, backend: str | None = None, device: Any = None) ->
         FileError: The file is not one of ``save``, is damaged, was changed, or is of a newer format; or it names a
             class or function that is not known here.
     """
+    require(isinstance(path, str | Path), f"path={path!r}: name a file that conversion_ext.save wrote.", TypeError)
     path = Path(path)
     facts, data = container.read(path)
     try:

@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 from conversion_ext import graph
 from conversion_ext.backends.base import Backend, get_backend
 from conversion_ext.data.inputs import tensors_of
-from conversion_ext.errors import require
+from conversion_ext.errors import CalibrationError, StateError, require
 from conversion_ext.exact import state_dtype
 from conversion_ext.graph.values import map_tensors
 from conversion_ext.network.lookahead import Clock
@@ -65,6 +65,14 @@ class SpikingNetwork(nn.Module):
     def forward(self, *inputs: Any) -> Any:
         """Advance by one step, or in step mode "m" by the length of the input sequence."""
         inputs = tensors_of(inputs)
+        try:
+            return self._advance(inputs)
+        except StateError:
+            raise
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            raise self.misfit(inputs, self.step_mode == "m", error) from error
+
+    def _advance(self, inputs: tuple[Any, ...]) -> Any:
         if self.step_mode == "s":
             return self.run(inputs, Steps(1, live=self._live))
         T = inputs[0].shape[0]
@@ -75,6 +83,18 @@ class SpikingNetwork(nn.Module):
     def run(self, inputs: tuple[Any, ...], steps: Steps) -> Any:
         """Advance by ``steps.T`` steps or blocks, folded into the batch: inputs and outputs are [T*N, ...]."""
         return self.body(*inputs, steps)
+
+    def misfit(self, inputs: tuple[Any, ...], sequence: bool, error: Exception) -> Exception:
+        """Return what to raise for an error of a run: one sentence where shapes are not those of the conversion."""
+        known = self.input_shapes()
+        given = [list(v.shape[1:] if sequence else v.shape) for v in inputs if isinstance(v, Tensor)]
+        same = len(known) == len(given)
+        if same and all(k is None or k[1:] == g[1:] for k, g in zip(known, given, strict=True)):
+            return error
+        shapes = ", ".join("?" if shape is None else f"[N, {', '.join(map(str, shape[1:]))}]" for shape in known)
+        return CalibrationError(
+            f"The input {', '.join(map(str, given))} does not fit this network, which was converted for {shapes}."
+        )
 
     def input_shapes(self) -> list[list[int] | None]:
         """Return the shape of each input at conversion, the batch first; None where it is not known."""

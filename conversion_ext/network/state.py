@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from conversion_ext.errors import require
 from conversion_ext.network.site import SpikingSite
 from conversion_ext.nn.stateful import Memory, Stateful
 
@@ -19,6 +20,7 @@ def reset(snn: nn.Module) -> None:
 
     Works for converted networks of each framework and for hand-written ones that hold conversion_ext.nn modules.
     """
+    require(isinstance(snn, nn.Module), f"reset({snn!r}): give a network, a torch.nn.Module.", TypeError)
     NetworkState(snn).reset()
 
 

@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 
 from conversion_ext.errors import CalibrationError, require, warn
 from conversion_ext.operators.sites import Site
-from conversion_ext.registry import Registry
+from conversion_ext.registry import Registry, class_of
 from conversion_ext.types import Granularity, PerChannel, PerLayer
 
 if TYPE_CHECKING:
@@ -116,7 +116,9 @@ def warn_dead(dead: Mapping[str, Tensor], what: str) -> None:
         warn(f"{what}: {shown}. A dead channel takes the largest threshold of its site, a dead site 1.")
 
 
-normalizers: Registry[type[Normalizer]] = Registry("normalizer")
+normalizers: Registry[type[Normalizer]] = Registry(
+    "normalizer", class_of(Normalizer), "a class derived from Normalizer"
+)
 
 
 def register_normalizer(name: str, normalizer: type[Normalizer]) -> type[Normalizer]:

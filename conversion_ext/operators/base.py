@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from conversion_ext import graph
-from conversion_ext.errors import Problem
+from conversion_ext.errors import Problem, require
 from conversion_ext.neurons import Neuron
 from conversion_ext.nn.stateful import Stateful
 from conversion_ext.operators.bounds import Interval
@@ -207,7 +207,9 @@ def _name(target: Any) -> str:
     return f"{home}.{target.__name__}"
 
 
-operators: Registry[Rule] = Registry("operator", show=_name)
+operators: Registry[Rule] = Registry(
+    "operator", callable, "a function (node, module) -> Operator or Problem", show=_name
+)
 """Rules by what a node calls: a module class (and its subclasses), a function, or the name of a tensor method."""
 
 
@@ -224,6 +226,12 @@ def register_operator(*targets: Any) -> Callable[[Rule], Rule]:
     ... def swish(node, module):
     ...     return Activation(SiteKind.GRADED)
     """
+    wrong = [target for target in targets if not (isinstance(target, str) or callable(target))]
+    require(
+        bool(targets) and not wrong,
+        f"register_operator({', '.join(map(repr, wrong))}): give classes of modules, functions or names of methods.",
+        TypeError,
+    )
     return lambda rule: operators.register(targets, rule)
 
 

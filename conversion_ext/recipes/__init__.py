@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 
-_recipes: Registry[Recipe] = Registry("recipe")
+_recipes: Registry[Recipe] = Registry("recipe", lambda value: isinstance(value, Recipe), "a Recipe")
 _untimed: dict[str, Recipe] = {}
 _uses: dict[str, str] = {}
 get = _recipes.get

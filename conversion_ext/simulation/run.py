@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from conversion_ext.data.inputs import tensors_of
-from conversion_ext.errors import CalibrationError, StateError, require
+from conversion_ext.errors import StateError, require
 from conversion_ext.graph.values import map_tensors
 from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.nn.softmax import SpikingSoftmax
@@ -26,6 +26,7 @@ from conversion_ext.simulation.recorder import RECORDS, Recorder
 from conversion_ext.simulation.schedule import Schedule
 from conversion_ext.simulation.slices import joined, joined_state, slices
 from conversion_ext.tables import Report, Sheet, plain, spread
+from conversion_ext.types import whole
 
 __all__ = ["Runner", "Simulation", "run", "times"]
 
@@ -117,10 +118,11 @@ class Runner:
         self.engine = Engine(
             snn, options.get("dtype"), options.get("weights"), options.get("compile", False), self.delay
         )
+        require(not isinstance(record, str), f"record={record!r}: give a tuple, record=({record!r},).")
         wrong = [name for name in record if name not in RECORDS]
         require(not wrong, f"record={list(record)}: {wrong} cannot be recorded; there are {', '.join(RECORDS)}.")
         chunk = self.time_chunk
-        require(chunk is None or chunk >= 1, f"time_chunk={chunk}: give a number of steps >= 1, or None.")
+        require(chunk is None or (whole(chunk) or 0) >= 1, f"time_chunk={chunk}: give a number of steps >= 1, or None.")
 
     def __call__(self, inputs: tuple[Any, ...], sequence: bool = False, last: bool = False) -> Simulation:
         """Run on inputs [N, ...], or frames [T, N, ...]; ``last``: keep the output of the last step alone."""
@@ -136,8 +138,8 @@ class Runner:
             return self._run(inputs, plan, steps, sequence) if len(parts) == 1 else self._in_turn(parts, plan, steps)
         except StateError:
             raise
-        except RuntimeError as error:
-            raise self._misfit(inputs, sequence, error) from error
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            raise self.snn.misfit(inputs, sequence, error) from error
 
     def _may_slice(self, inputs: tuple[Any, ...], plan: Schedule, sequence: bool) -> bool:
         """Return whether parts of the batch, one after the other from a reset, do what the whole batch does."""
@@ -203,17 +205,6 @@ class Runner:
             "reset=False.",
         )
 
-    def _misfit(self, inputs: tuple[Any, ...], sequence: bool, error: RuntimeError) -> Exception:
-        """Return what to raise for an error of torch: one sentence where the shapes are not those of calibration."""
-        known = self.snn.input_shapes()
-        given = [list(v.shape[1:] if sequence else v.shape) for v in inputs if isinstance(v, Tensor)]
-        if len(known) != len(given) or all(k is None or k[1:] == g[1:] for k, g in zip(known, given, strict=True)):
-            return error
-        shapes = ", ".join("?" if shape is None else f"[N, {', '.join(map(str, shape[1:]))}]" for shape in known)
-        return CalibrationError(
-            f"The input {', '.join(map(str, given))} does not fit this network, which was converted for {shapes}."
-        )
-
 
 def run(
     engine: Engine,
@@ -270,7 +261,7 @@ def _steps(at: Any) -> tuple[int, ...] | None:
         return None
     try:
         require(not isinstance(at, str), "")
-        values = (at,) if isinstance(at, int) else tuple(at)
+        values = (at,) if whole(at) is not None else tuple(at)
         require(not any(isinstance(t, bool) for t in values), "")
         return tuple(operator.index(t) for t in values)
     except (TypeError, ValueError):

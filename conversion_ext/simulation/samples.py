@@ -13,6 +13,7 @@ from conversion_ext.data.batches import batches, call_inputs, check_inputs, targ
 from conversion_ext.data.sequences import Layout, frames_as_samples, time_axis, time_first
 from conversion_ext.errors import CalibrationError, require
 from conversion_ext.network.spiking_network import SpikingNetwork
+from conversion_ext.types import whole
 
 __all__ = ["Batch", "Samples", "batches_of", "is_tensor_pair", "require_network", "require_steps", "steps_to_try"]
 
@@ -76,17 +77,16 @@ def require_network(snn: Any) -> SpikingNetwork:
 
 def require_steps(T: Any) -> int:
     """Return the number of time steps; raise ValueError where it is none."""
-    require(
-        isinstance(T, int) and not isinstance(T, bool) and T >= 1,
-        f"T={T!r}: the number of time steps is an integer >= 1.",
-    )
-    return T
+    number = whole(T)
+    require(number is not None and number >= 1, f"T={T!r}: the number of time steps is an integer >= 1.")
+    assert number is not None
+    return number
 
 
 def steps_to_try(T: Any) -> tuple[int, ...]:
     """Return several numbers of time steps in ascending order; one number stands for itself."""
     require(not isinstance(T, str), f"T={T!r}: name numbers of time steps such as (4, 8, 16).")
-    steps = (T,) if isinstance(T, int) else tuple(T)
+    steps = (T,) if whole(T) is not None else tuple(T)
     require(bool(steps), "T=(): name at least one number of time steps.")
     return tuple(sorted({require_steps(t) for t in steps}))
 

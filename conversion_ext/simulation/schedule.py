@@ -10,6 +10,7 @@ from conversion_ext.network.clocks import latency_of
 from conversion_ext.network.depths import depths
 from conversion_ext.network.site import SpikingSite
 from conversion_ext.network.spiking_network import SpikingNetwork
+from conversion_ext.simulation.samples import require_steps
 
 __all__ = ["Schedule", "schedule"]
 
@@ -54,9 +55,7 @@ def schedule(
         T = T or length - warm_up
         before = f" after {warm_up} of warm-up" if warm_up else ""
         require(T + warm_up <= length, f"T={T}{before}, but x_seq holds {length} steps; give T <= {length - warm_up}.")
-    whole = isinstance(T, int) and not isinstance(T, bool) and T >= 1
-    require(whole, f"T={T!r}: the number of time steps is an integer >= 1.")
-    assert T is not None
+    T = require_steps(T)
     recipe = snn.conversion.recipe
     K = recipe.block_of(T, block)
     require(

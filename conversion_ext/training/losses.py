@@ -13,7 +13,7 @@ from torch import Tensor
 from conversion_ext.analysis.metrics import class_numbers
 from conversion_ext.errors import require
 from conversion_ext.exact import state_dtype
-from conversion_ext.registry import Registry
+from conversion_ext.registry import Registry, class_of
 from conversion_ext.training.terms import require_range
 
 __all__ = [
@@ -77,7 +77,7 @@ class Loss:
         raise TypeError(f"{type(self).__name__} must define of().")
 
 
-losses: Registry[type[Loss]] = Registry("loss")
+losses: Registry[type[Loss]] = Registry("loss", class_of(Loss), "a class derived from Loss")
 
 
 def register_loss(name: str, loss: type[Loss]) -> type[Loss]:

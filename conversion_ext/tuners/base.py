@@ -13,7 +13,7 @@ from conversion_ext.network.depths import depths
 from conversion_ext.network.site import SpikingSite
 from conversion_ext.network.stepping import Stepping
 from conversion_ext.neurons import IF, Neuron, SignedEncoder
-from conversion_ext.registry import Registry
+from conversion_ext.registry import Registry, class_of
 from conversion_ext.tuners.walk import SiteStop, SynapseStop, Task
 from conversion_ext.types import Reset
 
@@ -110,7 +110,7 @@ class ResidualTuner(SteppingTuner):
         return True
 
 
-tuners: Registry[type[Tuner]] = Registry("tuner")
+tuners: Registry[type[Tuner]] = Registry("tuner", class_of(Tuner), "a class derived from Tuner")
 
 
 def register_tuner(name: str, tuner: type[Tuner]) -> type[Tuner]:

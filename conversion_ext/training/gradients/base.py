@@ -44,7 +44,9 @@ class Gradient:
         raise TypeError(f"{type(self).__name__} must define losses().")
 
 
-gradients: Registry[Gradient] = Registry("gradient")
+gradients: Registry[Gradient] = Registry(
+    "gradient", lambda value: isinstance(value, Gradient), "an object of a class derived from Gradient"
+)
 
 
 def register_gradient(name: str, gradient: Gradient) -> Gradient:
