@@ -12,6 +12,7 @@ from conversion_ext.analysis.reference import answers, evaluating
 from conversion_ext.analysis.scores import Score, main_output
 from conversion_ext.data.batches import Forward, batches, call_inputs, target_of
 from conversion_ext.data.distributed import gathered
+from conversion_ext.data.inputs import device_of, streamed
 from conversion_ext.data.sequences import Layout, time_first
 from conversion_ext.errors import CalibrationError, require
 from conversion_ext.simulation.samples import Batch, Samples
@@ -76,7 +77,8 @@ class Data:
 def _read(batch: Any, ann: nn.Module, forward: Forward | None, layout: Layout) -> Batch:
     """Return a batch as the network is given it; time comes first."""
     inputs = call_inputs(batch, forward)
-    target = target_of(batch, inputs)
+    target = target_of(batch, inputs)  # which is told from the inputs by identity
+    inputs, target = streamed((inputs, target), device_of(ann))
     if layout:
         dtype = next((p.dtype for p in ann.parameters() if p.is_floating_point()), None)
         inputs = time_first(inputs, 1 if layout == "batch_first" else 0, dtype)

@@ -18,7 +18,7 @@ from conversion_ext.conversion.budget import OBSERVING, Progress
 from conversion_ext.conversion.memory_format import channels_last
 from conversion_ext.data.batches import Forward, batches, call_inputs, check_inputs
 from conversion_ext.data.distributed import all_or_none, gathered, merged, processes, rank
-from conversion_ext.data.inputs import tensors_of
+from conversion_ext.data.inputs import device_of, streamed, tensors_of
 from conversion_ext.errors import CalibrationError, require
 from conversion_ext.normalizers import Normalizer
 from conversion_ext.operators.sites import SiteKind
@@ -81,13 +81,12 @@ def example_of(ann: nn.Module, data: Any, example_input: Any, forward: Forward |
         own = data.example
     else:
         first = next(iter(data), None)
-        own = () if first is None else call_inputs(first, forward)
+        own = () if first is None else call_inputs(first, forward, device_of(ann))
     shared = gathered(Calibration({}, 0, own).example) if processes() > 1 else []
     inputs = own or next((example for example in shared if example), ())
     require(bool(inputs), "The calibration data holds no batch; pass at least one.", CalibrationError)
     if inputs is not own or isinstance(data, Calibration):
-        device = next((p.device for p in ann.parameters()), torch.device("cpu"))
-        inputs = tuple(v.to(device) if isinstance(v, Tensor) else v for v in inputs)
+        inputs = streamed(inputs, device_of(ann))
     check_inputs(inputs, ann, "The example input" if example_input is not None else "The first calibration batch")
     return inputs
 
@@ -122,7 +121,7 @@ def _run(model: GraphModule, observer: Observer, runs: int, data: Any, forward: 
     with observer:
         for run in range(runs):
             for index, batch in enumerate(data):
-                inputs = call_inputs(batch, forward)
+                inputs = call_inputs(batch, forward, device_of(model))
                 check_inputs(inputs, model, f"Calibration batch {index}")
                 tensors = tensors_of(inputs)
                 try:

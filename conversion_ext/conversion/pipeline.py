@@ -23,7 +23,7 @@ from conversion_ext.conversion.observation import example_of, observe, prepared_
 from conversion_ext.conversion.thresholds import thresholds_of
 from conversion_ext.data.batches import Forward, batches, call_inputs
 from conversion_ext.data.distributed import rank
-from conversion_ext.data.inputs import tensors_of
+from conversion_ext.data.inputs import device_of, tensors_of
 from conversion_ext.data.sequences import FramesAsSamples, Layout, sequence_layout
 from conversion_ext.errors import CalibrationError, UnsupportedError, require, warn
 from conversion_ext.network.clocks import set_clocks
@@ -132,7 +132,8 @@ def convert(
             assert data is not None
             assert not isinstance(data, Calibration)
             block, shown = recipe.block_of(T), progress and rank() == 0
-            task = Task(captured, model, data, lambda b: tensors_of(call_inputs(b, forward)), T, block, shown)
+            device = device_of(model)
+            task = Task(captured, model, data, lambda b: tensors_of(call_inputs(b, forward, device)), T, block, shown)
             _tune(task, calibrated, plan, bar)
     if isinstance(data, FirstSamples) and data.cut:
         notes.append(

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from conversion_ext.data.inputs import tensors_of, with_arrays_as_tensors
+from conversion_ext.data.inputs import streamed, tensors_of, with_arrays_as_tensors
 from conversion_ext.errors import CalibrationError, require
 
 __all__ = ["Forward", "as_inputs", "batches", "call_inputs", "check_inputs", "labelled", "model_input", "target_of"]
 
 Forward = Callable[[Any, Any], Any]
+CPU = torch.device("cpu")
 INPUT_KEYS = ("input", "inputs", "image", "images", "img", "x", "data", "pixel_values")
 TARGET_KEYS = ("target", "targets", "label", "labels", "y", "mask", "masks")
 
@@ -87,10 +88,13 @@ def labelled(data: Any, forward: Forward | None = None) -> Iterator[tuple[tuple[
         yield inputs, target
 
 
-def call_inputs(batch: Any, forward: Forward | None) -> tuple[Any, ...]:
-    """Return the positional inputs with which ``forward`` calls the network on ``batch``; arrays become tensors."""
+def call_inputs(batch: Any, forward: Forward | None, device: torch.device = CPU) -> tuple[Any, ...]:
+    """Return the positional inputs with which ``forward`` calls the network on ``batch``, streamed to its ``device``.
+
+    Arrays become tensors.
+    """
     if forward is None:
-        return with_arrays_as_tensors(as_inputs(model_input(batch)))
+        return streamed(with_arrays_as_tensors(as_inputs(model_input(batch))), device)
     seen: list[tuple[Any, ...]] = []
 
     def spy(*args: Any, **kwargs: Any) -> Any:
@@ -101,7 +105,7 @@ def call_inputs(batch: Any, forward: Forward | None) -> tuple[Any, ...]:
     try:
         forward(spy, batch)
     except _Seen:
-        return with_arrays_as_tensors(seen[0])
+        return streamed(with_arrays_as_tensors(seen[0]), device)
     raise ValueError("forward=(model, batch) must call model(...) once; it returned without calling it.")
 
 
@@ -115,6 +119,11 @@ def check_inputs(inputs: tuple[Any, ...], model: nn.Module, where: str) -> None:
             f"{where} is a {kinds}; the network's input must be a tensor [N, ...], or nested tuples, lists and dicts "
             "of tensors (for several inputs use forward=lambda model, batch: model(*batch))."
         )
+    require(
+        parameter is None or not parameter.is_meta,
+        "The network is on the meta device, where it has no weights; load them before anything else.",
+        CalibrationError,
+    )
     indices = any(isinstance(module, nn.Embedding | nn.EmbeddingBag) for module in model.modules())
     for value in tensors:
         require(

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from conversion_ext.graph.structure import leaves_of, map_leaves
 
-__all__ = ["tensors_of", "with_arrays_as_tensors"]
+__all__ = ["device_of", "streamed", "tensors_of", "with_arrays_as_tensors"]
 
 
 def tensors_of(arguments: Any) -> tuple[Tensor, ...]:
@@ -21,3 +21,21 @@ def tensors_of(arguments: Any) -> tuple[Tensor, ...]:
 def with_arrays_as_tensors(arguments: Any) -> Any:
     """Return nested arguments with arrays of numpy as tensors."""
     return map_leaves(lambda leaf: torch.as_tensor(leaf) if isinstance(leaf, np.ndarray) else leaf, arguments)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device that a network computes on: that of its first parameter, the CPU if it has none."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def streamed(arguments: Any, device: torch.device) -> Any:
+    """Return nested arguments with their tensors on the CPU copied to ``device``, pinned memory while it computes.
+
+    Tensors on another device stay there: which of two accelerators was meant is the user's to say.
+    """
+
+    def moved(leaf: Any) -> Any:
+        there = not isinstance(leaf, Tensor) or leaf.device.type != "cpu"
+        return leaf if there else leaf.to(device, non_blocking=True)
+
+    return arguments if device.type == "cpu" else map_leaves(moved, arguments)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from conversion_ext.data.batches import Forward, call_inputs
+from conversion_ext.data.inputs import device_of
 from conversion_ext.errors import CalibrationError, require
 
 __all__ = ["FramesAsSamples", "Layout", "frames_as_samples", "sequence_layout", "time_axis", "time_first"]
@@ -78,11 +79,12 @@ class FramesAsSamples:
 
     def __init__(self, data: Iterable[Any], sequence: Layout, forward: Forward | None, model: nn.Module) -> None:
         self.data, self.sequence, self.forward = data, sequence_layout(sequence), forward
+        self.device = device_of(model)
         self.dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         for index, batch in enumerate(self.data):
-            inputs = call_inputs(batch, self.forward)
+            inputs = call_inputs(batch, self.forward, self.device)
             leading = next((value for value in inputs if isinstance(value, Tensor)), None)
             if leading is None or leading.dim() < 2:
                 shape = None if leading is None else list(leading.shape)

@@ -14,6 +14,7 @@ from conversion_ext.calibration.observer import Observer
 from conversion_ext.capture.passes import passes, refused
 from conversion_ext.capture.tracing import capture
 from conversion_ext.data.batches import batches, call_inputs
+from conversion_ext.data.inputs import device_of
 from conversion_ext.errors import UnsupportedError, require, warn
 from conversion_ext.graph.layers import MAX_POOLS
 from conversion_ext.operators.sites import Site
@@ -152,6 +153,6 @@ def _percentiles(model: GraphModule, sites: list[Site], calibration: Any, p: flo
     """Return {site key: the p-th percentile of its activations, 1 where there is none}."""
     with torch.inference_mode(), Observer(model, sites, PerLayer()) as observer:
         for batch in batches(calibration):
-            model(*call_inputs(batch, None))
+            model(*call_inputs(batch, None, device_of(model)))
     percentiles = {key: float(stats.quantile(p)) or float(stats.maximum) for key, stats in observer.stats.items()}
     return {key: value if value > 0 else 1.0 for key, value in percentiles.items()}

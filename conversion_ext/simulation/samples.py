@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from conversion_ext.data.batches import batches, call_inputs, check_inputs, target_of
+from conversion_ext.data.inputs import device_of, streamed
 from conversion_ext.data.sequences import Layout, frames_as_samples, time_axis, time_first
 from conversion_ext.errors import CalibrationError, require
 from conversion_ext.network.spiking_network import SpikingNetwork
@@ -128,10 +129,8 @@ def _batch(snn: SpikingNetwork, batch: Any, where: str, sequence: Layout, device
     if isinstance(batch, Batch):  # read already
         return batch
     inputs = call_inputs(batch, snn.record.options.forward)
-    target = target_of(batch, inputs)
-    if device is not None:
-        inputs = tuple(value.to(device) if isinstance(value, Tensor) else value for value in inputs)
-        target = target.to(device) if isinstance(target, Tensor) else target
+    target = target_of(batch, inputs)  # which is told from the inputs by identity
+    inputs, target = streamed((inputs, target), device_of(snn) if device is None else device)
     leading = next((value for value in inputs if isinstance(value, Tensor)), None)
     samples = len(target) if isinstance(target, Tensor) and target.dim() else None
     known = snn.input_shapes()[0]
