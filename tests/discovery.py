@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-__all__ = ["values_of"]
+import torch
+from torch import Tensor
+
+__all__ = ["currents", "values_of"]
 
 Kind = TypeVar("Kind")
 
@@ -24,3 +27,9 @@ def values_of(base: type[Kind]) -> dict[str, Kind]:
         if ours and kind.__module__ != base.__module__:
             found[kind.__name__] = kind(**ARGUMENTS.get(kind.__name__, {}))
     return dict(sorted(found.items()))
+
+
+def currents(T: int = 40) -> Tensor:
+    """Currents on a grid of 1/16, so that sums are exact: negative, small, saturating, and from half of T on large."""
+    x_seq = torch.randint(-16, 33, (T, 3, 4), generator=torch.Generator().manual_seed(0)).double() / 16
+    return torch.cat([x_seq[: T // 2], 16 * x_seq[T // 2 :]])

@@ -152,27 +152,15 @@ def table(
 
 def conversions(ann: nn.Module, images: Tensor, device: torch.device) -> Iterator[str]:
     """Yield rows of converting with images that are on the device, and with images streamed to it from the CPU."""
-    streamed = Streamed(images.cpu(), device)
-    for name, data in (("on the device", list(images.split(64))), ("streamed from the CPU", streamed)):
+    there = list(images.split(64))
+    pinned = [batch.cpu().pin_memory() if device.type == "cuda" else batch.cpu() for batch in there]
+    for name, data in (("on the device", there), ("streamed from pinned memory", pinned)):
         for T in (None, 4):
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
             spent = seconds(lambda data=data, T=T: cx.convert(ann, data, T=T, progress=False), device, 1)
             memory = torch.cuda.max_memory_allocated(device) >> 20 if device.type == "cuda" else 0
             yield f"| convert T={T}, {len(images)} images {name} | {spent:.2f} s | {memory or ''} |"
-
-
-class Streamed:
-    """Batches on the CPU, each copied to the device when it is read."""
-
-    def __init__(self, images: Tensor, device: torch.device) -> None:
-        self.images, self.device = images, device
-
-    def __len__(self) -> int:
-        return len(self.images.split(64))
-
-    def __iter__(self) -> Iterator[Tensor]:
-        for batch in self.images.split(64):
-            pinned = batch.pin_memory() if self.device.type == "cuda" else batch
-            yield pinned.to(self.device, non_blocking=True)
 
 
 def tuning(snn: SpikingNetwork, images: Tensor, labels: Tensor, device: torch.device) -> Iterator[str]:

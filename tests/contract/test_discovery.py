@@ -17,7 +17,7 @@ from conversion_ext.neurons import Neuron
 from conversion_ext.operators import operators
 from conversion_ext.readouts import Readout
 from conversion_ext.types import Family
-from tests.discovery import values_of
+from tests.discovery import currents, values_of
 
 NEURONS, ENCODERS, READOUTS = values_of(Neuron), values_of(Encoder), values_of(Readout)
 FRAMEWORKS = [name for name in available() if name != "reference"]
@@ -46,12 +46,6 @@ def test_methods_are_frozen_values(name):
     for field in fields(value):
         with pytest.raises(FrozenInstanceError):
             setattr(value, field.name, None)
-
-
-def currents(T: int = 40) -> Tensor:
-    """Currents on a grid of 1/16, so that sums are exact: negative, small, saturating, and from half of T on large."""
-    x_seq = torch.randint(-16, 33, (T, 3, 4), generator=torch.Generator().manual_seed(0)).double() / 16
-    return torch.cat([x_seq[: T // 2], 16 * x_seq[T // 2 :]])
 
 
 @pytest.mark.parametrize("backend", FRAMEWORKS)

@@ -36,9 +36,3 @@ def test_a_row_that_fails_names_its_reason_and_the_others_stand(monkeypatch):
     for name in ("simulate float32", "SpikingJelly s, torch", "snnTorch loop"):
         assert float(named[name].split("|")[3]) > 0
     assert sum(name.startswith("SpikingJelly m, ") for name in named) == 1
-
-
-def test_streamed_batches_arrive_on_the_device():
-    batches = gpu.Streamed(torch.rand(70, 1, 4, 4), torch.device("meta"))
-    assert len(batches) == 2
-    assert [(len(batch), batch.device.type) for batch in batches] == [(64, "meta"), (6, "meta")]
