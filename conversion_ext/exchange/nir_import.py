@@ -34,7 +34,7 @@ from conversion_ext.types import PerLayer, Reset, Steps
 __all__ = ["from_nir"]
 
 
-def from_nir(source: Any, *, backend: str | None = None, dt: float = 1e-4) -> SpikingNetwork:
+def from_nir(source: Any, *, backend: str | None = None, dt: float = 1e-4, reset: Reset = Reset.ZERO) -> SpikingNetwork:
     """Return a NIR graph as a network that ``simulate`` runs: one of ``to_nir`` spike for spike, others by rules.
 
     A step is Euler's: IF neurons add ``r dt`` times their current, or the current itself where r is 1 or 1 / dt, as
@@ -46,6 +46,8 @@ def from_nir(source: Any, *, backend: str | None = None, dt: float = 1e-4) -> Sp
             Scale, Conv1d, Conv2d, SumPool2d, AvgPool2d, Flatten, IF, LIF, CubaLIF and graphs of these.
         backend: The framework of the neurons; by default the first installed.
         dt: Seconds of a step.
+        reset: What a spike does where the metadata do not tell. NIR says ``v_reset``; sinabs and snnTorch mostly
+            subtract the threshold, ``Reset.SUBTRACT``, and their files have lost that.
 
     Raises:
         UnsupportedError: With every node that has no form here.
@@ -56,14 +58,15 @@ def from_nir(source: Any, *, backend: str | None = None, dt: float = 1e-4) -> Sp
     what = type(made).__name__
     require(isinstance(made, nir.NIRGraph), f"A nir.NIRGraph or its file is read, not a {what}.", TypeError)
     require(dt > 0, f"dt={dt!r}: a step takes a positive number of seconds.")
-    return _Import(nir, made, get_backend(backend), dt).network()
+    require(isinstance(reset, Reset), f"reset={reset!r}: use Reset.ZERO or Reset.SUBTRACT.")
+    return _Import(nir, made, get_backend(backend), dt, reset).network()
 
 
 class _Import:
     """The nodes of a NIR graph in the order of its edges, each written by the rule for its kind."""
 
-    def __init__(self, nir: Any, source: Any, backend: Backend, dt: float) -> None:
-        self.nir, self.backend = nir, backend
+    def __init__(self, nir: Any, source: Any, backend: Backend, dt: float, mode: Reset) -> None:
+        self.nir, self.backend, self.mode = nir, backend, mode
         self.metadata = {key: _plain(value) for key, value in (source.metadata or {}).items()}
         self.dt = float(self.metadata.get("dt", dt))
         self.nodes, self.edges = _flat(nir, source)
@@ -239,7 +242,7 @@ def _neuron(reader: _Import, name: str, node: Any) -> list[nn.Module]:
         )
     height = threshold - rest
     require(bool((height > 0).all()), f"The NIR node {name!r} resets to or above its threshold.", UnsupportedError)
-    mode = Reset(str(about.get("reset", "zero")))
+    mode = Reset(str(about["reset"])) if "reset" in about else reader.mode
     spec, gain = _dynamics(reader, name, kind, node, r, mode)
     if isinstance(spec, IF):
         floor = about.get("floor")
@@ -257,6 +260,12 @@ def _dynamics(reader: _Import, name: str, kind: str, node: Any, r: Tensor, mode:
         plain = bool(((r - 1).abs() < 1e-6).all()) or bool(((r * reader.dt - 1).abs() < 1e-6).all())
         return IF(0.0, mode), one if plain else r * reader.dt
     tau = _uniform(name, node.tau if kind == "LIF" else node.tau_mem) / reader.dt
+    require(
+        tau > 1,
+        f"The NIR node {name!r} has a time constant of {tau * reader.dt:.3g} s, no longer than the step of "
+        f"{reader.dt:.3g} s; give from_nir the dt= with which it was written (norse writes dt times what it means).",
+        UnsupportedError,
+    )
     if tau >= 2**24:
         spec, gain = IF(0.0, mode), r / tau
     else:

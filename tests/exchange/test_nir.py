@@ -279,6 +279,80 @@ def test_a_network_that_another_tool_wrote(tmp_path: Path) -> None:
     assert min(float(rate.mean()) for rate in found.firing_rate.values()) > 0
 
 
+def layers() -> tuple[nn.Linear, nn.Linear, Tensor]:
+    torch.manual_seed(0)
+    first, last = nn.Linear(16, 12), nn.Linear(12, 5)
+    first.weight.data.mul_(4)
+    last.weight.data.mul_(4)
+    return first, last, torch.rand(10, 16)
+
+
+def spikes_here(graph: Any, x: Tensor, **options: Any) -> list[Tensor]:
+    spikes = cx.simulate(from_nir(graph, **options), x, T=T, record=("spikes",)).recorded["spikes"]
+    assert min(float(s.mean()) for s in spikes.values()) > 0.01
+    return list(spikes.values())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif("sinabs" not in INSTALLED, reason="sinabs is not installed")
+@pytest.mark.parametrize("reset", list(cx.Reset))
+def test_a_network_that_sinabs_wrote(reset: cx.Reset) -> None:
+    activation, kinds, tool = (importlib.import_module(f"sinabs.{name}") for name in ("activation", "layers", "nir"))
+    first, last, x = layers()
+    rule = activation.MembraneReset() if reset is cx.Reset.ZERO else activation.MembraneSubtract()
+    neurons = [
+        kinds.IAFSqueeze(batch_size=len(x), spike_fn=activation.SingleSpike, reset_fn=rule, min_v_mem=None)
+        for _ in range(2)
+    ]
+    net = nn.Sequential(first, neurons[0], last, neurons[1])
+    graph = tool.to_nir(net, torch.rand(len(x), 16))
+    for layer in neurons:
+        layer.reset_states()
+    with torch.no_grad():
+        expected = net(x.repeat_interleave(T, 0)).unflatten(0, (len(x), T)).transpose(0, 1)
+    assert torch.equal(spikes_here(graph, x, reset=reset)[1], expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif("snntorch" not in INSTALLED, reason="snnTorch is not installed")
+def test_a_network_that_snntorch_wrote() -> None:
+    snntorch, tool = (importlib.import_module(name) for name in ("snntorch", "snntorch.export_nir"))
+    first, last, x = layers()
+    neurons = [
+        snntorch.Leaky(beta=torch.full((n,), beta), threshold=torch.ones(n), reset_mechanism="zero", init_hidden=True)
+        for n, beta in ((12, 0.9), (5, 0.8))
+    ]
+    net = nn.Sequential(first, neurons[0], last, neurons[1])
+    graph = tool.export_to_nir(net, x[0])
+    for layer in neurons:
+        layer.reset_mem()
+    with torch.no_grad():
+        expected = torch.stack([net(x) for _ in range(T)])
+    assert float((spikes_here(graph, x)[1] != expected).float().mean()) < 1e-3  # its tau is rounded
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif("norse" not in INSTALLED, reason="norse is not installed")
+def test_networks_that_norse_wrote() -> None:
+    """Integrate and fire as it is; leaky neurons with the step that its time constants were multiplied by."""
+    norse = importlib.import_module("norse.torch")
+    leaky = norse.LIFBoxCell(norse.LIFBoxParameters(tau_mem_inv=torch.tensor(100.0)))
+    for cell, options in ((norse.IAFCell(), {}), (leaky, {"dt": 1e-6})):
+        first, last, x = layers()
+        net = norse.SequentialState(first, cell, last)
+        graph, state, outputs = norse.to_nir(net, x, dt=1e-3), None, []
+        with torch.no_grad():
+            for _ in range(T):
+                y, state = net(x, state)
+                outputs.append(y)
+        found = cx.simulate(from_nir(graph, **options), x, T=T)
+        counted = found.outputs * torch.arange(1, T + 1).view(-1, 1, 1)
+        torch.testing.assert_close(counted, torch.stack(outputs).cumsum(0), rtol=1e-4, atol=1e-4)
+        assert min(float(rate.mean()) for rate in found.firing_rate.values()) > 0.01
+    with pytest.raises(UnsupportedError, match=r"a time constant of 1e-05 s, no longer than the step of 0.001 s"):
+        from_nir(graph, dt=1e-3)
+
+
 def test_graphs_that_cannot_be_read_name_the_node() -> None:
     ones = np.ones(4, np.float32)
     with pytest.raises(UnsupportedError, match=r"no form of a Threshold"):
