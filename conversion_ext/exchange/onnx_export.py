@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Node
 from torch.nn import functional
 
 from conversion_ext import graph
 from conversion_ext.analysis.twins import twin
 from conversion_ext.backends import get_backend
-from conversion_ext.errors import Problem, UnsupportedError, optional_import
+from conversion_ext.errors import Problem, UnsupportedError, optional_import, require
 from conversion_ext.network.spiking_network import SpikingNetwork, hosted
 from conversion_ext.network.state import NetworkState
 from conversion_ext.nn.max_pool import SpikingMaxPool
@@ -32,18 +33,26 @@ def to_onnx(snn: SpikingNetwork, x: Tensor, path: str | Path, *, T: int | None =
     it is the twin, an ANN whose activations have the ``T + 1`` levels that T steps can say, for chips without time.
 
     Args:
-        snn: What ``convert`` returned: for a step with one input and output, and without pools or functions with state.
+        snn: What ``convert`` returned, with one input and one output: for a step without pools or functions with state.
         x: An example of inputs [N, ...]; N is fixed in the file.
         path: The file.
         T: The number of steps of which the twin is written.
 
     Raises:
-        UnsupportedError: With the modules whose state is more than that of neurons.
+        UnsupportedError: The network has several inputs or outputs; or, with its modules, their state is more than that
+            of neurons; or ONNX has no form of something in it.
         MissingError: The packages onnx and onnxscript are not installed.
     """
     require_network(snn)
     optional_import("onnxscript", "onnxscript", "onnx")
     path = Path(path)
+    single = len(graph.inputs_of(snn.body)) == 2 and isinstance(graph.output_of(snn.body).args[0], Node)  # x and steps
+    require(
+        single and isinstance(x, Tensor),
+        "An ONNX file is written of a network with one input, a tensor x [N, ...], and one output, a tensor; give such "
+        "a network.",
+        UnsupportedError,
+    )
     if T is not None:
         model = twin(snn, T)
         for name, module in list(model.named_modules()):
@@ -59,11 +68,17 @@ def to_onnx(snn: SpikingNetwork, x: Tensor, path: str | Path, *, T: int | None =
 
 
 def _export(module: nn.Module, inputs: tuple[Tensor, ...], path: Path, names: list[str], outputs: list[str]) -> None:
-    with torch.no_grad():
-        torch.onnx.export(
-            module.eval(), inputs, str(path), input_names=names, output_names=outputs, dynamo=True, verbose=False,
-            external_data=False,
-        )  # fmt: skip
+    try:
+        with torch.no_grad():
+            torch.onnx.export(
+                module.eval(), inputs, str(path), input_names=names, output_names=outputs, dynamo=True, verbose=False,
+                external_data=False,
+            )  # fmt: skip
+    except (torch.onnx.OnnxExporterError, RuntimeError) as error:
+        cause = str(error.__cause__ or error).strip().partition("\n")[0]
+        raise UnsupportedError(
+            f"ONNX has no form of this network: torch.onnx says {cause!r}; export the twin or NIR."
+        ) from error
 
 
 class Pool(nn.Module):
@@ -92,7 +107,7 @@ class Step(nn.Module):
         self.net = hosted(snn, get_backend("reference")).eval()
         sites = self.net.sites().values()
         others = [(name, m) for name, m in self.net.body.named_modules() if isinstance(m, Stateful)]
-        others += [(site.key, site.stepping) for site in sites if not site.stepping.plain or site.clock is not None]
+        others += [(site.key, site.clock or site.stepping) for site in sites if site.clock or not site.stepping.plain]
         problems = tuple(
             Problem(name, f"{type(m).__name__} remembers more than potentials.", "Write the twin: give T.")
             for name, m in others
