@@ -13,6 +13,7 @@ from conversion_ext.tuners import (
     BlockReconstruction,
     DecisionTable,
     InitialPotential,
+    OutputWeights,
     Tuner,
     WeightCompensation,
 )
@@ -25,6 +26,7 @@ LONGEST = 32  # steps, where only the latency is limited
 MOST_WEIGHTS = 6  # of spikes weighted in time: more would be finer than anything that they are compared with
 COPIES = (2, 3, 4)
 BEST = 2  # of the corrections
+BEST_TUNERS = (WeightCompensation(), InitialPotential(), OutputWeights())
 BLOCKS = BlockReconstruction()
 
 
@@ -66,8 +68,8 @@ def trials(families: Sequence[Family], T: int | None, limits: Limits, depth: int
 def _corrections() -> Iterator[tuple[Normalizer, tuple[Tuner, ...]]]:
     """Yield thresholds and corrections, the best of most networks first."""
     weights, start = WeightCompensation(), InitialPotential()
-    yield MeanSquaredError(), (weights, start)
-    yield MeanSquaredError(), (weights, start, BLOCKS)
+    yield MeanSquaredError(), BEST_TUNERS
+    yield MeanSquaredError(), (*BEST_TUNERS, BLOCKS)
     for normalizer in (MeanSquaredError(), Percentile(99.9)):
         for first in ((weights,), ()):
             for more in ((), (start,), (BiasCorrection(),)):
@@ -103,10 +105,11 @@ def _steps(neuron: Neuron, T: int | None, limits: Limits, depth: int) -> list[in
 
 
 def _of(neuron: Neuron, normalizer: Normalizer, tuners: tuple[Tuner, ...], T: int, limits: Limits) -> Iterator[Trial]:
-    best = isinstance(normalizer, MeanSquaredError) and tuners == (WeightCompensation(), InitialPotential())
+    best = isinstance(normalizer, MeanSquaredError) and tuners == BEST_TUNERS
     spread = type(neuron) is IF and best and limits.neurons is not None
     if isinstance(neuron, WeightedIF):
-        tuners = (tuners[0], DecisionTable(), *tuners[1:])
+        more = (tuner for tuner in tuners[1:] if not isinstance(tuner, OutputWeights))  # its steps are parts of a sum
+        tuners = (*tuners[:1], DecisionTable(), *more)
     recipe = Recipe(normalizer, neuron, tuners=tuners, family=neuron.family)
     yield Trial(recipe, T, copies_wanted=spread and neuron.ahead == 0)
     for copies in COPIES if spread else ():

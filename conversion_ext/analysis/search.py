@@ -201,7 +201,8 @@ class Search:
     def _judge(self, snn: SpikingNetwork, trial: Trial, start: float) -> None:
         """Add a candidate; keep its network if it is the best so far."""
         metric, sums, spikes, steps = self.data.metric, list[Tensor](), list[Tensor](), 0
-        runner = Runner(snn, trial.T, (trial.T,), {"readout": trial.recipe.readout})
+        own = trial.recipe.readout == MeanOutput()  # whose steps may have got weights
+        runner = Runner(snn, trial.T, (trial.T,), {"readout": None if own else trial.recipe.readout})
         for judge, target in zip(self.data.judges, self.data.targets, strict=True):
             run = runner(judge.inputs, judge.sequence)
             output = run.output if isinstance(metric, Custom) else main_output(run.output)[0]
@@ -267,7 +268,9 @@ class Search:
             everything = [batch.inputs for batch in self.data.everything]
             snn = convert(self.ann, everything, recipe=best.recipe, T=best.T, **self.options)
         else:
-            made = replace(snn.conversion.recipe, readout=best.recipe.readout)
+            made = snn.conversion.recipe
+            if best.recipe.readout != MeanOutput():  # which may have got weights
+                made = replace(made, readout=best.recipe.readout)
             snn.record = replace(snn.record, recipe_value=made)
         read = replace(snn.record.options, forward=self.data.forward, sequence=self.data.layout or None)
         snn.record = replace(snn.record, options=read)  # how the user's data is read

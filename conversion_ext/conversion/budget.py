@@ -18,7 +18,7 @@ from conversion_ext.data.distributed import gathered
 from conversion_ext.data.inputs import tensors_of
 from conversion_ext.data.progress import bar
 from conversion_ext.errors import require
-from conversion_ext.tuners.walk import SiteStop, SynapseStop
+from conversion_ext.tuners.walk import OutputStop, SiteStop, SynapseStop
 
 __all__ = ["FirstSamples", "Plan", "Progress", "check_budget", "first_samples"]
 
@@ -37,8 +37,10 @@ class Plan:
         self.passes = OBSERVING + (PER_STEP * self.T + REGRESSING if tuned else 0.0)
         self._waiting = 0.0
 
-    def of(self, stop: SiteStop | SynapseStop) -> float:
+    def of(self, stop: SiteStop | SynapseStop | OutputStop) -> float:
         """Return the passes that a stop takes: a layer its regression, a site T steps of the layers before it."""
+        if isinstance(stop, OutputStop):
+            return 0.0
         share = self.share.get(graph.key_of(stop.node), 0.0)
         self._waiting += share
         if isinstance(stop, SynapseStop):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,10 +32,11 @@ from conversion_ext.network.record import Options, Record, installed_versions
 from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.network.state import reset
 from conversion_ext.normalizers import Normalizer
+from conversion_ext.readouts.mean_output import MeanOutput
 from conversion_ext.recipes import resolve_recipe
 from conversion_ext.recipes.recipe import Recipe
 from conversion_ext.tuners.base import SteppingTuner, Tuner
-from conversion_ext.tuners.walk import Task, walk
+from conversion_ext.tuners.walk import OutputStop, Task, walk
 
 __all__ = ["convert"]
 
@@ -134,7 +136,9 @@ def convert(
             block, shown = recipe.block_of(T), progress and rank() == 0
             device = device_of(model)
             task = Task(captured, model, data, lambda b: tensors_of(call_inputs(b, forward, device)), T, block, shown)
-            _tune(task, calibrated, plan, bar)
+            weights = _tune(task, calibrated, plan, bar)
+            if weights and _weighs(recipe, options):
+                recipe = replace(recipe, readout=MeanOutput(weights=weights))
     if isinstance(data, FirstSamples) and data.cut:
         notes.append(
             f"budget_s={budget_s}: {seen.samples} samples were read, the rest of the calibration data was not."
@@ -166,16 +170,25 @@ def _require_positive(outputs: Sequence[str], stats: Mapping[str, Any]) -> None:
     )
 
 
-def _tune(task: Task, tuners: Sequence[Tuner], plan: Plan, bar: Progress) -> None:
-    """Let every tuner see every layer and site, and then the network."""
+def _weighs(recipe: Recipe, options: Options) -> bool:
+    """Return whether the steps of the output are those of one constant input, read by their mean."""
+    readout = recipe.readout
+    return isinstance(readout, MeanOutput) and not readout.start and recipe.encoder.constant and not options.sequence
+
+
+def _tune(task: Task, tuners: Sequence[Tuner], plan: Plan, bar: Progress) -> tuple[float, ...]:
+    """Let every tuner see every layer and site, and then the network; return the weights of steps in the output."""
+    weights: tuple[float, ...] = ()
     with torch.no_grad():
         for stop in walk(task):
             for tuner in tuners:
                 tuner.tune(stop)
+            weights = stop.weights if isinstance(stop, OutputStop) else ()
             bar.add(plan.of(stop))
     bar.reach(plan.passes)
     for tuner in tuners:
         tuner.tune_network(task)
+    return weights
 
 
 def _samples(data: Any, options: Options, ann: nn.Module) -> tuple[Any, Forward | None]:

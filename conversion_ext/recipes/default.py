@@ -1,7 +1,8 @@
 """The recipes that ``convert`` uses when none of the literature is named, one for each family of spikes.
 
 With T: thresholds per channel of least squared error for T steps, then weights and initial potentials corrected layer
-by layer; both corrections fade where more steps make them unnecessary, so accuracy does not fall beyond T.
+by layer, and steps weighed in the mean output, where the last ones know most; all corrections fade where more steps
+make them unnecessary, so accuracy does not fall beyond T.
 Without: the 99.9th percentile per channel, which suits any number of steps and none in particular.
 
 ``default-copies`` has two neurons for each activation: binary spikes after T steps, with twice the neurons.
@@ -17,12 +18,19 @@ from conversion_ext.neurons import IF, BurstIF, Neuron, SignedIF, WeightedIF
 from conversion_ext.normalizers import MeanSquaredError, Percentile
 from conversion_ext.recipes import register_recipe
 from conversion_ext.recipes.recipe import Recipe
-from conversion_ext.tuners import BlockReconstruction, DecisionTable, InitialPotential, Tuner, WeightCompensation
+from conversion_ext.tuners import (
+    BlockReconstruction,
+    DecisionTable,
+    InitialPotential,
+    OutputWeights,
+    Tuner,
+    WeightCompensation,
+)
 from conversion_ext.types import Family
 
 
 def _register(name: str, neuron: Neuron, copies: int = 1, *, more: tuple[Tuner, ...] = (), use: str) -> None:
-    tuners = (WeightCompensation(), InitialPotential(), *more)
+    tuners = (WeightCompensation(), InitialPotential(), OutputWeights(), *more)
     timed = Recipe(MeanSquaredError(), neuron, tuners=tuners, family=neuron.family, copies=copies)
     plain = Recipe(Percentile(99.9), neuron, family=neuron.family, copies=copies)
     register_recipe(name, timed, without_T=plain, use=use)

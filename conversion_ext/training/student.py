@@ -140,6 +140,10 @@ class Student(nn.Module):
     def _run(self, inputs: tuple[Any, ...], steps: Steps) -> tuple[Any, dict[str, Tensor]]:
         self.seen = {}
         outputs, _ = main_output(unfold_time(self.snn.run(inputs, steps), steps.T))
+        weights = getattr(self.snn.conversion.recipe.readout, "weights", ())
+        if len(weights) == len(outputs):  # then the mean over the steps is what the network's readout says
+            shares = outputs.new_tensor(weights) * (len(weights) / sum(weights))
+            outputs = outputs * shares.view(-1, *[1] * (outputs.dim() - 1))
         rates = {key: emitted.unflatten(0, (steps.T, -1)).mean(0) for key, emitted in self.seen.items()}
         self.seen = {}
         return outputs, rates

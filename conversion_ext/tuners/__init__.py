@@ -10,6 +10,7 @@ from conversion_ext.tuners.compensation import Compensation
 from conversion_ext.tuners.decision_table import DecisionTable
 from conversion_ext.tuners.initial_potential import InitialPotential, PerNeuron
 from conversion_ext.tuners.offset_spike import OffsetSpike
+from conversion_ext.tuners.output_weights import OutputWeights
 from conversion_ext.tuners.residual_potential import ResidualPotential
 from conversion_ext.tuners.voltage_clamp import VoltageClamp
 from conversion_ext.tuners.walk import Task
@@ -23,6 +24,7 @@ __all__ = [
     "DecisionTable",
     "InitialPotential",
     "OffsetSpike",
+    "OutputWeights",
     "PerNeuron",
     "ResidualPotential",
     "Task",

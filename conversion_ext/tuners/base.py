@@ -14,7 +14,7 @@ from conversion_ext.network.site import SpikingSite
 from conversion_ext.network.stepping import Stepping
 from conversion_ext.neurons import IF, Neuron, SignedEncoder
 from conversion_ext.registry import Registry, class_of
-from conversion_ext.tuners.walk import SiteStop, SynapseStop, Task
+from conversion_ext.tuners.walk import OutputStop, SiteStop, SynapseStop, Task
 from conversion_ext.types import Reset
 
 __all__ = ["ResidualTuner", "SteppingTuner", "Tuner", "register_tuner", "tuners"]
@@ -43,14 +43,16 @@ class Tuner:
     def check(self, neuron: Neuron) -> None:
         """Raise unless it can work with the neurons of a recipe."""
 
-    def tune(self, stop: SiteStop | SynapseStop) -> None:
-        """Change the layer or the site at which the walk has stopped, in place."""
+    def tune(self, stop: SiteStop | SynapseStop | OutputStop) -> None:
+        """Change the layer, the site or the weights of the output at which the walk has stopped, in place."""
         if isinstance(stop, SiteStop):
             self.tune_site(stop)
-        else:
+        elif isinstance(stop, SynapseStop):
             self.tune_synapse(stop)
+        else:
+            self.tune_output(stop)
 
-    def objective(self, stop: SiteStop | SynapseStop) -> Tensor | None:
+    def objective(self, stop: SiteStop | SynapseStop | OutputStop) -> Tensor | None:
         """Return what ``tune`` never makes larger at this stop, for each value or in all; None: it tunes nothing."""
         return None
 
@@ -59,6 +61,9 @@ class Tuner:
 
     def tune_site(self, stop: SiteStop) -> None:
         """Change the site at which the walk has stopped, in place; by default nothing."""
+
+    def tune_output(self, stop: OutputStop) -> None:
+        """Change the weights of the steps in the mean output, ``stop.weights``; by default nothing."""
 
     def tune_network(self, task: Task) -> None:
         """Change the whole network, in place, when the walk is over; by default nothing."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from conversion_ext.errors import require
 from conversion_ext.neurons import SignedEncoder
 from conversion_ext.tuners.base import Tuner, register_tuner
-from conversion_ext.tuners.walk import SiteStop, SynapseStop
+from conversion_ext.tuners.walk import OutputStop, SiteStop, SynapseStop
 from conversion_ext.types import PerChannel
 
 __all__ = ["InitialPotential", "PerNeuron"]
@@ -57,7 +57,7 @@ class InitialPotential(Tuner):
         site.v_init = before + (stop.T * gap / site.view(gap.dim())).to(before.dtype)
         site.v_init = torch.where(self._gap(stop).abs() < gap.abs(), site.v_init, before)
 
-    def objective(self, stop: SiteStop | SynapseStop) -> Tensor | None:
+    def objective(self, stop: SiteStop | SynapseStop | OutputStop) -> Tensor | None:
         """Return how far the mean outputs of a site are from those of the ANN."""
         if not isinstance(stop, SiteStop) or isinstance(stop.site.spec, SignedEncoder):
             return None

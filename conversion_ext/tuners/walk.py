@@ -28,7 +28,7 @@ from conversion_ext.tuners.graph_runners import GraphRunner, SpikingGraphRunner,
 from conversion_ext.tuners.tensor_store import TensorStore
 from conversion_ext.types import Steps
 
-__all__ = ["SiteStop", "SynapseStop", "Task", "walk"]
+__all__ = ["OutputStop", "SiteStop", "SynapseStop", "Task", "walk"]
 
 ROWS = 256  # samples times steps that are run at once
 BYTES = 16 << 20  # of their largest activation: more than 32 MiB the allocator would fetch anew from the system
@@ -53,8 +53,8 @@ class Task:
 
 
 @torch.no_grad()
-def walk(task: Task) -> Iterator[SiteStop | SynapseStop]:
-    """Yield every weight layer and site of ``task.body`` in graph order, for tuners to change in place.
+def walk(task: Task) -> Iterator[SiteStop | SynapseStop | OutputStop]:
+    """Yield every weight layer and site of ``task.body`` in graph order, and its output, for tuners to change in place.
 
     When the walk stops at a layer, everything before it is tuned already: its input is what the finished network will
     send it in T steps of constant current, beside what the ANN sends. A layer is run in T steps once, and its spikes
@@ -219,6 +219,25 @@ class SiteStop(_Stop):
         super().close()
 
 
+class OutputStop(_Stop):
+    """The one output of a network that changes from step to step; ``node`` computes it.
+
+    ``weights``: of the steps in the mean output, set by a tuner; () for equal ones.
+    """
+
+    def __init__(self, pair: _SideBySide, node: Node) -> None:
+        super().__init__(pair, node, node)
+        self.weights: tuple[float, ...] = ()
+
+    def outputs(self, part: int) -> Tensor:
+        """Return the outputs of the steps, [T, N, ...]."""
+        return self.pair.body.value(self.node, part).unflatten(0, (self.T, -1))
+
+    def target(self, part: int) -> Tensor:
+        """Return the output of the ANN, [N, ...]."""
+        return self.pair.ann.value(graph.output_of(self.pair.ann.model).args[0], part)
+
+
 class _SideBySide:
     """The two graphs, and which node of one answers to which of the other."""
 
@@ -258,8 +277,8 @@ class _SideBySide:
             self.groups += [tuple(parts[i : i + size]) for i in range(0, len(parts), size)]
         return digests
 
-    def stops(self) -> Iterator[SiteStop | SynapseStop]:
-        """Yield every weight layer and site that has a counterpart in the ANN, in graph order."""
+    def stops(self) -> Iterator[SiteStop | SynapseStop | OutputStop]:
+        """Yield every weight layer and site that has a counterpart in the ANN, in graph order, and the output."""
         model = self.body.model
         for node in list(model.graph.nodes):
             module = graph.module_of(model, node)
@@ -269,6 +288,9 @@ class _SideBySide:
                 yield SiteStop(self, node, module)
             elif isinstance(operator_of(model, node), Synapse):
                 yield SynapseStop(self, node, module)
+        (output,) = graph.output_of(model).args
+        if isinstance(output, Node) and output in self.body.varying and self.steps.T == self.T:
+            yield OutputStop(self, output)
 
     def compared_at(self, node: Node) -> Node:
         """Return the last of the sums that only the output of ``node`` and earlier values go into."""
@@ -285,5 +307,9 @@ class _SideBySide:
 
     def advance(self, stop: _Stop) -> None:
         """Run both graphs up to a stop."""
-        self.body.advance(stop.node)
-        self.ann.advance(self.counterpart[graph.key_of(stop.node)])
+        if isinstance(stop, OutputStop):
+            self.body.advance(graph.output_of(self.body.model))
+            self.ann.advance(graph.output_of(self.ann.model))
+        else:
+            self.body.advance(stop.node)
+            self.ann.advance(self.counterpart[graph.key_of(stop.node)])

@@ -16,7 +16,7 @@ from conversion_ext.errors import require
 from conversion_ext.exact import power_of_two
 from conversion_ext.graph.layers import FORWARD_WEIGHTS
 from conversion_ext.tuners.base import Tuner, register_tuner
-from conversion_ext.tuners.walk import SiteStop, SynapseStop
+from conversion_ext.tuners.walk import OutputStop, SiteStop, SynapseStop
 
 __all__ = ["WeightCompensation"]
 
@@ -70,7 +70,7 @@ class WeightCompensation(Tuner):
             regression.solve(self.ridge, self.anchor, self.iterations)
             regression.install()
 
-    def objective(self, stop: SiteStop | SynapseStop) -> Tensor | None:
+    def objective(self, stop: SiteStop | SynapseStop | OutputStop) -> Tensor | None:
         """Return the squared errors of a layer that is refitted, without what its change costs."""
         return _Regression(stop).error() if isinstance(stop, SynapseStop) and self._tunes(stop) else None
 

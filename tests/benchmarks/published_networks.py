@@ -149,7 +149,7 @@ NETWORKS = {
             "resnet56", partial(_resnet, 9, "cifar10_resnet56.safetensors"), _cifar, 1024, 8000,
             _has("cifar10_jpeg.npz", "cifar10_resnet56.safetensors"),
         ),
-        Published("efficientnet_lite0", _efficientnet, _imagenet, 400, 400, _has_efficientnet),
+        Published("efficientnet_lite0", _efficientnet, _imagenet, 96, 400, _has_efficientnet),
     )
 }  # fmt: skip
 
