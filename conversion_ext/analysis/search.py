@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -70,7 +70,13 @@ class Candidate:
         copies = recipe.copies
         if copies != 1:
             parts.append(f"{copies} copies" if isinstance(copies, int) else f"copies at {len(copies)} sites")
-        return f"{recipe.neuron}: {', '.join(parts)}, {recipe.readout}"
+        return f"{_short(recipe.neuron)}: {', '.join(parts)}, {_short(recipe.readout)}"
+
+
+def _short(value: Any) -> str:
+    """Return a value as it is written, without what it has by default."""
+    own = [f for f in fields(value) if f.default is MISSING or getattr(value, f.name) != f.default]
+    return f"{type(value).__name__}({', '.join(f'{f.name}={getattr(value, f.name)!r}' for f in own)})"
 
 
 @dataclass(frozen=True, repr=False)

@@ -121,6 +121,10 @@ def finetune(
     ``teacher`` takes their place: ``finetune(snn, images, teacher=ann, T=4)`` learns its outputs and activations, and
     agreement with it judges.
 
+    What learns most in a given time without labels: ``gradient="fused"``, ``normalize=True``,
+    ``learn=("weights", "potentials")``, ``distillation=(Distillation(2.0), RateDistillation(30.0))`` and
+    ``training=Training("relative", rate=0.02, precision="bfloat16")``, for as many images and epochs as there are.
+
     Args:
         snn: a converted network.
         loader: batches with a length, a pair of tensors (inputs, targets) or, with a teacher, a tensor of inputs;

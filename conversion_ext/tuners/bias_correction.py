@@ -9,7 +9,7 @@ from torch import Tensor
 
 from conversion_ext.errors import require
 from conversion_ext.tuners.base import Tuner, register_tuner
-from conversion_ext.tuners.walk import SiteStop, SynapseStop
+from conversion_ext.tuners.walk import OutputStop, SiteStop, SynapseStop
 
 __all__ = ["BiasCorrection"]
 
@@ -60,7 +60,7 @@ class BiasCorrection(Tuner):
             site.bias = site.bias + change.to(site.bias.dtype)
         site.bias = best
 
-    def objective(self, stop: SiteStop | SynapseStop) -> Tensor | None:
+    def objective(self, stop: SiteStop | SynapseStop | OutputStop) -> Tensor | None:
         """Return how far the mean outputs of each channel of a site are from those of the ANN."""
         return _distance(self._gaps(stop, _target_sums(stop))) if isinstance(stop, SiteStop) else None
 

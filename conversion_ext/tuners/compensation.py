@@ -11,7 +11,7 @@ from torch import Tensor
 from conversion_ext.errors import require
 from conversion_ext.neurons import SignedEncoder
 from conversion_ext.tuners.base import Tuner, register_tuner
-from conversion_ext.tuners.walk import SiteStop, SynapseStop
+from conversion_ext.tuners.walk import OutputStop, SiteStop, SynapseStop
 
 __all__ = ["Compensation"]
 
@@ -47,7 +47,7 @@ class Compensation(Tuner):
         gain = stop.site.gain
         stop.site.gain = gain * (self._fitted(stop) if self.kappa is None else self.kappa)
 
-    def objective(self, stop: SiteStop | SynapseStop) -> Tensor | None:
+    def objective(self, stop: SiteStop | SynapseStop | OutputStop) -> Tensor | None:
         """Return the squared errors of a site whose factor is fitted."""
         if self.kappa is not None or not isinstance(stop, SiteStop) or isinstance(stop.site.spec, SignedEncoder):
             return None

@@ -15,7 +15,7 @@ from conversion_ext.errors import require
 from conversion_ext.network.site import SpikingSite
 from conversion_ext.network.state import reset
 from conversion_ext.tuners.base import Tuner, register_tuner
-from conversion_ext.tuners.walk import SiteStop, SynapseStop
+from conversion_ext.tuners.walk import OutputStop, SiteStop, SynapseStop
 from conversion_ext.types import Steps
 
 __all__ = ["WeightCalibration"]
@@ -73,7 +73,7 @@ class WeightCalibration(Tuner):
                     best, least = moving.detach().clone(), error
         stop.module.weight = nn.Parameter(best, requires_grad=weight.requires_grad)
 
-    def objective(self, stop: SiteStop | SynapseStop) -> Tensor | None:
+    def objective(self, stop: SiteStop | SynapseStop | OutputStop) -> Tensor | None:
         """Return the squared errors of a layer that is calibrated."""
         weight = _weight(stop) if isinstance(stop, SynapseStop) else None
         if weight is None or not isinstance(stop, SynapseStop):
