@@ -11,7 +11,7 @@ from torch import nn
 
 import conversion_ext as cx
 from conversion_ext.analysis import search
-from conversion_ext.analysis.candidates import Limits, trials
+from conversion_ext.analysis.candidates import BEST_TUNERS, Limits, trials
 from conversion_ext.analysis.held_out import Data
 from conversion_ext.network.depths import depths
 from conversion_ext.neurons import SignedIF
@@ -39,7 +39,7 @@ def tune(ann, data, T=None, **options):
 @pytest.fixture
 def few(monkeypatch):
     """One correction alone, that of the default recipes, for what does not depend on how many there are."""
-    only = [(cx.MeanSquaredError(), (cx.WeightCompensation(), cx.tuners.InitialPotential()))]
+    only = [(cx.MeanSquaredError(), BEST_TUNERS)]
     monkeypatch.setattr("conversion_ext.analysis.candidates._corrections", lambda: only)
 
 
@@ -60,7 +60,7 @@ def test_it_returns_the_best_candidate_of_its_family(family):
     assert found.measure == "agreement"
     assert found.samples == 16
     made = found.snn.conversion.recipe
-    assert found.recipe == found.candidates[0].recipe == replace(made, neuron=found.recipe.neuron)
+    assert found.recipe == found.candidates[0].recipe == replace(made, neuron=found.recipe.neuron, readout=found.recipe.readout)
     assert type(made.neuron) is type(found.recipe.neuron)
     assert {str(c.recipe.family) for c in found.candidates} == {family}
     assert len(str(found).splitlines()) >= len(scores) + 3
