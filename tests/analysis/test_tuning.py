@@ -60,7 +60,11 @@ def test_it_returns_the_best_candidate_of_its_family(family):
     assert found.measure == "agreement"
     assert found.samples == 16
     made = found.snn.conversion.recipe
-    assert found.recipe == found.candidates[0].recipe == replace(made, neuron=found.recipe.neuron, readout=found.recipe.readout)
+    assert (
+        found.recipe
+        == found.candidates[0].recipe
+        == replace(made, neuron=found.recipe.neuron, readout=found.recipe.readout)
+    )
     assert type(made.neuron) is type(found.recipe.neuron)
     assert {str(c.recipe.family) for c in found.candidates} == {family}
     assert len(str(found).splitlines()) >= len(scores) + 3
