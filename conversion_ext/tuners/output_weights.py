@@ -32,7 +32,10 @@ class OutputWeights(Tuner):
     def tune_output(self, stop: OutputStop) -> None:
         """Find the weights of the steps."""
         errors = self._errors(stop)
-        errors += RIDGE * errors.trace() / len(errors) * torch.eye(len(errors), dtype=errors.dtype)
+        size = errors.trace() / len(errors)
+        if not 0 < float(size) < torch.inf:
+            return  # no step errs, or there is no number to weigh them by
+        errors += RIDGE * size * torch.eye(len(errors), dtype=errors.dtype)
         used = torch.ones(len(errors), dtype=torch.bool)
         weights = torch.zeros(len(errors), dtype=errors.dtype)
         while True:  # steps that would weigh less than nothing are left out, one by one

@@ -235,7 +235,8 @@ class OutputStop(_Stop):
 
     def target(self, part: int) -> Tensor:
         """Return the output of the ANN, [N, ...]."""
-        return self.pair.ann.value(graph.output_of(self.pair.ann.model).args[0], part)
+        (output,) = graph.output_of(self.pair.ann.model).all_input_nodes
+        return self.pair.ann.value(output, part)
 
 
 class _SideBySide:

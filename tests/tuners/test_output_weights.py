@@ -104,6 +104,13 @@ def test_only_the_mean_over_steps_of_one_input_gets_weights():
             MeanOutput(weights=bad)  # type: ignore[arg-type]
 
 
+def test_where_no_step_errs_they_weigh_alike():
+    silent = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).double()
+    for p in silent.parameters():
+        nn.init.zeros_(p)
+    assert converted(silent, torch.rand(16, 3).double()).conversion.recipe.readout == MeanOutput()
+
+
 def test_fine_tuning_learns_what_the_readout_reads():
     ann, x = case()
     ann, x = ann.float(), x.float()
