@@ -8,6 +8,7 @@ import torch
 import conversion_ext as cx
 from conversion_ext.conversion import budget, pipeline
 from conversion_ext.conversion.budget import FirstSamples
+from conversion_ext.data import progress
 from tests import zoo
 from tests.live import live_inputs, make_live
 
@@ -73,7 +74,7 @@ def test_one_bar_reaches_its_end(recipe, monkeypatch):
             super().add(passes)
 
     monkeypatch.setattr(pipeline, "Progress", Noted)
-    monkeypatch.setattr(budget, "tqdm", Bar)
+    monkeypatch.setattr(progress, "tqdm", Bar)
     convert(recipe=recipe)
     (bar,) = bars
     assert bar.bar.n == pytest.approx(bar.bar.total)
@@ -83,7 +84,7 @@ def test_one_bar_reaches_its_end(recipe, monkeypatch):
 class Bar:
     """Counts as tqdm does, shown or not."""
 
-    def __init__(self, desc, total, disable, bar_format):
+    def __init__(self, data, desc, total, disable, bar_format):
         self.total, self.n = total, 0.0
 
     def update(self, n):
