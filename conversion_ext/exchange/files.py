@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from conversion_ext.backends import available, get_backend
 from conversion_ext.errors import ConversionError, FileError, require
 from conversion_ext.exchange import container, graphs
@@ -38,6 +40,7 @@ def save(snn: SpikingNetwork, path: str | Path) -> Path:
             ``register_operator``), or the file cannot be written.
     """
     require_network(snn)
+    require(isinstance(path, str | Path), f"path={path!r}: name a file in a folder that exists.", TypeError)
     path = Path(path)
     tensors = Tensors()
     modules = Modules(tensors)
@@ -72,8 +75,10 @@ def load(path: str | Path, *, backend: str | None = None, device: Any = None) ->
     Raises:
         FileError: The file is not one of ``save``, is damaged, was changed, or is of a newer format; or it names a
             class or function that is not known here.
+        ValueError: There is no such device here.
     """
     require(isinstance(path, str | Path), f"path={path!r}: name a file that conversion_ext.save wrote.", TypeError)
+    _check_device(device)
     path = Path(path)
     facts, data = container.read(path)
     try:
@@ -91,3 +96,12 @@ def load(path: str | Path, *, backend: str | None = None, device: Any = None) ->
         what = f"{type(error).__name__}: {error}"
         raise FileError(f"{path} cannot be loaded, it describes no network ({what}); save it again.") from error
     return snn if device is None else snn.to(device)
+
+
+def _check_device(device: Any) -> None:
+    """Raise ValueError unless tensors can be put on ``device``."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ValueError(f"device={device!r}: {reason}; name one that is here, such as 'cpu'.") from error

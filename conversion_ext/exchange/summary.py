@@ -36,7 +36,8 @@ def summary(path: str | Path) -> str:
     if record["widths"] is not None:
         widths = record["widths"]["value"][1]
         weight, state, read = (widths[name] for name in ("weight", "state", "input"))
-        lines.append(f"integers      weights {weight}, potentials {state}, inputs {read} bits")
+        kind = "even weights" if widths.get("even") else "weights"
+        lines.append(f"integers      {kind} {weight}, potentials {state}, inputs {read} bits")
     lines += [f"note          {note}" for note in record["notes"]["tuple"]]
     return "\n".join([*lines, *_sites(facts, data)])
 

@@ -35,7 +35,7 @@ def digits() -> tuple[Tensor, Tensor]:
     return torch.from_numpy(x).float().view(-1, 1, 8, 8)[order] / 16, torch.from_numpy(y)[order]
 
 
-def train(ann: nn.Module, x: Tensor, y: Tensor, epochs: int = 12) -> nn.Module:
+def train(ann: nn.Module, x: Tensor, y: Tensor, epochs: int = 60) -> nn.Module:
     """Train in place; return it in evaluation mode."""
     optimizer = torch.optim.Adam(ann.train().parameters(), 2e-3)
     for _ in range(epochs):

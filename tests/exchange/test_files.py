@@ -215,6 +215,11 @@ def test_wrong_requests_are_sentences(tmp_path: Path) -> None:
         cx.save(bias_free(), tmp_path / "a")
     with pytest.raises(FileError, match=r"cannot be written: .*folder"):
         cx.save(small(), tmp_path / "none" / "a")
+    with pytest.raises(TypeError, match=r"path=3: name a file in a folder"):
+        cx.save(small(), 3)  # type: ignore[arg-type]
+    for device in ("gpu0", 1.5):
+        with pytest.raises(ValueError, match=r"device=.*name one that is here, such as 'cpu'"):
+            cx.load(cx.save(small(), tmp_path / "a"), device=device)
     with pytest.raises(FileError, match=r"cannot be read: No such file"):
         cx.load(tmp_path / "none")
     with pytest.raises(FileError, match=r"cannot be read"):
