@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -83,6 +83,9 @@ def decompose(
         ann: the network that ``snn`` was made from.
         sequence: as for :func:`evaluate`.
 
+    Returns:
+        A :class:`Decomposition`: the root mean squares of the four parts and of their sum, for every site.
+
     Raises:
         ValueError: for networks that do not run on a constant current, whose sites a tuner steps, or that are not made
             of ``ann``.
@@ -95,7 +98,7 @@ def decompose(
     options = snn.record.options
     samples = Samples(snn, data, sequence)
     example = example_of(ann, samples, None, Samples.call)
-    prepared = prepared_for(recipe, ann, example, True, options.relay, options.skip, options.leaf)
+    prepared = prepared_for(recipe, ann, example, replace(options, graded=True))
     ours, theirs = set(snn.sites()), {site.key for site in prepared.sites}
     require(
         ours == theirs,

@@ -130,6 +130,9 @@ def evaluate(
         options: those of :func:`simulate`: ``readout``, ``exit``, ``time_chunk``, ``block``, ``dtype``, ``weights``,
             ``compile``, ``generator`` (for all batches in a row; by default that of seed 0, or of the rank).
 
+    Returns:
+        An :class:`Evaluation`: scores [len(at)], firing rates, steps and latency; it prints as a table.
+
     Raises:
         CalibrationError: for data that cannot be used, or targets that fit no metric.
         ValueError: for arguments that do not fit.

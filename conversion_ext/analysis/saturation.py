@@ -58,6 +58,9 @@ def clipped_share(
         ann: not used; all analyses are called alike.
         sequence: as for :func:`evaluate`.
 
+    Returns:
+        {site: shares [N]}, each in [0, 1].
+
     Raises:
         ValueError: where neurons are not IF with soft reset, or a tuner steps them.
     """
@@ -104,6 +107,13 @@ def limits(
         ann: not read; every analysis takes it.
         quantile: share of the samples within the limits, in (0, 1].
         sequence: whether batches hold frames, as for :func:`convert`.
+
+    Returns:
+        The :class:`Limits`, a share for every site.
+
+    Raises:
+        ValueError: where neurons are not IF with soft reset, or a tuner steps them.
+        CalibrationError: for data that cannot be used.
     """
     require(0 < quantile <= 1, f"quantile={quantile!r}: give a number in (0, 1].")
     shares = clipped_share(snn, data, T, sequence=sequence)

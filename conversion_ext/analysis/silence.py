@@ -37,6 +37,9 @@ def estimate_start(
         ann: not used; all analyses are called alike.
         sequence: as for :func:`evaluate`; of a sequence the mean over its frames counts.
 
+    Returns:
+        The number of steps to discard, at least 0.
+
     Raises:
         ValueError: where T leaves nothing to discard.
 

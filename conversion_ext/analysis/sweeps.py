@@ -103,6 +103,9 @@ def sweep(
             s with thresholds / s.
         metric: as for :func:`evaluate`.
 
+    Returns:
+        A :class:`Sweep`: a point for every setting and T; it prints as a table.
+
     Raises:
         ValueError: for settings that are not positive.
 

@@ -56,6 +56,9 @@ def synops(
         sequence: as for :func:`evaluate`.
         generator: makes the noise of a random encoder.
 
+    Returns:
+        An :class:`OperationCount`, per sample; ``.energy()`` prices it.
+
     Raises:
         ValueError: for networks converted with ``fold=False``.
 

@@ -63,6 +63,9 @@ def tune(
         sequence: the layout of sequences of frames, see ``convert``.
         progress: show progress bars.
 
+    Returns:
+        A :class:`TuneResult`: ``.snn`` is the best network, ``.candidates`` all that were tried.
+
     Raises:
         ValueError: for arguments that do not fit, and where no candidate is within the limits.
         CalibrationError: where fewer than 8 samples are given.

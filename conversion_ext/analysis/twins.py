@@ -117,6 +117,9 @@ def forecast(
         sequence: as for :func:`evaluate`.
         progress: show a progress bar.
 
+    Returns:
+        A :class:`Forecast`: a score for each number of steps.
+
     Raises:
         CalibrationError: for data that cannot be used, or targets that fit no metric.
     """

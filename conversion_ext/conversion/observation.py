@@ -14,18 +14,21 @@ from conversion_ext.calibration.calibration import Calibration
 from conversion_ext.calibration.observer import Observer
 from conversion_ext.capture.environment import in_plain_modes
 from conversion_ext.capture.preparation import Prepared, trace
+from conversion_ext.capture.private_copy import unwrapped
 from conversion_ext.conversion.budget import OBSERVING, Progress
 from conversion_ext.conversion.memory_format import channels_last
 from conversion_ext.data.batches import Forward, batches, call_inputs, check_inputs
 from conversion_ext.data.distributed import all_or_none, gathered, merged, processes, rank
 from conversion_ext.data.inputs import device_of, streamed, tensors_of
+from conversion_ext.data.sequences import FramesAsSamples, Layout, sequence_layout
 from conversion_ext.errors import CalibrationError, require
+from conversion_ext.network.record import Options
 from conversion_ext.normalizers import Normalizer
 from conversion_ext.operators.sites import SiteKind
 from conversion_ext.recipes import resolve_recipe
 from conversion_ext.recipes.recipe import Recipe
 
-__all__ = ["calibrate", "example_of", "observe", "prepared_for"]
+__all__ = ["calibrate", "example_of", "observe", "prepared_for", "read"]
 
 
 @in_plain_modes
@@ -40,34 +43,57 @@ def calibrate(
     forward: Forward | None = None,
     skip: Sequence[str] = (),
     leaf: Sequence[Any] = (),
+    sequence: Layout = None,
     progress: bool = True,
 ) -> Calibration:
-    """Return the statistics of ``ann`` on ``data``: the first half of ``convert``, with the same arguments.
+    """Return the statistics of ``ann`` on ``data``: the first half of ``convert``.
 
     ``convert(ann, calibration, recipe=...)`` makes the network from them; before, they may be merged with others and
     saved: a long calibration is resumed by merging what the rest of the data gives.
+
+    Args:
+        ann: the trained network.
+        data: a tensor [N, ...] or a re-iterable of batches.
+        recipe: a name or a :class:`Recipe`; its normalizer tells which statistics are taken.
+        graded: False refuses operations whose output is not spikes.
+        relay: add spiking neurons where a weight layer would receive sums or averages of spikes.
+        example_input: inputs of one call, by default the first batch.
+        forward: ``forward(model, batch)`` calls a network of several inputs.
+        skip: paths of modules that stay analog.
+        leaf: types or paths of modules that are not traced into.
+        sequence: batches hold frames, each of which is a sample; see :func:`convert`.
+        progress: show a bar.
+
+    Returns:
+        The statistics of every site.
+
+    Raises:
+        UnsupportedError: with every obstacle to converting the network.
+        CalibrationError: for data that cannot be used.
     """
     _, recipe = resolve_recipe(recipe)
-    data = batches(data)
-    inputs = example_of(ann, data, example_input, forward)
-    prepared = prepared_for(recipe, ann, inputs, graded, relay, skip, leaf)
+    options = Options(tuple(skip), tuple(leaf), graded, relay, forward, sequence_layout(sequence))
+    prepared, data, forward = read(unwrapped(ann), recipe, batches(data), example_input, options)
     with Progress(progress and rank() == 0, OBSERVING) as bar:
         return observe(prepared, recipe.normalizer, data, forward, bar)
 
 
-def prepared_for(
-    recipe: Recipe,
-    ann: nn.Module,
-    inputs: tuple[Any, ...],
-    graded: bool = True,
-    relay: bool = False,
-    skip: Sequence[str] = (),
-    leaf: Sequence[Any] = (),
-) -> Prepared:
+def read(
+    ann: nn.Module, recipe: Recipe, data: Any, example_input: Any, options: Options
+) -> tuple[Prepared, Any, Forward | None]:
+    """Return the graph of ``ann`` with its sites, the data with every frame a sample, and how to call ``ann`` on it."""
+    forward = options.forward
+    if options.sequence and data is not None and not isinstance(data, Calibration):
+        data, forward = FramesAsSamples(data, options.sequence, forward, ann), FramesAsSamples.call
+    inputs = example_of(ann, data, example_input, forward)
+    return prepared_for(recipe, ann, inputs, options), data, forward
+
+
+def prepared_for(recipe: Recipe, ann: nn.Module, inputs: tuple[Any, ...], options: Options) -> Prepared:
     """Return the graph of ``ann`` with all sites that ``recipe`` gives it, laid out in memory to run it often."""
     prepared = trace(
-        ann, inputs, recipe.demands, output_neurons=recipe.readout.spiking, graded=graded,
-        relay=relay or recipe.relay, skip=skip, leaf=leaf,
+        ann, inputs, recipe.demands, output_neurons=recipe.readout.spiking, graded=options.graded,
+        relay=options.relay or recipe.relay, skip=options.skip, leaf=options.leaf,
     )  # fmt: skip
     channels_last(prepared.model)
     return prepared

@@ -20,12 +20,12 @@ from conversion_ext.conversion.budget import FirstSamples, Plan, Progress, check
 from conversion_ext.conversion.checks import check_network, check_options
 from conversion_ext.conversion.folding import fold as fold_units
 from conversion_ext.conversion.memory_format import channels_last
-from conversion_ext.conversion.observation import example_of, observe, prepared_for
+from conversion_ext.conversion.observation import observe, read
 from conversion_ext.conversion.thresholds import thresholds_of
 from conversion_ext.data.batches import Forward, batches, call_inputs
 from conversion_ext.data.distributed import rank
 from conversion_ext.data.inputs import device_of, tensors_of
-from conversion_ext.data.sequences import FramesAsSamples, Layout, sequence_layout
+from conversion_ext.data.sequences import Layout, sequence_layout
 from conversion_ext.errors import CalibrationError, UnsupportedError, require, warn
 from conversion_ext.network.clocks import set_clocks
 from conversion_ext.network.record import Options, Record, installed_versions
@@ -98,20 +98,12 @@ def convert(
     check_network(ann)
     check_options(T, forward, generator, fold=fold, graded=graded, relay=relay, progress=progress)
     check_budget(budget_s)
-    name, recipe = resolve_recipe(recipe, T)
-    recipe = recipe.timed(T)
+    name, recipe, calibrated = _timed(recipe, T)
     framework = get_backend(backend)
     root = framework.root(SpikingNetwork)
-    normalizer = recipe.normalizer
-    calibrated = [tuner for tuner in recipe.tuners if tuner.needs_calibration]
-    asks = [*([normalizer] if normalizer.needs_T else []), *calibrated]
-    require(T is not None or not asks, f"{asks} need the number of time steps: pass T=.")
-    if T is not None:
-        recipe.block_of(T)
     options = Options(tuple(skip), tuple(leaf), graded, relay, forward, sequence_layout(sequence))
-    data: Any
-    data, forward = _samples(_data(calibration, normalizer, calibrated, example_input), options, ann)
-    prepared = prepared_for(recipe, ann, example_of(ann, data, example_input, forward), graded, relay, skip, leaf)
+    data = _data(calibration, recipe.normalizer, calibrated, example_input)
+    prepared, data, forward = read(ann, recipe, data, example_input, options)
     model, sites, notes = prepared.model, prepared.sites, prepared.notes
     if silence := silence_of(model):
         warn(silence)
@@ -121,7 +113,7 @@ def convert(
     if budget_s is not None and data is not None and not isinstance(data, Calibration):
         data = first_samples(data, model, prepared.inputs, plan.passes, forward, budget_s)
     with Progress(progress and rank() == 0, plan.passes) as bar:
-        seen = observe(prepared, normalizer, data, forward, bar)
+        seen = observe(prepared, recipe.normalizer, data, forward, bar)
         _require_positive(prepared.outputs, seen.stats)
         thresholds = thresholds_of(model, sites, seen.stats, recipe, T)
         # One for all output neurons, or their counts would not compare.
@@ -191,11 +183,16 @@ def _tune(task: Task, tuners: Sequence[Tuner], plan: Plan, bar: Progress) -> tup
     return weights
 
 
-def _samples(data: Any, options: Options, ann: nn.Module) -> tuple[Any, Forward | None]:
-    """Return data and how to call the network on it, every frame of a sequence a sample of its own."""
-    if not options.sequence or data is None or isinstance(data, Calibration):
-        return data, options.forward
-    return FramesAsSamples(data, options.sequence, options.forward, ann), FramesAsSamples.call
+def _timed(recipe: str | Recipe, T: int | None) -> tuple[str, Recipe, list[Tuner]]:
+    """Return the name of a recipe, the recipe for T steps, and its tuners that read data; check that T fits."""
+    name, recipe = resolve_recipe(recipe, T)
+    recipe = recipe.timed(T)
+    calibrated = [tuner for tuner in recipe.tuners if tuner.needs_calibration]
+    asks = [*([recipe.normalizer] if recipe.normalizer.needs_T else []), *calibrated]
+    require(T is not None or not asks, f"{asks} need the number of time steps: pass T=.")
+    if T is not None:
+        recipe.block_of(T)
+    return name, recipe, calibrated
 
 
 def _data(calibration: Any, normalizer: Normalizer, tuners: Sequence[Tuner], example_input: Any) -> Any:

@@ -55,6 +55,9 @@ def check(
         skip: Paths of modules that stay analog.
         leaf: Types or paths of modules that are not traced into.
 
+    Returns:
+        A :class:`Problem` for every obstacle; an empty list where there is none.
+
     Raises:
         UnknownNameError: There is no such target.
     """

@@ -77,6 +77,9 @@ def integers(
             what Loihi 2 computes.
         overflow: "refuse" raises where a potential leaves its width, "saturate" stops and counts it.
 
+    Returns:
+        A network of the same framework; ``.conversion.widths`` holds the numbers of bits.
+
     Raises:
         UnsupportedError: with every module that has no integer form.
         ValueError: for widths out of range.

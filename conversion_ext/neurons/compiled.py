@@ -25,10 +25,21 @@ Kernel = Callable[..., Tensor]
 def advance_compiled(
     spec: Neuron, x_seq: Tensor, state: State, heaviside: Heaviside, in_place: bool = True, count: Tensor | None = None
 ) -> tuple[Tensor, State]:
-    """Do what :func:`advance` does in place, by ``torch.compile``; where that does not work, say so and go without.
+    """Do what :func:`advance` does in place, by ``torch.compile``; where that fails, warn and call ``advance``.
 
     Results are those of ``advance``, bit for bit where a neuron adds, compares and rounds; ``exp`` may differ in its
     last bit. The first call for a neuron, a dtype and a number of steps compiles, which takes seconds.
+
+    Args:
+        spec: the neuron.
+        x_seq: currents [T, N, ...].
+        state: its state, tensors [N, ...].
+        heaviside: the step function.
+        in_place: whether the tensors of ``state`` may be overwritten.
+        count: numbers of spikes [N, ...], to which those of these steps are added.
+
+    Returns:
+        Spikes [T, N, ...], and the state after the last step.
     """
     kept = (*state, torch.zeros_like(state[0]) if count is None else count)
     rows = [_row(part, state[0]) for part in (x_seq, *kept)]

@@ -30,9 +30,17 @@ def advance(
 ) -> tuple[Tensor, State]:
     """Advance ``spec`` over x_seq [T, N, ...]; return spikes in the dtype of x_seq and the new state.
 
-    Changes neither ``x_seq`` nor ``state``; ``in_place`` permits to write to the tensors of ``state``. The spikes,
-    each as many as it says whatever its sign, are added to ``count`` [N, ...]. With ``detach_reset`` no gradient flows
-    through what a spike does to the state.
+    Args:
+        spec: the neuron.
+        x_seq: currents [T, N, ...], which are not changed.
+        state: its state, tensors [N, ...], the membrane potential first; not changed unless ``in_place``.
+        heaviside: the step function, with the gradient that training wants.
+        in_place: whether the tensors of ``state`` may be overwritten.
+        count: numbers of spikes [N, ...], to which those of these steps are added, whatever their sign.
+        detach_reset: let no gradient flow through what a spike does to the state.
+
+    Returns:
+        Spikes [T, N, ...], and the state after the last step.
     """
     differentiable = torch.is_grad_enabled() and (x_seq.requires_grad or state[0].requires_grad)
     if type(spec) is IF and not differentiable:

@@ -56,6 +56,9 @@ def replace_relu(
         leaf: types or paths of modules that are not traced into.
         skip: paths of modules that stay as they are.
 
+    Returns:
+        The copy, in training or evaluation as ``ann`` is.
+
     Raises:
         UnsupportedError: for a network that cannot be traced or has no ReLU.
     """

@@ -70,6 +70,9 @@ def simulate(
             as there are layers to say what it says without; simulate so many more.
         generator: makes the noise of a random encoder, by default that of seed 0.
 
+    Returns:
+        A :class:`Simulation`: ``outputs`` [len(at), N, ...], ``output`` the last of them, rates and spikes of sites.
+
     Raises:
         ValueError: for arguments that do not fit the network or each other.
         CalibrationError: for an input that cannot be used: empty, another device or dtype, NaN.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -55,7 +56,7 @@ class Teacher:
 
     def _with_sites(self, inputs: tuple[Any, ...]) -> nn.Module:
         recipe, options = self.snn.conversion.recipe, self.snn.record.options
-        prepared = prepared_for(recipe, self.ann, inputs, True, options.relay, options.skip, options.leaf)
+        prepared = prepared_for(recipe, self.ann, inputs, replace(options, graded=True))
         shared = self.snn.sites().keys()
         for site in prepared.sites:
             if site.key in shared:

@@ -86,7 +86,7 @@ def test_neurons_of_every_kind_send_what_they_send_in_a_simulation(neuron: Any) 
 def test_blocks_one_after_the_other_are_the_network(name: str) -> None:
     ann, x = case(name, samples=4)
     snn = converted(ann, x, fold=False)
-    prepared = prepared_for(snn.conversion.recipe, ann, (x,), True, False, (), ())
+    prepared = prepared_for(snn.conversion.recipe, ann, (x,), snn.record.options)
     pairs = blocks_of(prepared.model, snn.body)
     assert pairs
     steps = Steps(T, constant=True)
@@ -109,7 +109,7 @@ def test_blocks_one_after_the_other_are_the_network(name: str) -> None:
 def test_a_residual_block_is_one_block() -> None:
     ann, x = case()
     snn = converted(ann, x, fold=False)
-    prepared = prepared_for(snn.conversion.recipe, ann, (x,), True, False, (), ())
+    prepared = prepared_for(snn.conversion.recipe, ann, (x,), snn.record.options)
     pairs = blocks_of(prepared.model, snn.body)
     sums = [sum("add" in str(node.target) for node in body.nodes) for body, _ in pairs]
     assert len(pairs) > 2
