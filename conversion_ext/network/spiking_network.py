@@ -24,6 +24,7 @@ from conversion_ext.network.state import reset
 from conversion_ext.network.table import Conversion
 from conversion_ext.nn.channel_scale import ChannelScale
 from conversion_ext.nn.stateful import Memory, Stateful
+from conversion_ext.readouts.mean_output import MeanOutput
 from conversion_ext.types import Steps
 
 __all__ = ["SpikesAndPotential", "SpikingNetwork", "fold_time", "hosted", "unfold_time"]
@@ -143,7 +144,8 @@ class SpikingNetwork(nn.Module):
     def get_extra_state(self) -> dict[str, Any]:
         """Return the conversion's record as plain data, so that a state dict keeps it."""
         neurons = [f"{site.spec} x {site.copies}" for site in self.sites().values()]
-        return self.record.plain() | {"neurons": neurons}
+        weights = getattr(getattr(self.conversion.recipe, "readout", None), "weights", ())
+        return self.record.plain() | {"neurons": neurons, "output weights": list(weights)}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Check that a loaded state dict belongs to a network converted in the same way."""
@@ -163,6 +165,10 @@ class SpikingNetwork(nn.Module):
                     f"{what}={pair[1]}; convert the model with the same recipe and options, or use "
                     "conversion_ext.save and load."
                 )
+        weights = tuple(state.get("output weights", own["output weights"]))
+        if weights != tuple(own["output weights"]):  # which a tuner found on other data
+            recipe = replace(self.conversion.recipe, readout=MeanOutput(weights=weights))
+            self.record = replace(self.record, recipe_value=recipe)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load the state dict of a network that was converted in the same way; nothing is changed where it was not.
