@@ -76,7 +76,7 @@ class NoMaxPool(Demand):
 
     def problems(self, model: GraphModule) -> list[Problem]:
         """Return the max-pools."""
-        remedy = "Put average pooling in its place with conversion_ext.recipes.average_pooling(ann) and train anew."
+        remedy = "Put average pooling in its place with conversion_ext.recipes.max_to_average(ann) and train anew."
         return [
             _problem(node, "it is a max-pool, and this method has linear subsampling only.", remedy)
             for node, _ in graph.modules_called(model, *layers.MAX_POOLS)

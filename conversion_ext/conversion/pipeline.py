@@ -21,6 +21,7 @@ from conversion_ext.conversion.checks import check_network, check_options
 from conversion_ext.conversion.folding import fold as fold_units
 from conversion_ext.conversion.memory_format import channels_last
 from conversion_ext.conversion.observation import observe, read
+from conversion_ext.conversion.sums import add_up
 from conversion_ext.conversion.thresholds import thresholds_of
 from conversion_ext.data.batches import Forward, batches, call_inputs
 from conversion_ext.data.distributed import rank
@@ -99,6 +100,7 @@ def convert(
     check_options(T, forward, generator, fold=fold, graded=graded, relay=relay, progress=progress)
     check_budget(budget_s)
     name, recipe, calibrated = _timed(recipe, T)
+    require(fold or recipe.pool != "sum", 'Recipe(pool="sum") puts divisors into weights; convert with fold=True.')
     framework = get_backend(backend)
     root = framework.root(SpikingNetwork)
     options = Options(tuple(skip), tuple(leaf), graded, relay, forward, sequence_layout(sequence))
@@ -136,6 +138,8 @@ def convert(
             f"budget_s={budget_s}: {seen.samples} samples were read, the rest of the calibration data was not."
         )
     notes += fold_units(model, prepared.inputs) if fold else []
+    if recipe.pool == "sum":
+        add_up(model)
     for tuner in recipe.tuners:
         if isinstance(tuner, SteppingTuner):
             tuner.install(model)

@@ -75,7 +75,7 @@ def pools(subject: Subject) -> Iterator[Problem]:
     for node, module in subject.nodes():
         if isinstance(module, SpikingMaxPool):
             if "max" not in chip.pools:
-                yield problem(node, "the chip has no max-pool.", "Train with cx.recipes.average_pooling(ann).")
+                yield problem(node, "the chip has no max-pool.", "Train with cx.recipes.max_to_average(ann).")
         elif isinstance(module, ADAPTIVE_AVERAGE_POOLS) or is_mean(node, module):
             if "global" not in chip.pools:
                 yield problem(node, "the chip has no adaptive pool or mean.", "Use nn.AvgPool2d with its window.")
@@ -90,7 +90,7 @@ def _average_pool(node: Node, module: Any, chip: Chip) -> Iterator[Problem]:
         yield problem(node, "the chip has no average pool.", "Use convolutions of stride 2 in the place of pools.")
         return
     if "average" not in chip.pools and not sums:
-        remedy = "Use cx.exchange.sum_pools(snn): sums, the divisor in the next weights."
+        remedy = 'Use Recipe(pool="sum"), or cx.exchange.sum_pools(snn): sums, the divisor in the next weights.'
         yield problem(node, "the chip adds up windows and divides by nothing.", remedy)
     if len(set(kernel)) > 1 or stride != kernel or any(padding):
         remedy = "Use a square window whose stride is its size, without padding."

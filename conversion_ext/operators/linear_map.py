@@ -23,6 +23,8 @@ from conversion_ext.types import Family
 
 __all__ = ["LinearMap"]
 
+COUNTS = (Family.BINARY, Family.MULTI_LEVEL)  # sums of these are spikes of several
+
 
 @dataclass(frozen=True)
 class LinearMap(Operator):
@@ -67,7 +69,10 @@ class LinearMap(Operator):
         return Interval(x.low.squeeze(self.mixed), x.high.squeeze(self.mixed)) if self.removed else x
 
     def family_out(self, context: NodeContext, families: Sequence[Family]) -> Family:
-        return families[0] if self.keeps_values else Family.ANALOG
+        if self.keeps_values:
+            return families[0]
+        adds = getattr(context.module, "divisor_override", None) == 1  # every spike is passed on
+        return Family.MULTI_LEVEL if adds and families[0] in COUNTS else Family.ANALOG
 
 
 def last_dims(node: Node, count: int) -> tuple[int, ...]:
@@ -88,7 +93,9 @@ def input_shape(node: Node) -> Sequence[int]:
 )  # fmt: skip
 def average_pool(node: Node, module: nn.Module | None) -> Operator:
     """Average and adaptive average pooling."""
-    return LinearMap(last_dims(node, spatial_dims(module if module is not None else node.target)))
+    divided = getattr(module, "divisor_override", None) or node.kwargs.get("divisor_override")
+    dims = last_dims(node, spatial_dims(module if module is not None else node.target))
+    return LinearMap(dims, convex=divided is None)
 
 
 @register_operator(nn.LPPool1d, nn.LPPool2d, nn.LPPool3d)

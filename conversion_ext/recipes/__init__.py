@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from conversion_ext.recipes.adaptation import adapt_cao2015, average_pooling, replace_relu
+from conversion_ext.recipes.adaptation import adapt_cao2015, max_to_average, replace_relu
 from conversion_ext.recipes.recipe import Recipe
 from conversion_ext.registry import Registry, import_siblings
 
 __all__ = [
     "adapt_cao2015",
-    "average_pooling",
     "for_steps",
     "get",
     "items",
+    "max_to_average",
     "names",
     "register_recipe",
     "replace_relu",

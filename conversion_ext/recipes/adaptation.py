@@ -20,7 +20,7 @@ from conversion_ext.graph.layers import MAX_POOLS
 from conversion_ext.operators.sites import Site
 from conversion_ext.types import PerLayer
 
-__all__ = ["adapt_cao2015", "average_pooling", "replace_relu"]
+__all__ = ["adapt_cao2015", "max_to_average", "replace_relu"]
 
 # Calls become modules without a change of any layer: BatchNorm stays, since it is trained.
 REWRITES = ("out_of_place", "activations", "functional_layers")
@@ -78,7 +78,7 @@ def replace_relu(
     return model.train(ann.training)
 
 
-def average_pooling(
+def max_to_average(
     ann: nn.Module, *, leaf: Iterable[str | type[nn.Module]] = (), skip: Iterable[str] = ()
 ) -> GraphModule:
     """Return a copy of ``ann`` with average pooling in the place of max-pooling, to be trained anew: a warning says so.
@@ -97,7 +97,7 @@ def adapt_cao2015(
 
     That is what can be rewritten of the networks that Cao et al. (2015) tailor for spikes; a warning names the pools.
     Biases and other activations cannot: ``check(..., recipe="cao2015_adapted")`` names them. Where inputs are never
-    negative, ``average_pooling`` is enough, and the recipe is ``cao2015``.
+    negative, ``max_to_average`` is enough, and the recipe is ``cao2015``.
     """
     model = _modules_only(ann, leaf, skip)
     _average_pools(model)

@@ -1,7 +1,7 @@
 """Bu, Fang, Ding, Dai, Yu, Huang: Optimal ANN-SNN conversion for high-accuracy and ultra-low-latency SNNs (ICLR 2022).
 
 For networks trained with ``cx.nn.QCFS`` (``recipes.replace_relu`` puts it in; average instead of max-pooling with
-``recipes.average_pooling``): thresholds are those learned, potentials start from one half.
+``recipes.max_to_average``): thresholds are those learned, potentials start from one half.
 """
 
 from __future__ import annotations

@@ -20,6 +20,8 @@ from conversion_ext.types import Family, Reset
 
 __all__ = ["Recipe"]
 
+POOLS = ("average", "sum")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -30,7 +32,8 @@ class Recipe:
     as ``convert(relay=True)`` does. ``block``: the steps for which a site waits in a simulation (see
     ``simulate``), None for all T; tuners tune for that. A ``readout`` that is ``spiking`` gets neurons behind the last
     layer; ``copies`` m makes every ReLU site of m neurons for each activation, {site: m} those named: the same current,
-    initial potentials spread by 1/m, so that together they count to m T (see ``SpikingSite``). ``demands`` are what
+    initial potentials spread by 1/m, so that together they count to m T (see ``SpikingSite``). ``pool="sum"`` lets
+    average pools pass every spike on, as chips have them, with their divisor in the next weights. ``demands`` are what
     the method asks of a network, which is refused where it does not meet them. Normalizers and tuners may be given by
     the names they are registered under: ``Recipe(normalizer="maximum", tuners=("bias_correction",))``.
 
@@ -51,6 +54,7 @@ class Recipe:
     block: int | None = 1
     demands: tuple[Demand, ...] = ()
     copies: int | Mapping[str, int] = 1
+    pool: str = "average"
 
     def __post_init__(self) -> None:
         if isinstance(self.normalizer, str):
@@ -65,7 +69,7 @@ class Recipe:
                 f"Recipe({name}={value!r}): give a value of {kind.__name__.lower()}s, not its class or name.",
                 TypeError,
             )
-        for name, allowed in (("max_pool", POOL_METHODS), ("softmax", SOFTMAX_METHODS)):
+        for name, allowed in (("max_pool", POOL_METHODS), ("softmax", SOFTMAX_METHODS), ("pool", POOLS)):
             value = getattr(self, name)
             require(value in allowed, f"Recipe({name}={value!r}): choose one of {', '.join(allowed)}.")
         require(

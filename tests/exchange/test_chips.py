@@ -286,9 +286,8 @@ def test_there_are_ten_breaches_of_every_chip() -> None:
 
 def test_sum_pools_compute_the_same_and_pass_where_averages_do_not() -> None:
     torch.manual_seed(0)
-    snn = cx.convert(
-        cnn(middle=POOL).double().eval(), images().double(), recipe=EVENTS, backend="reference", progress=False
-    )
+    ann = cnn(middle=POOL).double().eval()
+    snn = cx.convert(ann, images().double(), recipe=EVENTS, backend="reference", progress=False)
     summed = sum_pools(snn)
     assert any("divides by nothing" in problem.reason for problem in cx.check(snn, images().double(), target="speck"))
     assert cx.check(summed, images().double(), target="speck") == []
@@ -296,6 +295,32 @@ def test_sum_pools_compute_the_same_and_pass_where_averages_do_not() -> None:
     assert torch.equal(ours.outputs, theirs.outputs)  # a division by 4 rounds nothing
     average = next(m for m in snn.modules() if isinstance(m, nn.AvgPool2d))
     assert average.divisor_override is None  # the original stays
+    by_recipe = cx.convert(ann, images().double(), recipe=events(pool="sum"), backend="reference", progress=False)
+    assert torch.equal(cx.simulate(by_recipe, images().double(), T=32).outputs, theirs.outputs)
+    assert cx.check(by_recipe, images().double(), target="speck") == []
+
+
+def test_sums_pass_spikes_on_and_are_counted_so() -> None:
+    """Every spike in front of the pool reaches the layer behind it, as sinabs counts them; an average is a MAC."""
+    torch.manual_seed(0)
+    recipe = cx.Recipe(readout=SpikeCount())
+    average, summed = (
+        cx.convert(
+            cnn(middle=POOL).eval(), images(), recipe=replace(recipe, pool=pool), backend="reference", progress=False
+        )
+        for pool in ("average", "sum")
+    )
+    counts = [cx.synops(snn, images(), 16) for snn in (average, summed)]
+    layers = [next(layer for layer in count.layers if layer.key == "3") for count in counts]
+    assert [layer.sees.value for layer in layers] == ["analog", "multi-level"]
+    run = cx.simulate(summed, images(), T=16, record=("spikes",))
+    sums = nn.functional.avg_pool2d(run.recorded["spikes"]["1"].flatten(0, 1), 2, divisor_override=1)
+    reach = nn.functional.conv_transpose2d(torch.ones(1, 8, 2, 2), torch.ones(8, 8, 3, 3), None, 2, 1, 1)
+    assert layers[1].synops == pytest.approx(float((sums * reach).sum()) / len(images()))
+    with pytest.raises(ValueError, match=r"puts divisors into weights; convert with fold=True"):
+        cx.convert(cnn(middle=POOL).eval(), images(), recipe=replace(recipe, pool="sum"), fold=False)
+    with pytest.raises(ValueError, match=r"Recipe\(pool='max'\): choose one of average, sum"):
+        cx.Recipe(pool="max")
 
 
 def test_an_ann_is_converted_first() -> None:

@@ -17,7 +17,7 @@ from conversion_ext.demo.demo import train
 from conversion_ext.neurons import RefractoryLIF
 from conversion_ext.nn import QCFS, SoftLIF
 from conversion_ext.normalizers import Trained
-from conversion_ext.recipes import average_pooling, replace_relu
+from conversion_ext.recipes import max_to_average, replace_relu
 from conversion_ext.types import Family
 from tests import zoo
 
@@ -249,14 +249,14 @@ def _routes(seed):
     return found
 
 
-def test_average_pooling_warns_and_pools_the_same_windows():
+def test_max_to_average_warns_and_pools_the_same_windows():
     ann = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.AdaptiveMaxPool2d(1), nn.Flatten())
     with pytest.warns(UserWarning, match=r"train the network anew \(2, 3\)"):
-        ready = average_pooling(ann)
+        ready = max_to_average(ann)
     x = torch.rand(3, 1, 8, 8)
     torch.testing.assert_close(ready(x), nn.functional.avg_pool2d(ann[:2](x), 2).mean((2, 3)))
     with pytest.raises(cx.UnsupportedError, match="dilated"):
-        average_pooling(nn.Sequential(nn.MaxPool2d(2), nn.MaxPool2d(2, dilation=2)))
+        max_to_average(nn.Sequential(nn.MaxPool2d(2), nn.MaxPool2d(2, dilation=2)))
 
 
 @pytest.mark.parametrize(
