@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from conversion_ext import graph
+from conversion_ext.data.inputs import called_with
 from conversion_ext.errors import CalibrationError
 from conversion_ext.graph.values import map_tensors, tensors_in
 from conversion_ext.network.spiking_network import SpikingNetwork
@@ -41,7 +42,7 @@ def answers(ann: nn.Module, batch: Batch) -> Any:
 
 def _run(ann: nn.Module, inputs: tuple[Any, ...]) -> Any:
     try:
-        return ann(*inputs)
+        return called_with(ann, inputs)
     except Exception as error:
         shapes = " and ".join(str(list(value.shape)) for value in tensors_in(inputs))
         why = str(error).strip().partition("\n")[0].rstrip(".")

@@ -13,7 +13,8 @@ from torch.fx import Node
 
 __all__ = ["called", "line_of_error", "user_lines"]
 
-_OURS = tuple(str(Path(__file__).parents[1] / room) for room in ("capture", "graph", "conversion", "calibration"))
+_ROOMS = ("capture", "graph", "conversion", "calibration", "data")
+_OURS = tuple(str(Path(__file__).parents[1] / room) for room in _ROOMS)
 _SKIPPED = (f"{Path(torch.__file__).parent}{os.sep}", "<", *_OURS)
 _START = "capture_and_compare"  # what lies further out called the capture and is no part of the network
 

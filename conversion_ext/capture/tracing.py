@@ -19,7 +19,7 @@ from conversion_ext.capture.recording import Recording
 from conversion_ext.capture.reference import Reference, disagreement, few, random_states_kept, reference_run
 from conversion_ext.capture.source import line_of_error
 from conversion_ext.capture.symbolic import SymbolicTracer, trace_symbols
-from conversion_ext.data.inputs import tensors_of
+from conversion_ext.data.inputs import called_with, tensors_of
 from conversion_ext.errors import Problem, UnsupportedError, require
 from conversion_ext.graph import is_stock, key_of, module_of, note
 from conversion_ext.graph.structure import map_leaves
@@ -122,15 +122,19 @@ class _Call:
     def __call__(self, model: nn.Module, tensors: Sequence[Tensor]) -> Any:
         """Call ``model`` with other tensors in the places of the example's."""
         given = iter(tensors)
-        return model(*map_leaves(lambda leaf: next(given) if tensors_of(leaf) else leaf, self._example))
+        arguments = map_leaves(lambda leaf: next(given) if tensors_of(leaf) else leaf, tuple(self._example))
+        return called_with(model, arguments, self._example)
 
     def names(self, model: nn.Module) -> list[str]:
         """Return what the network calls each tensor: the argument's name, with a number inside of a structure."""
         arguments = [p for p in inspect.signature(model.forward).parameters.values()]
         names: list[str] = []
+        keywords = getattr(self._example, "keywords", ())
         for index, value in enumerate(self._example):
             known = index < len(arguments) and arguments[index].kind is not inspect.Parameter.VAR_POSITIONAL
             name = arguments[index].name if known else f"x{index}"
+            behind = index - len(self._example) + len(keywords)
+            name = keywords[behind] if behind >= 0 else name
             name = f"{name}_input" if name in RESERVED else name
             count = len(tensors_of(value))
             names += [name] if isinstance(value, Tensor) else [f"{name}_{i}" for i in range(count)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from operator import length_hint
 from typing import Any
 
@@ -20,8 +21,8 @@ from conversion_ext.conversion.memory_format import channels_last
 from conversion_ext.data.batches import Forward, batches, call_inputs, check_inputs
 from conversion_ext.data.distributed import all_or_none, gathered, merged, processes, rank
 from conversion_ext.data.inputs import device_of, streamed, tensors_of
-from conversion_ext.data.sequences import FramesAsSamples, Layout, sequence_layout
-from conversion_ext.errors import CalibrationError, require
+from conversion_ext.data.sequences import FramesAsSamples, Layout, layout_of, sequence_layout
+from conversion_ext.errors import CalibrationError, UnsupportedError, require, warn
 from conversion_ext.network.record import Options
 from conversion_ext.normalizers import Normalizer
 from conversion_ext.operators.sites import SiteKind
@@ -73,20 +74,32 @@ def calibrate(
     """
     _, recipe = resolve_recipe(recipe)
     options = Options(tuple(skip), tuple(leaf), graded, relay, forward, sequence_layout(sequence))
-    prepared, data, forward = read(unwrapped(ann), recipe, batches(data), example_input, options)
+    prepared, data, forward, options = read(unwrapped(ann), recipe, batches(data), example_input, options)
     with Progress(progress and rank() == 0, OBSERVING) as bar:
         return observe(prepared, recipe.normalizer, data, forward, bar)
 
 
 def read(
     ann: nn.Module, recipe: Recipe, data: Any, example_input: Any, options: Options
-) -> tuple[Prepared, Any, Forward | None]:
-    """Return the graph of ``ann`` with its sites, the data with every frame a sample, and how to call ``ann`` on it."""
-    forward = options.forward
-    if options.sequence and data is not None and not isinstance(data, Calibration):
-        data, forward = FramesAsSamples(data, options.sequence, forward, ann), FramesAsSamples.call
-    inputs = example_of(ann, data, example_input, forward)
-    return prepared_for(recipe, ann, inputs, options), data, forward
+) -> tuple[Prepared, Any, Forward | None, Options]:
+    """Return the graph of ``ann`` with its sites, the data with every frame a sample, and how to call ``ann`` on it.
+
+    Where nobody named a layout, and ``ann`` takes frames but not the batches, the options returned name it.
+    """
+    samples, forward = data, options.forward
+    batched = data is not None and not isinstance(data, Calibration)
+    if options.sequence and batched:
+        samples, forward = FramesAsSamples(data, options.sequence, forward, ann), FramesAsSamples.call
+    try:
+        inputs = example_of(ann, samples, example_input, forward)
+        return prepared_for(recipe, ann, inputs, options), samples, forward, options
+    except UnsupportedError:
+        unnamed = batched and example_input is None and options.sequence is None
+        layout = layout_of(data, ann, options.forward) if unnamed else None
+        if layout is None:
+            raise
+    warn(f"The network takes single frames, so batches are read as sequences of them: sequence={layout!r}.")
+    return read(ann, recipe, data, example_input, replace(options, sequence=layout))
 
 
 def prepared_for(recipe: Recipe, ann: nn.Module, inputs: tuple[Any, ...], options: Options) -> Prepared:

@@ -81,7 +81,8 @@ def convert(
         skip: paths of modules that stay analog.
         leaf: types or paths of modules that are not traced into.
         sequence: batches hold frames, [T, N, ...] for True or "time_first", [N, T, ...] for "batch_first"; thresholds
-            then come from all frames, and later verbs read their data in the same way.
+            then come from all frames, and later verbs read their data in the same way. By default a network that takes
+            single frames reads batches with one dimension more in this way, and a warning tells so.
         generator: seeds what is random in the network (a spiking softmax), by default with 0.
         budget_s: about how many seconds the conversion may take. Where that is less than it needs for all of
             ``calibration``, it reads the first batches only, at least one; ``.conversion.notes`` then tells so.
@@ -105,7 +106,7 @@ def convert(
     root = framework.root(SpikingNetwork)
     options = Options(tuple(skip), tuple(leaf), graded, relay, forward, sequence_layout(sequence))
     data = _data(calibration, recipe.normalizer, calibrated, example_input)
-    prepared, data, forward = read(ann, recipe, data, example_input, options)
+    prepared, data, forward, options = read(ann, recipe, data, example_input, options)
     model, sites, notes = prepared.model, prepared.sites, prepared.notes
     if silence := silence_of(model):
         warn(silence)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from conversion_ext.data.inputs import streamed, tensors_of, with_arrays_as_tensors
+from conversion_ext.data.inputs import Arguments, streamed, tensors_of, with_arrays_as_tensors
 from conversion_ext.errors import CalibrationError, require
 
 __all__ = ["Forward", "as_inputs", "batches", "call_inputs", "check_inputs", "labelled", "model_input", "target_of"]
@@ -89,23 +89,22 @@ def labelled(data: Any, forward: Forward | None = None) -> Iterator[tuple[tuple[
 
 
 def call_inputs(batch: Any, forward: Forward | None, device: torch.device = CPU) -> tuple[Any, ...]:
-    """Return the positional inputs with which ``forward`` calls the network on ``batch``, streamed to its ``device``.
+    """Return the inputs with which ``forward`` calls the network on ``batch``, streamed to its ``device``.
 
     Arrays become tensors.
     """
     if forward is None:
         return streamed(with_arrays_as_tensors(as_inputs(model_input(batch))), device)
-    seen: list[tuple[Any, ...]] = []
+    seen: list[Arguments] = []
 
     def spy(*args: Any, **kwargs: Any) -> Any:
-        require(not kwargs, f"forward= passes {sorted(kwargs)} by keyword; pass the network's inputs by position.")
-        seen.append(args)
+        seen.append(Arguments((*args, *kwargs.values()), tuple(kwargs)))
         raise _Seen
 
     try:
         forward(spy, batch)
     except _Seen:
-        return streamed(with_arrays_as_tensors(seen[0]), device)
+        return Arguments(streamed(with_arrays_as_tensors(tuple(seen[0])), device), seen[0].keywords)
     raise ValueError("forward=(model, batch) must call model(...) once; it returned without calling it.")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,25 @@ from torch import Tensor, nn
 
 from conversion_ext.graph.structure import leaves_of, map_leaves
 
-__all__ = ["device_of", "streamed", "tensors_of", "with_arrays_as_tensors"]
+__all__ = ["Arguments", "called_with", "device_of", "streamed", "tensors_of", "with_arrays_as_tensors"]
+
+
+class Arguments(tuple[Any, ...]):
+    """The arguments of one call in their order; the last of them are passed by the names in ``keywords``."""
+
+    keywords: tuple[str, ...]
+
+    def __new__(cls, values: Iterable[Any], keywords: tuple[str, ...] = ()) -> Arguments:  # noqa: D102
+        self = super().__new__(cls, values)
+        self.keywords = keywords
+        return self
+
+
+def called_with(model: Callable[..., Any], arguments: tuple[Any, ...], like: tuple[Any, ...] | None = None) -> Any:
+    """Return ``model(*arguments)``, the last by keyword where they, or the call that they are ``like``, have names."""
+    names = getattr(arguments if like is None else like, "keywords", ())
+    split = len(arguments) - len(names)
+    return model(*arguments[:split], **dict(zip(names, arguments[split:], strict=True)))
 
 
 def tensors_of(arguments: Any) -> tuple[Tensor, ...]:

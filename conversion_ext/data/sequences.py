@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from conversion_ext.data.batches import Forward, call_inputs
+from conversion_ext.data.batches import Forward, call_inputs, target_of
 from conversion_ext.data.inputs import device_of
 from conversion_ext.errors import CalibrationError, require
+from conversion_ext.graph.layers import CONVOLUTIONS
 
-__all__ = ["FramesAsSamples", "Layout", "frames_as_samples", "sequence_layout", "time_axis", "time_first"]
+__all__ = ["FramesAsSamples", "Layout", "frames_as_samples", "layout_of", "sequence_layout", "time_axis", "time_first"]
 
 Layout = bool | str | None
 """``True`` or "time_first": [T, N, ...]; "batch_first": [N, T, ...]; ``False``: no sequence; None: see the data."""
@@ -55,6 +56,25 @@ def time_axis(x: Tensor, dims: int | None, samples: int | None, sequence: Layout
         CalibrationError,
     )
     return 1 if first else 0
+
+
+def layout_of(data: Iterable[Any], model: nn.Module, forward: Forward | None) -> Layout:
+    """Return the layout of batches with a dimension more than the model's first convolution takes, else None.
+
+    The targets tell which axis is the batch. Raises CalibrationError where they do not.
+    """
+    first = next(iter(data), None)
+    convolution = next((module for module in model.modules() if isinstance(module, CONVOLUTIONS)), None)
+    if first is None or convolution is None:
+        return None
+    inputs = call_inputs(first, forward)
+    target = target_of(first, inputs)
+    samples = len(target) if isinstance(target, Tensor) and target.dim() else None
+    dims = 2 + len(convolution.kernel_size)
+    if not inputs or not isinstance(inputs[0], Tensor):
+        return None
+    axis = time_axis(inputs[0], dims, samples, None, "The first calibration batch")
+    return (None, "time_first", "batch_first")[0 if axis is None else axis + 1]
 
 
 def time_first(inputs: tuple[Any, ...], axis: int, dtype: torch.dtype | None) -> tuple[Any, ...]:

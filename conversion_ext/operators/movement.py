@@ -116,8 +116,8 @@ def _map(function: Any, value: Any) -> Any:
     torch.flip, "view", "reshape", "flatten", "transpose", "permute", "squeeze", "unsqueeze", "chunk", "split",
     "unbind", "movedim", "swapaxes", "narrow", "expand", "repeat", "roll", "flip", "contiguous", "unflatten", "t",
     torch.swapdims, "swapdims", torch.moveaxis, "moveaxis", "ravel", torch.ravel, torch.tril, torch.triu, "tril",
-    "triu", torch.gather, "gather", torch.rot90, "rot90", "broadcast_to", torch.broadcast_to, "unfold", F.unfold,
-    torch.unflatten, torch.pixel_shuffle, torch.pixel_unshuffle, torch.channel_shuffle, "take_along_dim",
+    "triu", torch.rot90, "rot90", "broadcast_to", torch.broadcast_to, "unfold", F.unfold,
+    torch.unflatten, torch.pixel_shuffle, torch.pixel_unshuffle, torch.channel_shuffle,
     torch.diagonal, "diagonal",
 )  # fmt: skip
 def movement(node: Node, module: nn.Module | None) -> Operator:

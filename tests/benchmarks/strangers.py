@@ -189,8 +189,8 @@ def write(path: Path, rows: list[Row]) -> None:
     """Put the table between the markers of ``path``."""
     converted = sum(not each.why for each in rows)
     head = [
-        f"{converted} of {len(rows)} convert. Random weights, thresholds from the largest activations, float32; command: "
-        "`python -m tests.benchmarks.strangers --write tests/benchmarks/RESULTS.md`.",
+        f"{converted} of {len(rows)} convert. Random weights, thresholds from the largest activations, float32;",
+        "command: `python -m tests.benchmarks.strangers --write tests/benchmarks/RESULTS.md`.",
         "",
         "| network | package | sample | outcome | error at 32 | error at T | CPU s |",
         "| :- | :- | :- | :- | -: | -: | -: |",

@@ -89,8 +89,6 @@ CALLS: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
                     [((), {})]),
     **dict.fromkeys(("swapdims",), [((1, 2), {}), ((0, 1), {})]), "moveaxis": [((1, 3), {})], "ravel": [((), {})],
     **dict.fromkeys(("tril", "triu"), [((), {}), ((1,), {}), ((), {"diagonal": -1})]),
-    "gather": [((1, torch.zeros(4, 2, 4, 4, dtype=torch.long)), {})],
-    "take_along_dim": [((torch.zeros(1, 2, 4, 4, dtype=torch.long), 1), {})],
     "rot90": [((1, (2, 3)), {}), ((), {})], "broadcast_to": [((4, 4, 4, 4), {}), (((2, 4, 4, 4, 4),), {})],
     "unfold": [((2, 2, 1), {}), ((2,), {}), ((2,), {"stride": 2, "padding": 1, "dilation": 2})],
     **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle", "channel_shuffle"), [((2,), {})]),

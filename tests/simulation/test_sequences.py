@@ -132,3 +132,41 @@ def test_the_recipe_for_frames_is_one_for_any_number_of_steps():
     with torch.no_grad():
         mean = ANN(X_SEQ.mean(0))  # neurons add up what the frames bring
     assert (outputs - mean).norm() < 0.02 * mean.norm()
+
+
+def test_frames_that_nobody_named_are_read_as_frames_and_it_is_said() -> None:
+    """Where the targets tell which axis is the batch; where they do not, one sentence asks."""
+    torch.manual_seed(0)
+    ann = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)).eval()
+    frames, target = torch.rand(5, 4, 2, 6, 6), torch.tensor([0, 1, 2, 0])
+    loader = [(frames, target)]
+    named = cx.convert(ann, loader, sequence=True, backend="reference", progress=False)
+    with pytest.warns(UserWarning, match="sequence='time_first'"):
+        told = cx.convert(ann, loader, backend="reference", progress=False)
+    mine, theirs = (list(each.conversion.thresholds.values()) for each in (told, named))
+    assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+    first, second = (cx.evaluate(each, loader, 5, progress=False).accuracy for each in (told, named))
+    assert torch.equal(first, second)
+    with pytest.raises(cx.CalibrationError, match="sequence='time_first' or sequence='batch_first'"):
+        cx.convert(ann, frames, backend="reference", progress=False)
+
+
+class _Keywords(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(4, 5), nn.Linear(3, 5)
+
+    def forward(self, x: torch.Tensor, *, other: torch.Tensor, twice: bool = False) -> torch.Tensor:
+        return torch.relu(self.first(x)) * (2 if twice else 1) + torch.relu(self.second(other))
+
+
+def test_inputs_may_be_passed_by_keyword() -> None:
+    ann, x, other = _Keywords().double().eval(), torch.rand(8, 4).double(), torch.rand(8, 3).double()
+    recipe = cx.Recipe(cx.Maximum(granularity=cx.PerChannel()))
+    snn = cx.convert(ann, [(x, other)], forward=lambda model, batch: model(batch[0], other=batch[1], twice=True),
+                     recipe=recipe, backend="reference", progress=False)  # fmt: skip
+    target = ann(x, other=other, twice=True).detach()
+    assert float((cx.simulate(snn, (x, other), 512).output - target).abs().max()) < 0.01 * float(target.max())
+    found = cx.evaluate(snn, [(x, other, target)], 64, ann=ann, progress=False)
+    assert float(found.ann_score) < 1e-9
