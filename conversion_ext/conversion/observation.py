@@ -87,15 +87,16 @@ def read(
     Where nobody named a layout, and ``ann`` takes frames but not the batches, the options returned name it.
     """
     samples, forward = data, options.forward
+    frames: Any = data
     batched = data is not None and not isinstance(data, Calibration)
     if options.sequence and batched:
-        samples, forward = FramesAsSamples(data, options.sequence, forward, ann), FramesAsSamples.call
+        samples, forward = FramesAsSamples(frames, options.sequence, forward, ann), FramesAsSamples.call
     try:
         inputs = example_of(ann, samples, example_input, forward)
         return prepared_for(recipe, ann, inputs, options), samples, forward, options
     except UnsupportedError:
         unnamed = batched and example_input is None and options.sequence is None
-        layout = layout_of(data, ann, options.forward) if unnamed else None
+        layout = layout_of(frames, ann, options.forward) if unnamed else None
         if layout is None:
             raise
     warn(f"The network takes single frames, so batches are read as sequences of them: sequence={layout!r}.")
