@@ -82,6 +82,7 @@ def networks() -> dict[str, tuple[SpikingNetwork, Tensor]]:
     for site in found["learned"][0].sites().values():
         site.neuron.beta.data.fill_(0.875)  # type: ignore[union-attr]
     found["integers"] = integers(found["default"][0], x), x
+    found["integers_even"] = integers(found["default"][0], x, even_weights=True, overflow="saturate"), x
     return found
 
 
