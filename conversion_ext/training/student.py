@@ -117,21 +117,30 @@ class Student(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the main outputs [T, N, C] and, where ``watch``, {site: spikes per step [N, ...]}."""
         if recompute is None or recompute >= steps.T:
-            return self._run(inputs, steps)
+            outputs, rates = self._run(inputs, steps)
+            return self._weighed(outputs), rates
         clocked = any(site.clock is not None for site in self.snn.sites().values())
         require(
             not clocked, "recompute= cuts a run in parts, and this network looks ahead over all of it; leave it out."
         )
-        outputs, sums = [], dict[str, Tensor]()
+        parts, sums = list[Tensor](), dict[str, Tensor]()
         for first in range(0, steps.T, recompute):
             part = steps._replace(T=min(recompute, steps.T - first))
             given = inputs if steps.constant else tuple(_cut(v, steps.T, first, part.T) for v in inputs)
             output, rates = checkpoint(
                 self._resume, NetworkState(self.snn).snapshot(), given, part, use_reentrant=False
             )
-            outputs.append(output)
+            parts.append(output)
             sums = {key: part.T * rate + sums.get(key, 0.0) for key, rate in rates.items()}
-        return torch.cat(outputs), {key: value / steps.T for key, value in sums.items()}
+        return self._weighed(torch.cat(parts)), {key: value / steps.T for key, value in sums.items()}
+
+    def _weighed(self, outputs: Tensor) -> Tensor:
+        """Return outputs [T, N, ...] whose mean over the steps is what the network's readout says of all of them."""
+        weights = getattr(self.snn.conversion.recipe.readout, "weights", ())
+        if len(weights) != len(outputs):
+            return outputs
+        shares = outputs.new_tensor(weights) * (len(weights) / sum(weights))
+        return outputs * shares.view(-1, *[1] * (outputs.dim() - 1))
 
     def _resume(self, before: Any, inputs: tuple[Any, ...], steps: Steps) -> tuple[Any, dict[str, Tensor]]:
         NetworkState(self.snn).restore(before)  # once more in the backward pass, when the state is another
@@ -140,10 +149,6 @@ class Student(nn.Module):
     def _run(self, inputs: tuple[Any, ...], steps: Steps) -> tuple[Any, dict[str, Tensor]]:
         self.seen = {}
         outputs, _ = main_output(unfold_time(self.snn.run(inputs, steps), steps.T))
-        weights = getattr(self.snn.conversion.recipe.readout, "weights", ())
-        if len(weights) == len(outputs):  # then the mean over the steps is what the network's readout says
-            shares = outputs.new_tensor(weights) * (len(weights) / sum(weights))
-            outputs = outputs * shares.view(-1, *[1] * (outputs.dim() - 1))
         rates = {key: emitted.unflatten(0, (steps.T, -1)).mean(0) for key, emitted in self.seen.items()}
         self.seen = {}
         return outputs, rates

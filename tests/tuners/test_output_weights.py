@@ -118,6 +118,9 @@ def test_fine_tuning_learns_what_the_readout_reads():
     student = Student(snn, ("weights",), None, True, False)
     outputs, _ = student((x[:8],), Steps(T, constant=True))
     torch.testing.assert_close(outputs.mean(0), cx.simulate(snn, x[:8], T).output, rtol=1e-5, atol=1e-5)
+    cx.reset(student.snn)
+    again, _ = student((x[:8],), Steps(T, constant=True), 2)  # in parts, run once more in the backward pass
+    torch.testing.assert_close(again, outputs, rtol=1e-5, atol=1e-5)
 
 
 def test_default_recipes_weigh_steps_where_the_network_is_deep():
