@@ -11,6 +11,8 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from conversion_ext.graph import evaluation
+from conversion_ext.graph.layers import BATCH_NORMS
+from conversion_ext.graph.surgery import is_stock
 from conversion_ext.graph.values import map_tensors, tensors_in
 
 __all__ = ["call", "call_module", "compute", "shell"]
@@ -38,6 +40,9 @@ def call(function: Callable[..., Any], args: Any, kwargs: Any, device: torch.dev
 
 def call_module(module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any, device: torch.device) -> Any:
     """Return what ``forward`` of ``module`` returns, with tensors that hold no values; hooks do not run."""
+    given = args[0] if len(args) == 1 and not kwargs else None
+    if isinstance(given, Tensor) and given.is_meta and _keeps_shape(module, given):
+        return torch.empty_like(given)
     named = [*module.named_parameters(), *module.named_buffers()]
     plain = _Plain(module, forward)
 
@@ -47,6 +52,17 @@ def call_module(module: nn.Module, forward: Callable[..., Any], args: Any, kwarg
         return torch.func.functional_call(plain, state, args, kwargs)
 
     return call(run, args, kwargs, device)
+
+
+def _keeps_shape(module: nn.Module, given: Tensor) -> bool:
+    """Return whether a layer of torch returns what looks like its input, which need not be worked out."""
+    if not is_stock(module) or getattr(module, "inplace", False):
+        return False
+    if isinstance(module, BATCH_NORMS):
+        fits = given.dim() in {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}.get(type(module), ())
+        known = isinstance(module.running_mean, Tensor) and module.running_mean.dtype == given.dtype
+        return fits and known and given.shape[1] == module.num_features
+    return type(module) in (nn.ReLU, nn.Sigmoid, nn.Tanh)
 
 
 def compute(model: GraphModule, node: Node, value: Callable[[Node], Any], device: torch.device) -> Any:

@@ -117,7 +117,6 @@ STRANGERS: dict[str, Stranger] = {
     "hrnet_w18_small": timm("hrnet_w18_small"),
     "poolformer_s12": timm("poolformer_s12"),
     "efficientvit_b0": timm("efficientvit_b0"),
-    "levit_128s": timm("levit_128s"),
     "resnest14d": timm("resnest14d"),
     "EEGNet": eeg("EEGNet"),
     "ShallowFBCSPNet": eeg("ShallowFBCSPNet"),
