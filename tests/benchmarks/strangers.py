@@ -60,8 +60,9 @@ class Row:
         shape = " x ".join(map(str, self.shape))
         if self.why:
             return f"| {self.name} | {self.package} | {shape} | refused: {self.why.replace('|', '/')} | | | |"
+        sites = f"{self.sites} sites" if self.sites else "no site that spikes (a warning says so)"
         return (
-            f"| {self.name} | {self.package} | {shape} | converts, {self.sites} sites | {self.early:.3f} "
+            f"| {self.name} | {self.package} | {shape} | converts, {sites} | {self.early:.3f} "
             f"| {self.late:.4f} (T = {self.T}) | {self.seconds:.0f} |"
         )
 
