@@ -1,4 +1,4 @@
-"""One error tree and one way to say what is wrong: what was given, what is allowed, what to do."""
+"""One error tree and one form of messages: what was given, what is allowed, what to do."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def require(condition: bool, message: str, error: type[Exception] = ValueError) 
 
 
 def optional_import(module: str, package: str, extra: str = "demo") -> Any:
-    """Import a module of an extra of this package, or say what to install."""
+    """Import a module of an extra of this package; raise MissingError with the command that installs it."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

@@ -27,8 +27,8 @@ def class_of(base: type) -> Callable[[Any], bool]:
 class Registry(Generic[T]):
     """Names to values of one kind; a duplicate or an unknown name raises and lists what there is.
 
-    ``accepts`` tells whether a value can be an entry, ``wanted`` what one is. ``show`` tells what users call a key that
-    is no string: operators are registered by what is called.
+    ``accepts`` tells whether a value can be an entry, ``wanted`` describes one. ``show`` returns what users call a key
+    that is not a string: operators are registered by what is called.
 
     >>> shapes = Registry[int]("shape")
     >>> shapes.register("square", 4)

@@ -77,7 +77,7 @@ Granularity = PerLayer | PerChannel
 class Steps(NamedTuple):
     """The time axis of one call of a network body.
 
-    ``T`` steps are folded into the batch, [T*N, ...]; ``constant`` says that inputs do not depend on time
+    ``T`` steps are folded into the batch, [T*N, ...]; ``constant``: inputs do not depend on time
     and arrive once, [N, ...]. If ``block`` = K > 1, T counts blocks of K steps. Tensors then hold averages over a
     block, and each neuron integrates that average for K steps.
     ``live`` matters where sites look ahead: the steps are ticks of one clock, behind which a site lags; else they are

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, distributed
@@ -74,7 +75,19 @@ def results(rank: int, processes: int) -> dict[str, Any]:
 def tuned(rank: int, processes: int) -> dict[str, Any]:
     """Return all weights, biases, gains, potentials and thresholds that tuners find."""
     # Batches fall into parts, and of each layer not all positions are looked at.
-    walk.ROWS, weight_compensation.ROWS, weight_compensation.ROWS_PER_FEATURE = 32, 300, 2
+    with (
+        mock.patch.object(walk, "ROWS", 32),
+        mock.patch.multiple(weight_compensation, ROWS=300, ROWS_PER_FEATURE=2),
+    ):
+        return _tuned(rank, processes)
+
+
+def both(rank: int, processes: int) -> dict[str, Any]:
+    """Return ``results`` and what ``tuned`` returns: one start of processes for the two."""
+    return {"results": results(rank, processes), "tuned": tuned(rank, processes)}
+
+
+def _tuned(rank: int, processes: int) -> dict[str, Any]:
     ann, batches = data("residual")
     mine = [batches[index] for index in PARTS[processes][rank]]
     recipe = cx.Recipe(cx.MeanSquaredError(), cx.IF(v_init=0.25), tuners=TUNERS)
@@ -190,7 +203,7 @@ def death(rank: int, processes: int) -> str:
 
 
 JOBS: dict[str, Callable[[int, int], Any]] = {
-    "results": results, "tuned": tuned, "trained": trained, "narrow": narrow, "troubles": troubles, "death": death,
+    "both": both, "trained": trained, "narrow": narrow, "troubles": troubles, "death": death,
 }  # fmt: skip
 
 

@@ -27,7 +27,7 @@ class Cause:
 
     @property
     def gain(self) -> float:
-        """The effect of its best remedy; infinite where no conversion can mend it."""
+        """The effect of its best remedy; infinite where no conversion can repair it."""
         return max((remedy.gain for remedy in self.remedies if remedy.gain is not None), default=math.inf)
 
 
@@ -36,7 +36,7 @@ def causes_of(case: Case, now: float) -> Iterator[Cause]:
     dead = [key for key, share in case.dead.items() if share == 1]
     if dead:
         sentence = f"No activation of {_listed(dead)} is positive on this data, in the ANN itself."
-        yield Cause("dead layer", sentence, (Remedy("Train the ANN anew; no conversion can mend it."),))
+        yield Cause("dead layer", sentence, (Remedy("Train the ANN anew; no conversion can repair it."),))
     if now > 1 - NOTABLE:
         return
     base, ratios = now, _ratios(case.again, case.snn)

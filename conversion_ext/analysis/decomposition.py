@@ -69,7 +69,7 @@ def decompose(
     With a the ANN's activation and z its input, x the mean of what the site is really given in T steps, and ``rate(.)``
     its output (in ANN units) for T steps of constant current, the error ``output - a`` is the sum of
 
-    - clipping: ``clip(a) - a``, to what the site can say at most;
+    - clipping: ``clip(a) - a``, to the most that the site can emit;
     - quantization: ``rate(z) - clip(a)``, what spikes round (and what a tuner's bias adds);
     - inherited: ``rate(x) - rate(z)``, the errors of the layers before, and weights that a tuner has changed;
     - unevenness: ``output - rate(x)``, because spikes did not come as evenly as a constant current.

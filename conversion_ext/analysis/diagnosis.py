@@ -115,7 +115,7 @@ def diagnose(snn: SpikingNetwork, ann: nn.Module, data: Any, T: int) -> Diagnosi
     """Return why ``snn`` decides unlike ``ann`` at T steps: causes in order, with remedies and their measured effect.
 
     Use it first when an accuracy is low. Every second sample calibrates the repairs, the others judge them. A cause
-    ranks by how much agreement its best remedy brings back; what no conversion can mend comes first. It costs about
+    ranks by how much agreement its best remedy brings back; what no conversion can repair comes first. It costs about
     five conversions and ten simulations of the data: some hundred samples are enough. Of sequences of frames T is the
     length; thresholds are tried on them, and fits to T steps of a constant input are not.
 

@@ -123,7 +123,7 @@ def evaluate(
         at: the steps whose output is measured; by default 1 ... T.
         metric: a name (accuracy, top5, binary_accuracy, miou, rmse, r2, correlation), a value of
             ``cx.analysis.metrics``, or a function ``(output, target) -> number``, larger being better. By default what
-            the targets ask for: the result says what was chosen and why.
+            the targets ask for: the result names the choice and its reason.
         sequence: inputs are frames, ``True`` for [T, N, ...], "batch_first" for [N, T, ...]; by default as in
             ``convert``, or seen from the shape.
         progress: show a progress bar.

@@ -213,7 +213,7 @@ class Correlation(Metric):
 
 @dataclass(frozen=True)
 class Custom(Metric):
-    """A function ``(output, target) -> number or [N]``, the mean over samples; larger is better unless said.
+    """A function ``(output, target) -> number or [N]``, the mean over samples; larger is better by default.
 
     It is given the output in the structure that the network has, and the target as the data gives it.
     """

@@ -87,7 +87,7 @@ class FortyFiveNanometres(EnergyModel):
 NOT_COUNTED = (
     "pooling, sums of tensors, softmax and graded functions",
     "biases and constant currents, which a neuron adds in its update",
-    "making the input's spikes, routing, idle hardware, and memory unless the energy model says so",
+    "making the input's spikes, routing, idle hardware, and memory unless the energy model includes them",
 )
 ESTIMATE = "This is an estimate from counted operations and published constants; nothing was measured on hardware."
 
@@ -117,7 +117,7 @@ class OperationCount(Report):
     """Operations of one sample (mean over those given) in T steps; ``str()`` is a report.
 
     ``layers``: one per weight layer, in graph order; ``neurons``: {site: number of neurons}; ``spikes``: {site: spikes}
-    (signed and multi-level ones by magnitude); ``bits``: of the activations of the twin, an ANN that can say as much as
+    (signed and multi-level ones by magnitude); ``bits``: of the activations of the twin, an ANN with as many levels as
     T steps; ``macs``: of the ANN; ``not_counted``: what the numbers leave out.
     """
 

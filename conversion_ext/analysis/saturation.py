@@ -1,4 +1,4 @@
-"""Inputs beyond what a network was calibrated for: how much of its current each site cannot say, sample by sample."""
+"""Inputs beyond what a network was calibrated for: the part of its current that each site cannot emit, per sample."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def clipped_share(
 ) -> dict[str, Tensor]:
     """Return, for each site, the fraction [N] of the input charge that saturated neurons could not emit in T steps.
 
-    A neuron with soft reset says at most one spike per step; what comes beyond stays in its membrane. With D the
+    A neuron with soft reset emits at most one spike per step; the excess stays in its membrane. With D the
     potential above the threshold after T steps (of a signed site, beyond either) and N the spikes sent, the share is
     ``sum D / (sum D + sum N)`` over the neurons of the site: 0 within the range, ``1 - 1 / z`` for a constant current z
     > 1 and many steps. Every frame of a sequence is a sample.
@@ -70,7 +70,7 @@ def clipped_share(
         require(
             keeps and site.stepping.plain,
             f"{site.key} has {site.spec} stepped by {type(site.stepping).__name__}; only IF neurons with soft reset, "
-            "stepped plainly, keep what they could not say: convert with such a recipe.",
+            "stepped plainly, keep what they could not emit: convert with such a recipe.",
         )
     shares: dict[str, list[Tensor]] = {}
     runner = Runner(snn, require_steps(T), (T,))

@@ -27,7 +27,7 @@ OUTPUT_KEYS = ("logits", "out", "output", "outputs", "prediction", "predictions"
 
 
 def main_output(outputs: Any) -> tuple[Tensor, str]:
-    """Return the tensor of a nested output that is measured, and what to say where there were several."""
+    """Return the tensor of a nested output that is measured, and a note where there were several."""
     if isinstance(outputs, Tensor):
         return outputs, ""
     if isinstance(outputs, Mapping):

@@ -46,7 +46,8 @@ class Candidate:
     """One row of the comparison, all measured on the held-out samples.
 
     ``score``: the metric, with half of its 95 % interval; ``behind``: by how much it is worse than the best candidate,
-    with half of a paired 95 % interval, so that ``behind < behind_interval`` says that the two cannot be told apart.
+    with half of a paired 95 % interval, so that the difference is not significant where
+    ``behind < behind_interval``.
     ``latency_steps`` end to end, ``neurons``, ``spikes`` per input; ``allowed``: whether it is within the limits.
     """
 
@@ -110,7 +111,7 @@ class TuneResult(Report):
         return f"{equal} of {len(rivals) + 1} cannot be told from the best by {self.samples} samples{wide}"
 
     def sheet(self) -> Sheet:
-        """Return a row per candidate, and which of them cannot be told from the best."""
+        """Return a row per candidate, and which of them do not differ significantly from the best."""
         shown = self.metric.shown
         header = ("candidate", "T", self.measure, "±", "behind", "±", "latency", "neurons", "spikes", "seconds")
         rows = [

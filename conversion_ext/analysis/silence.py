@@ -24,7 +24,7 @@ LEAST_STEPS = 4  # what Bu et al. leave to read
 def estimate_start(
     snn: SpikingNetwork, data: Any, T: int, *, ann: nn.Module | None = None, sequence: Layout = None
 ) -> int:
-    """Return how many first steps of T to discard, for ``MeanOutput(start=...)``: the time until the output wakes.
+    """Return how many first steps of T to discard, for ``MeanOutput(start=...)``: the time until the output spikes.
 
     A layer waits for its fastest neuron, ``min_i (1 - v_init_i) / mean(max(z_i, 0))`` steps with z the current in units
     of the threshold and the mean over the samples in the network's twin; layers one behind the other add up, of

@@ -55,7 +55,7 @@ def tune(
         neurons: the most neurons, an integer, or a float: how many times those of a plain conversion.
         spikes: the most spikes per input, on average.
         family: "binary", "weighted", "signed" or "multi-level", or several of them; by default all.
-        budget: seconds. A candidate is begun only if it is expected to end in time, and one always is.
+        budget: seconds. A candidate starts only if it is expected to end in time; one always does.
         metric: a name (accuracy, top5, binary_accuracy, miou, rmse, r2, correlation), or a function
             ``(output, target) -> number``.
         backend: the framework of the network, see ``convert``.

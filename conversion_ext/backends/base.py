@@ -200,7 +200,7 @@ def _fires(z: Tensor) -> Tensor:
 def named_surrogate(
     surrogate: str | Heaviside, makers: Iterable[tuple[str, Callable[..., Heaviside]]], backend: str
 ) -> Heaviside:
-    """Return what the maker of this name makes without being told anything, or the function that was given itself."""
+    """Return what the maker of this name makes with its defaults, or the given function itself."""
     if isinstance(surrogate, str):
         known = {
             name: make

@@ -159,7 +159,7 @@ def choose_kernel(
 
 
 def call(node: Any, x_seq: Tensor, kernel: str) -> Tensor:
-    """Return the spikes of ``node`` for x_seq [T, N, ...], taken up as ``choose_kernel`` says."""
+    """Return the spikes of ``node`` for x_seq [T, N, ...], with the kernel of ``choose_kernel``."""
     if kernel == "step":
         return torch.stack([node(x) for x in x_seq])
     before = {"step_mode": node.step_mode}
@@ -206,7 +206,7 @@ class SpikingJellyBackend(Backend):
         return node
 
     def run(self, neuron: nn.Module, x_seq: Tensor, v_init: Tensor | float) -> Tensor:
-        """Advance ``neuron`` over x_seq [T, N, ...], as ``choose_kernel`` says."""
+        """Advance ``neuron`` over x_seq [T, N, ...] with the kernel of ``choose_kernel``."""
         node = cast(Any, neuron)
         currents = x_seq.to(state_dtype(x_seq.dtype))
         if currents.is_cuda:

@@ -1,4 +1,4 @@
-"""What calibration data tells of a network: statistics of every site, collected, saved, resumed and merged."""
+"""The result of a calibration: statistics of every site, collected, saved, resumed and merged."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ FUSED = "torch.ao.nn.intrinsic"
 
 
 def bake(model: nn.Module) -> None:
-    """Rewrite ``model`` in place; its function stays the same but for what a warning says.
+    """Rewrite ``model`` in place; its function stays the same, except where a warning is given.
 
     Raises UnsupportedError naming every module that has no plain form.
     """

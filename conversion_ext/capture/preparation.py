@@ -28,7 +28,7 @@ NETWORK = "the network"  # where nothing smaller can be named
 
 @dataclass(frozen=True)
 class Prepared:
-    """A network ready for calibration: graph, sites, inputs of one call, keys of output neurons, what is to be said."""
+    """A network ready for calibration: graph, sites, inputs of one call, keys of output neurons, notes."""
 
     model: GraphModule
     sites: list[Site]
@@ -67,7 +67,7 @@ def trace(
 
 
 def silence_of(model: GraphModule) -> str:
-    """Return what to say of a prepared network whose sites all stay analog: "" where there is one that spikes."""
+    """Return a warning for a prepared network without a spiking site, otherwise ""."""
     if find_sites(model):
         return ""
     activations = [node for node in model.graph.nodes if isinstance(operator_of(model, node), Activation)]
@@ -163,7 +163,7 @@ def _misfits(node: Node) -> list[Problem]:
     """Return why an activation cannot be a function from tensors to one tensor, as far as shapes are known."""
     shape = graph.info(node).shape
     reasons = [
-        f"its argument {graph.key_of(number)} is computed from the input's shape, so it is no function of tensors."
+        f"its argument {graph.key_of(number)} is computed from the input's shape, so it is not a function of tensors."
         for number in node.all_input_nodes
         if number.op != "get_attr" and graph.info(number).is_constant
     ]

@@ -95,7 +95,7 @@ def disagreement(
 
 
 def rewriting_problem(network: str, model: GraphModule, reference: Reference) -> Problem | None:
-    """Return what to say where the rewritten graph no longer computes what the user's network does, else None."""
+    """Return a sentence if the rewritten graph no longer computes what the user's network does, else None."""
     with torch.no_grad():
         outputs = model.forward(*(value.clone() for value in reference.inputs))
     if not reference.differs(outputs, rewritten=True):
@@ -110,7 +110,7 @@ def rewriting_problem(network: str, model: GraphModule, reference: Reference) ->
 
 
 def _problem(network: str, node: Node | None, drawn: bool) -> Problem:
-    """Return what to say where the graph and the network differ."""
+    """Return the sentence on where the graph and the network differ."""
     if drawn:
         return Problem(
             network,

@@ -36,7 +36,7 @@ def folded(snn: SpikingNetwork, inputs: Sequence[Any]) -> SpikingNetwork:
 
 
 def fold(body: GraphModule, inputs: Sequence[Any]) -> list[str]:
-    """Rewrite ``body`` in place so that sites are bare neurons of threshold 1; return what had to be said.
+    """Rewrite ``body`` in place so that sites are bare neurons of threshold 1; return notes.
 
     Every tensor gets a unit per channel: a site's input and output have unit lambda, weights absorb
     ``unit_in / unit_out``, all operands of a sum take the sum's unit, and outputs have unit 1. Where the two ends

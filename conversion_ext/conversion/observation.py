@@ -175,7 +175,7 @@ def _run(model: GraphModule, observer: Observer, runs: int, data: Any, forward: 
 
 
 def _misfit(index: int, tensors: tuple[Tensor, ...], error: RuntimeError) -> CalibrationError:
-    """Return what to say of a batch on which the network fails though it ran on the example."""
+    """Return the sentence for a batch on which the network fails though it ran on the example."""
     shapes = " and ".join(str(list(value.shape)) for value in tensors)
     why = str(error).strip().partition("\n")[0].rstrip(".")
     return CalibrationError(

@@ -156,7 +156,7 @@ def convert(
 
 
 def _require_positive(outputs: Sequence[str], stats: Mapping[str, Any]) -> None:
-    """Raise where an output never is positive: output neurons would not spike, and their counts say nothing."""
+    """Raise where an output never is positive: output neurons would not spike, and their counts would all be 0."""
     largest = [stats[key].maximum.max() for key in outputs if hasattr(stats.get(key), "maximum")]
     require(
         not largest or any(bool(value > 0) for value in largest),

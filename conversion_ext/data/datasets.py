@@ -49,7 +49,7 @@ def load(name: str) -> Dataset:
     it; its pixels are normalized by the mean and deviation of ImageNet, as published networks for it were trained.
 
     Raises:
-        MissingError: a package or file is not there; the sentence says how to get it.
+        MissingError: a package or file is not there; the message names the command that installs it.
         UnknownNameError: there is no data set of that name.
     """
     require(

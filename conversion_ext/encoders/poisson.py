@@ -22,7 +22,7 @@ class Poisson(Encoder):
 
     The mean of the steps is x, whatever the gain; its standard deviation after T steps is
     ``sqrt(p (1 - p) / T) / gain`` with ``p = gain |x|``. With ``gain = 1`` spikes are {0, 1}. Where p would exceed 1 it
-    is 1, so x is clipped at 1 / gain, and that is said in a warning. Negative inputs are refused unless ``signed``.
+    is 1, so x is clipped at 1 / gain, with a warning. Negative inputs are refused unless ``signed``.
 
     Raises ValueError when an input is negative and ``signed`` is False.
 

@@ -43,7 +43,7 @@ def check(
     With ``target`` the converted network is compared with what the chip takes, rule by rule: layers, neurons behind
     them, scales that stay, pools, kernels, biases, reset, start, threshold and floor of neurons, bits of potentials on
     these inputs, those of a network in integers, inputs, sizes, and memory and fan-out where they are published. An ANN
-    is converted first, calibrated on ``example_input``. An empty list says that no rule was broken, not that the tools
+    is converted first, calibrated on ``example_input``. An empty list means that no rule was broken, not that the tools
     of the chip were run.
 
     Args:

@@ -23,7 +23,7 @@ LENGTH = struct.Struct("<Q")
 
 
 class Header(NamedTuple):
-    """What is told before the tensors: our JSON, the checksum, and where in the file that stands."""
+    """The header before the tensors: our JSON, the checksum, and their place in the file."""
 
     facts: dict[str, Any]
     checksum: bytes

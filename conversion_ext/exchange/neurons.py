@@ -29,7 +29,7 @@ def write(site: SpikingSite, neuron: nn.Module, tensors: Tensors, path: str) -> 
 
 
 def read(written: dict[str, Any], spec: Neuron, backend: Backend, tensors: Tensors) -> nn.Module:
-    """Return neurons of ``backend`` for ``spec`` with what ``written`` says they learned."""
+    """Return neurons of ``backend`` for ``spec``, with the learned values of ``written``."""
     kept = parts_read(type(spec), written["learned"])
     learned = {name: max(float(kept[name]), LEAST) for name in spec.learned}
     same = written["backend"] == backend.name

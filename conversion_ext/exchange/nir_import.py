@@ -39,15 +39,15 @@ def from_nir(source: Any, *, backend: str | None = None, dt: float = 1e-4, reset
 
     A step is Euler's: IF neurons add ``r dt`` times their current, or the current itself where r is 1 or 1 / dt, as
     tools in discrete time write it; LIF and CubaLIF decay by ``dt / tau``. Where the metadata do not tell otherwise,
-    a spike resets to ``v_reset``, as NIR says, neurons start there, and equality with the threshold is a spike.
+    a spike resets to ``v_reset``, as NIR defines, neurons start there, and equality with the threshold is a spike.
 
     Args:
         source: A ``nir.NIRGraph``, or the path of a file that ``nir.write`` wrote: feed-forward, with Affine, Linear,
             Scale, Conv1d, Conv2d, SumPool2d, AvgPool2d, Flatten, IF, LIF, CubaLIF and graphs of these.
         backend: The framework of the neurons; by default the first installed.
         dt: Seconds of a step.
-        reset: What a spike does where the metadata do not tell. NIR says ``v_reset``; sinabs and snnTorch mostly
-            subtract the threshold, ``Reset.SUBTRACT``, and their files have lost that.
+        reset: What a spike does where the metadata do not define it. NIR defines ``v_reset``; sinabs and snnTorch
+            mostly subtract the threshold, ``Reset.SUBTRACT``, and their files have lost that.
 
     Raises:
         UnsupportedError: With every node that has no form here.

@@ -129,7 +129,7 @@ def _site(canvas: Canvas, node: Node, site: SpikingSite) -> Value | None:
         return None
     if site.clock is not None or (site.copies > 1 and not canvas.reader.metadata):
         what = "looks ahead" if site.clock is not None else "is of copies that start from potentials of their own"
-        canvas.problem(node, f"it {what}, which this graph cannot say.", "Use a recipe without, such as default.")
+        canvas.problem(node, f"it {what}, which this graph cannot represent.", "Use a recipe without, such as default.")
         return None
     source = node.args[0]
     assert isinstance(source, Node)
@@ -222,7 +222,7 @@ def _scale(canvas: Canvas, node: Node, module: ChannelScale) -> Value:
 
 def _sum(canvas: Canvas, node: Node, module: Any) -> Value | None:
     if node.kwargs.get("alpha", 1) != 1 or len(node.args) < 2 or not all(isinstance(a, Node) for a in node.args):
-        canvas.problem(node, "it is no plain sum of two tensors.", "Write a + b.")
+        canvas.problem(node, "it is not a plain sum of two tensors.", "Write a + b.")
         return None
     first, second = (canvas.settled(a) for a in node.args if isinstance(a, Node))
     if set(first.sources) & set(second.sources):  # NIR knows an edge or none, not two

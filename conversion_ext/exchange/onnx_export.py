@@ -30,7 +30,7 @@ def to_onnx(snn: SpikingNetwork, x: Tensor, path: str | Path, *, T: int | None =
 
     Without ``T`` the file holds one step: inputs ``x`` and ``state_0``, ..., outputs ``y`` and ``next_0``, ...; the
     states before the first step are those of ``Step(snn).start(x)``, and ``x`` is a step of the encoder's. With ``T``
-    it is the twin, an ANN whose activations have the ``T + 1`` levels that T steps can say, for chips without time.
+    it is the twin, an ANN whose activations have the ``T + 1`` levels of T steps, for chips without time.
 
     Args:
         snn: What ``convert`` returned, with one input and one output: for a step without pools or functions with state.
@@ -77,7 +77,7 @@ def _export(module: nn.Module, inputs: tuple[Tensor, ...], path: Path, names: li
     except (torch.onnx.OnnxExporterError, RuntimeError) as error:
         cause = str(error.__cause__ or error).strip().partition("\n")[0]
         raise UnsupportedError(
-            f"ONNX has no form of this network: torch.onnx says {cause!r}; export the twin or NIR."
+            f"ONNX has no form of this network: torch.onnx reports {cause!r}; export the twin or NIR."
         ) from error
 
 

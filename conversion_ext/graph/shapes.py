@@ -49,7 +49,7 @@ class Shapes:
         note(node, known=True, shape=self.shapes.get(node), memory=self._storages.memory(value))
 
     def _for_two(self, node: Node, run: Environment, value: Any) -> Any:
-        """Return what a node that depends on sizes alone is for two samples; ``value`` where that cannot be told."""
+        """Return what a node that depends on sizes alone is for two samples; ``value`` where that is not known."""
 
         def source(n: Node) -> Any:
             if n in self.shapes:

@@ -58,7 +58,7 @@ def integers(
       for a layer, no finer than 64 units of the potential: convert with thresholds per layer, or one nearly silent
       channel makes them coarse.
     - Accumulators: 32 bits. The most that a sum can reach is known before any run, and refused if it is more, or more
-      than the dtype of ``snn`` holds exactly (float32: 23 bits and sign; pass ``snn.double()`` where that is said).
+      than the dtype of ``snn`` holds exactly (float32: 23 bits and sign; the error then asks for ``snn.double()``).
     - Potentials: ``state_bits`` bits, threshold ``2^threshold_bits``; currents are rounded to them, halves up. One
       that leaves the width is a StateError with its site; with ``overflow="saturate"`` it stays at the end and is
       counted: see ``overflows``.

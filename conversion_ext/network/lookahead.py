@@ -19,7 +19,7 @@ __all__ = ["Clock", "Delay", "LookAhead"]
 class Clock(Memory):
     """Base of modules that know when the first of the ``T`` steps of their input arrives: ``lag`` ticks late.
 
-    Called as ``module(x, Steps(T))`` with x [T*N, ...]. Whole runs pass as they are; a subclass says what becomes of
+    Called as ``module(x, Steps(T))`` with x [T*N, ...]. Whole runs pass as they are; a subclass defines what becomes of
     ticks, one at a time, and outside of the T steps nothing comes out.
     """
 
@@ -58,7 +58,7 @@ class Clock(Memory):
 
 
 class LookAhead(Clock):
-    """Re-time currents: step k gets what the inputs up to step ``j = min(T, k + d)`` tell of the whole run.
+    """Re-time currents: step k gets the estimate of the whole run from the inputs up to step ``j = min(T, k + d)``.
 
     With S_j the sum of the inputs so far and W_j what the first j of T steps are worth (``weights`` of the spikes that
     come in, None for a rate: ``W_j = j``), the total is expected to be ``Z_k = S_j W_T / W_j``. The outputs are the

@@ -43,7 +43,7 @@ class Options:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def plain(self) -> dict[str, Any]:
-        """Return what strings and truth values can say; a ``forward`` function is left out."""
+        """Return them as strings and truth values; a ``forward`` function is left out."""
         leaf = [kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}" for kind in self.leaf]
         return {
             "skip": list(self.skip), "leaf": leaf, "graded": self.graded, "relay": self.relay,

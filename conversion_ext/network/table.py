@@ -98,7 +98,7 @@ class Conversion(Report):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the conversion had to say: dead channels, cloned weights."""
+        """Notes of the conversion: dead channels, cloned weights."""
         return self._record.notes
 
     @property

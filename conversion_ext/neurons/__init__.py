@@ -9,6 +9,7 @@ from conversion_ext.neurons.integrate_and_fire import IF, BurstIF, SignedEncoder
 from conversion_ext.neurons.leaky import LIF, PLIF, RefractoryLIF
 from conversion_ext.neurons.updates import advance
 from conversion_ext.neurons.weighted import WeightedIF
+from conversion_ext.registry import import_siblings
 
 __all__ = [
     "IF",
@@ -26,3 +27,5 @@ __all__ = [
     "advance",
     "advance_compiled",
 ]
+
+import_siblings(__name__, list(__path__))

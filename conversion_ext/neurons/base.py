@@ -48,7 +48,7 @@ class Neuron:
 
     @property
     def levels(self) -> float:
-        """The most that a step says on average, in spikes: T steps tell ``T * levels + 1`` activations apart."""
+        """The most that a step emits on average, in spikes: T steps have ``T * levels + 1`` levels."""
         return 1
 
     @property
@@ -76,7 +76,7 @@ class Neuron:
 
     @property
     def lowest(self) -> int:
-        """The least that it says on average, in spikes per step."""
+        """The least that it emits on average, in spikes per step."""
         return 0
 
     @property

@@ -66,7 +66,7 @@ class Filtered(Neuron):
 
     @property
     def lowest(self) -> int:
-        """The least that the neuron says on average, in spikes per step."""
+        """The least that the neuron emits on average, in spikes per step."""
         return self.of.lowest
 
     def hosting(self, neuron: Neuron) -> Neuron:

@@ -147,7 +147,7 @@ class BurstIF(Neuron):
     A constant input z with ``0 <= v_init < 1`` gives ``clamp(floor(T z + v_init), 0, T max_spikes)`` spikes in T
     steps. ``signed`` takes spikes back, as many as are too many but never more than were sent (N):
     ``s = clamp(floor(m), -min(N, max_spikes), max_spikes)``; with one spike per step the two are IF and SignedIF.
-    The threshold is that of one spike, ``max_spikes`` times smaller than what a step can say; a spike is one synaptic
+    The threshold is that of one spike, ``max_spikes`` times smaller than what a step can emit; a spike is one synaptic
     event, so a burst of k costs k. Gradient: the framework's surrogate at the threshold nearest to m.
 
     >>> BurstIF(3)
@@ -233,7 +233,7 @@ class SignedEncoder(Neuron):
 
     @property
     def lowest(self) -> int:
-        """The least that it says on average, in spikes per step."""
+        """The least that it emits on average, in spikes per step."""
         return -1
 
     def step(self, x: Tensor, state: State, heaviside: Heaviside) -> tuple[Tensor, State]:

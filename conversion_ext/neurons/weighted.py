@@ -77,7 +77,7 @@ class WeightedIF(Neuron):
 
     @property
     def levels(self) -> float:
-        """The most that a step says on average, in units."""
+        """The most that a step emits on average, in units."""
         weights = self.known
         return sum(weights) / len(weights)
 

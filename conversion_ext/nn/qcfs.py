@@ -21,7 +21,7 @@ class QCFS(Trained):
     Trained in the place of a ReLU, with a learned ``threshold`` (one for the layer), it becomes an IF neuron of that
     threshold with ``v_init = 1/2``, whose rate after T = L steps of constant current is h(x) exactly.
 
-    floor has the gradient of the identity; ``order`` says what else has one, with the same values either way:
+    floor has the gradient of the identity; ``order`` defines what else has one, with the same values either way:
 
     - ``"clamp-floor"`` clips x to [0, threshold] first: dh/dx = 1 there and 0 outside;
     - ``"floor-clamp"`` clips the quantized value: dh/dx = 1 where that lies in [0, threshold], which is half a level

@@ -90,7 +90,7 @@ class Stateful(Memory):
     ``steps.constant``, and hold for all T steps. Several inputs are given as ``module(x1, x2, ..., steps)``.
 
     A subclass implements ``multi_step`` and names its state attributes; see ``Memory``. State is float32 or wider.
-    ``idles`` says that inputs of 0 change nothing and give 0. Where ``means`` is False, the module needs every step and
+    ``idles``: whether inputs of 0 change nothing and give 0. Where ``means`` is False, the module needs every step and
     refuses ``Steps`` that stand for blocks.
 
     Raises:

@@ -10,7 +10,7 @@ __all__ = ["Trained"]
 
 
 class Trained(nn.Module):
-    """An activation that says itself what becomes of it: its threshold, and its neuron where that is not the recipe's.
+    """An activation that defines its own site: its threshold, and its neuron where that is not the recipe's.
 
     A subclass in a network is a site of the conversion, whatever the recipe's normalizer; no operator need be
     registered for it.

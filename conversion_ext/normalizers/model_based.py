@@ -118,7 +118,7 @@ def sources(nodes: Iterable[Node]) -> set[Node]:
 
 
 def unsupported(node: Node, reason: str) -> UnsupportedError:
-    """Return the error that says where and why no bound is known, and what to do."""
+    """Return the error with the place where no bound is known, the reason, and the remedy."""
     problem = Problem(graph.key_of(node), reason, REMEDY, graph.describe(node))
     return UnsupportedError(f"ModelBased cannot normalize: {problem}", (problem,))
 

@@ -101,7 +101,7 @@ class Operator:
 
 @dataclass(frozen=True)
 class Activation(Operator):
-    """A place where a site is made: ``kind`` says how it spikes, ``cap`` where a clipped ReLU ends.
+    """A place where a site is made: ``kind``: how it spikes; ``cap``: where a clipped ReLU ends.
 
     An activation that was trained for spikes gives its ``threshold`` and perhaps its ``neuron``; None: the recipe's.
     ``positive``: no output is negative; ``keeps_sign``: none is if no input is. ``bilinear``: it is linear in each of

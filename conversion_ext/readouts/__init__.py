@@ -9,6 +9,7 @@ from conversion_ext.readouts.mean_output import MeanOutput
 from conversion_ext.readouts.membrane_potential import MembranePotential
 from conversion_ext.readouts.population import Population
 from conversion_ext.readouts.spike_count import SpikeCount
+from conversion_ext.registry import import_siblings
 
 __all__ = [
     "Confidence",
@@ -20,3 +21,5 @@ __all__ = [
     "Readout",
     "SpikeCount",
 ]
+
+import_siblings(__name__, list(__path__))

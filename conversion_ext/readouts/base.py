@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from conversion_ext.errors import require
 from conversion_ext.exact import state_dtype
 
-__all__ = ["Memory", "Readout", "require_start"]
+__all__ = ["Memory", "Readout", "Windowed"]
 Memory = tuple[Tensor, ...]
 """What a readout remembers, each [N, ...] in float32 or wider."""
 
@@ -47,9 +46,20 @@ class Readout:
         raise TypeError(f"{type(self).__name__} must define decode().")
 
 
-def require_start(name: str, start: Any) -> None:
-    """Raise unless ``start`` counts the first steps that the readout ``name`` discards."""
-    require(
-        isinstance(start, int) and not isinstance(start, bool) and start >= 0,
-        f"{name}(start={start!r}): start is the number of first steps to discard, an integer >= 0.",
-    )
+@dataclass(frozen=True)
+class Windowed(Readout):
+    """A readout of the steps after the first ``start``, which it discards."""
+
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        require(
+            isinstance(self.start, int) and not isinstance(self.start, bool) and self.start >= 0,
+            f"{type(self).__name__}(start={self.start!r}): start is the number of first steps to discard, an "
+            "integer >= 0.",
+        )
+
+    @property
+    def first_step(self) -> int:
+        """The step after those discarded."""
+        return self.start + 1

@@ -45,11 +45,11 @@ class Confidence:
         )
 
     def done(self, output: Tensor, t: int) -> Tensor:
-        """Return which samples [N] to let go after step ``t``, for their decoded ``output`` [N, classes]."""
+        """Return which samples [N] exit after step ``t``, for their decoded ``output`` [N, classes]."""
         return _lead(output, t) > self.threshold
 
     def steps(self, outputs: Tensor) -> Tensor:
-        """Return the steps [N] after which samples with ``outputs`` [T, N, classes] of steps 1 ... T are let go."""
+        """Return the steps [N] after which samples with ``outputs`` [T, N, classes] of steps 1 ... T exit."""
         steps = torch.full(outputs.shape[1:2], len(outputs), device=outputs.device)
         for t in reversed(range(self.every, len(outputs), self.every)):
             steps[self.done(outputs[t - 1], t)] = t
@@ -79,7 +79,7 @@ class Confidence:
         N, share = len(target), loss * (len(target) + 1) + 1e-9
         require(
             share >= 1,
-            f"Confidence.calibrate(loss={loss!r}) with {N} samples: they can vouch for a loss of {1 / (N + 1):.2g} at "
+            f"Confidence.calibrate(loss={loss!r}) with {N} samples: they can bound a loss of {1 / (N + 1):.2g} at "
             "best; give more of them, at least 1 / loss - 1, or a larger loss.",
             CalibrationError,
         )

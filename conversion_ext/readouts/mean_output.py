@@ -9,13 +9,13 @@ from torch import Tensor
 
 from conversion_ext.errors import require
 from conversion_ext.exact import accumulate
-from conversion_ext.readouts.base import Memory, Readout, require_start
+from conversion_ext.readouts.base import Memory, Windowed
 
 __all__ = ["MeanOutput"]
 
 
 @dataclass(frozen=True)
-class MeanOutput(Readout):
+class MeanOutput(Windowed):
     """Average the readout current over steps start+1 ... t: ``y(t) = sum / (t - start)``.
 
     Without a neuron behind the last layer this is the ANN's output with activations replaced by rates, in ANN
@@ -26,11 +26,10 @@ class MeanOutput(Readout):
     of all later steps: first steps of a deep network know little of its input. The tuner ``OutputWeights`` finds them.
     """
 
-    start: int = 0
     weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        require_start(type(self).__name__, self.start)
+        super().__post_init__()
         object.__setattr__(self, "weights", tuple(self.weights))
         numbers = all(isinstance(w, float | int) and math.isfinite(w) and w >= 0 for w in self.weights)
         require(
@@ -41,11 +40,6 @@ class MeanOutput(Readout):
     def weight(self, t: int) -> float:
         """Return the weight of step t."""
         return self.weights[min(t, len(self.weights)) - 1] if self.weights else 1.0
-
-    @property
-    def first_step(self) -> int:
-        """The step after those discarded."""
-        return self.start + 1
 
     def step(self, memory: Memory, x: Tensor, t: int) -> Memory:
         """Add the step where it counts."""

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from conversion_ext.exact import accumulate
-from conversion_ext.readouts.base import Memory, Readout, require_start
+from conversion_ext.readouts.base import Memory, Windowed
 
 __all__ = ["SpikeCount"]
 
 
 @dataclass(frozen=True)
-class SpikeCount(Readout):
+class SpikeCount(Windowed):
     """Count the spikes of the output neurons after step ``start``; the class is that of the most spikes.
 
     ``convert`` puts neurons of the recipe's kind behind the last layer, with one threshold for all classes, so counts
@@ -21,16 +21,6 @@ class SpikeCount(Readout):
 
     Reference: Cao, Chen, Khosla, IJCV 2015; Diehl et al., IJCNN 2015.
     """
-
-    start: int = 0
-
-    def __post_init__(self) -> None:
-        require_start(type(self).__name__, self.start)
-
-    @property
-    def first_step(self) -> int:
-        """The step after those discarded."""
-        return self.start + 1
 
     @property
     def spiking(self) -> bool:

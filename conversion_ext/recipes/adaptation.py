@@ -81,7 +81,7 @@ def replace_relu(
 def max_to_average(
     ann: nn.Module, *, leaf: Iterable[str | type[nn.Module]] = (), skip: Iterable[str] = ()
 ) -> GraphModule:
-    """Return a copy of ``ann`` with average pooling in the place of max-pooling, to be trained anew: a warning says so.
+    """Return a copy of ``ann`` with average pooling in the place of max-pooling, to be trained anew, with a warning.
 
     Average pooling is linear, so spikes need no special unit (Cao et al., 2015; also what Bu et al., 2022, train).
     """

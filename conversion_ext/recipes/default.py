@@ -9,7 +9,7 @@ Without: the 99.9th percentile per channel, which suits any number of steps and 
 ``default`` decides after T steps. ``default-lookahead`` (binary spikes at even pace) and ``default-weighted`` (binary
 spikes whose weight falls with time; needs T) let every site lag one step behind its input, so that they decide after
 ``T + depth`` steps: a few steps later, but with less error at small T. ``default-tuned`` goes on block by block, with
-weights that descend on what whole spike trains say.
+weights trained on the output of whole spike trains.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ POOLS = ("average", "sum")
 class Recipe:
     """Every choice of a conversion; ``dataclasses.replace`` varies one of them.
 
-    ``family`` says what the neurons of ReLU sites emit, so that binary and signed methods are never mixed up;
+    ``family``: what the neurons of ReLU sites emit, so that binary and signed methods are never mixed up;
     ``signed_encoder`` makes spikes of values of either sign (LeakyReLU, PReLU, relays). ``relay`` asks for relays
     as ``convert(relay=True)`` does. ``block``: the steps for which a site waits in a simulation (see
     ``simulate``), None for all T; tuners tune for that. A ``readout`` that is ``spiking`` gets neurons behind the last

@@ -1,4 +1,4 @@
-"""What a run may be told, the same for every verb that runs a network."""
+"""Options of a run, the same for every verb that runs a network."""
 
 from __future__ import annotations
 

@@ -269,11 +269,11 @@ def _steps(at: Any) -> tuple[int, ...] | None:
 
 
 def times(at: Iterable[int] | None, T: int, block: int = 1) -> tuple[int, ...]:
-    """Return the steps at which outputs are wanted, in order; by default all, or all ends of blocks."""
+    """Return the steps at which outputs are decoded, in order; by default all, or all ends of blocks."""
     steps = tuple(range(block, T + 1, block)) if at is None else tuple(sorted(set(at)))
     require(
         bool(steps) and steps[0] >= 1 and steps[-1] <= T and all(t % block == 0 for t in steps),
-        f"at={list(steps)}: name steps from 1 to T={T} at which the output is wanted"
+        f"at={list(steps)}: name steps from 1 to T={T} at which the output is decoded"
         + (f", multiples of block={block}." if block > 1 else "."),
     )
     return steps

@@ -67,7 +67,7 @@ class Samples:
 
 
 def require_network(snn: Any) -> SpikingNetwork:
-    """Return ``snn``; raise TypeError where it is no converted network."""
+    """Return ``snn``; raise TypeError if it is not a converted network."""
     require(
         isinstance(snn, SpikingNetwork),
         f"snn is a {type(snn).__name__}; pass what conversion_ext.convert returned.",
@@ -109,7 +109,7 @@ def batches_of(
 ) -> Iterator[Batch]:
     """Yield the batches of ``data``, checked: a tensor, a pair (inputs, targets), or an iterable of batches.
 
-    The ``forward`` and ``sequence`` of the conversion say how a batch is read; ``sequence`` overrides the latter.
+    The ``forward`` and ``sequence`` of the conversion define how a batch is read; ``sequence`` overrides the latter.
     With ``targets`` a pair of tensors is one labelled batch, whatever its targets look like.
     """
     require_network(snn)

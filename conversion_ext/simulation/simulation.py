@@ -46,7 +46,7 @@ def simulate(
         x: input [N, ...] (a tuple for several inputs), which the recipe's encoder turns into steps.
         T: number of time steps.
         x_seq: a sequence [T, N, ...] in place of ``x``, taken as it is.
-        readout: how outputs over time become one, by default as the recipe says.
+        readout: how outputs over time become one, by default that of the recipe.
         at: steps after which the output is decoded. Where sites look ahead, T steps are one call, and outputs exist
             ``latency_steps - T`` steps after their step.
         record: quantities kept per site and step: "spikes", "potential" (after the reset, in units of the threshold).

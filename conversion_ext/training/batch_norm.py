@@ -62,7 +62,7 @@ class Normalized(nn.Module):
 def normalizable(body: GraphModule) -> Iterator[str]:
     """Yield the paths of the layers that learn and may be normalized: convolutions and linear ones, not the last.
 
-    Left alone is what is called twice, shares its weights, has no bias, or says what the network says.
+    Left alone is what is called twice, shares its weights, has no bias, or is an output of the network.
     """
     calls = [str(node.target) for node in body.graph.nodes if node.op == "call_module"]
     owners: dict[int, int] = {}

@@ -81,7 +81,7 @@ class Task:
 
     @classmethod
     def of(cls, snn: SpikingNetwork, example: Batch, T: int, metric: Any) -> Task:
-        """Return the task of a network, told from one batch; raise where its targets fit no metric."""
+        """Return the task of a network, inferred from one batch; raise where its targets fit no metric."""
         sigmoid = ends_in_sigmoid(snn)
         output = Runner(snn, T, (T,))(example.inputs, example.sequence).output
         measured = Score(metric, sigmoid).settle(output, example.target)

@@ -76,7 +76,7 @@ class Terms:
         self.teacher = teacher
 
     def of(self, batch: Batch) -> Objective:
-        """Return the objective for a batch; without a target it is what the teacher says."""
+        """Return the objective for a batch; without a target it is the output of the teacher."""
         target = batch.labelled("fine-tuning") if self.teacher is None else batch.target
         said = None if self.teacher is None else self.teacher.of(batch)
 

@@ -42,7 +42,7 @@ class Loss:
 
     Outputs are the readout currents of the steps in ANN units or, where the loss is ``spiking``, the spikes {0, 1} of
     the output neurons that a recipe with a spiking readout has. They are taken in float32 or wider. A subclass
-    defines ``of``; ``population`` says how :class:`Population` joins the outputs of a class for it.
+    defines ``of``; ``population``: how :class:`Population` joins the outputs of a class for it.
 
     Raises ValueError for outputs or targets of another shape.
     """
@@ -143,7 +143,7 @@ class CountCrossEntropy(Loss):
 
 @dataclass(frozen=True)
 class MeanSquareCount(Loss):
-    """Squared error of spike counts: ``1/T mean_n,c (sum_t s_t - T r)^2``, r the rate wanted of the class or others.
+    """Squared error of spike counts: ``1/T mean_n,c (sum_t s_t - T r)^2``, r the target rate of the class or others.
 
     Equal to snnTorch's ``mse_count_loss`` where T r is whole: that truncates it, 0.29 of 100 steps to 28. For
     populations r stays the rate of an output, and the loss that of the mean output of a class, snnTorch's by k^2.
@@ -187,7 +187,7 @@ class MembraneCrossEntropy(Loss):
 
 @dataclass(frozen=True)
 class MeanSquareMembrane(Loss):
-    """Squared error of the potential at every step: ``mean_t,n,c (v_t - w)^2``, w wanted of the class or others.
+    """Squared error of the potential at every step: ``mean_t,n,c (v_t - w)^2``, w the target of the class or others.
 
     v as in :class:`MembraneCrossEntropy`; of these potentials the loss is snnTorch's ``mse_membrane_loss``, which
     makes 0 of a negative ``off_target``.
@@ -210,7 +210,7 @@ class MeanSquareMembrane(Loss):
 
 @dataclass(frozen=True)
 class SpikeTime(Loss):
-    """Squared error of first spike times: ``mean_n,c ((t - w) / T)^2``, w the step wanted of the class or others.
+    """Squared error of first spike times: ``mean_n,c ((t - w) / T)^2``, w the target step of the class or others.
 
     Steps count from 0, negative ones from the end. An output that never spikes is taken to spike at the last step, so
     it can learn to; ``dt/ds = -1`` at the step of the spike and 0 elsewhere. Errors below ``tolerance`` steps count
@@ -326,7 +326,7 @@ def _mean(steps: list[Tensor]) -> Tensor:
 
 
 def _wanted(outputs: Tensor, target: Tensor, correct: float, incorrect: float) -> Tensor:
-    """Return what is wanted of each output, [N, C]: ``correct`` of that of the class, ``incorrect`` of others."""
+    """Return the target of each output, [N, C]: ``correct`` of that of the class, ``incorrect`` of others."""
     own = F.one_hot(target, outputs.shape[2]).bool()
     return torch.where(own, outputs.new_tensor(correct), outputs.new_tensor(incorrect))  # numbers alone are float32
 

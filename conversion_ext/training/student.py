@@ -66,7 +66,7 @@ class Student(nn.Module):
         self.floors = {site.key: SMALLEST * site.threshold.detach().clone() for site in sites.values()}
 
     def normalize(self, inputs: tuple[Any, ...], steps: Steps) -> None:
-        """Put BatchNorm behind the layers that learn; a batch of inputs says from where it starts."""
+        """Put BatchNorm behind the layers that learn; its start is estimated from a batch of inputs."""
         handles = []
         for path in list(normalizable(self.snn.body)):
             owner, _, name = path.rpartition(".")
@@ -99,7 +99,7 @@ class Student(nn.Module):
         return weights | normalized
 
     def agree(self) -> None:
-        """Take the means over all processes of what their own batches told BatchNorm."""
+        """Average the statistics of BatchNorm over all processes, each of which saw batches of its own."""
         for module in self.snn.modules():
             if isinstance(module, Normalized):
                 for statistic in module.buffers(recurse=False):

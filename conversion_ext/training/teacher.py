@@ -1,4 +1,4 @@
-"""What the ANN says to the network that is trained: its output, and the rates that its activations ask for."""
+"""The ANN as teacher of the network that is trained: its output, and the rates that correspond to its activations."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Teacher:
 
     @torch.no_grad()
     def of(self, batch: Batch) -> TeacherOutput:
-        """Return what the teacher says to a batch; to a sequence of frames, the means over them."""
+        """Return output and rates of the teacher for a batch; for a sequence of frames, the means over them."""
         inputs = batch.samples()
         if not self.traced:  # it takes an input to trace a network
             self.ann, self.traced = self._with_sites(inputs), True

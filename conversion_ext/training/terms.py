@@ -1,4 +1,4 @@
-"""Terms added to a loss, as values: what a teacher says, and how active neurons may be."""
+"""Terms added to a loss, as values: distance to a teacher, and how active neurons may be."""
 
 from __future__ import annotations
 

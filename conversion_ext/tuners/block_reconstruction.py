@@ -1,4 +1,4 @@
-"""Blocks of a network reconstructed one after the other: weights descend on what whole spike trains say."""
+"""Blocks of a network reconstructed one after the other: weights are trained on the output of whole spike trains."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SMALL = 0.1  # how fast potentials and biases move beside weights, in units of t
 
 @dataclass(frozen=True, kw_only=True)
 class BlockReconstruction(Tuner):
-    """Descend, block by block, on ``E |1/T sum_t o_t - a|^2``: what a block says in T steps against the ANN's value.
+    """Descend, block by block, on ``E |1/T sum_t o_t - a|^2``: a block in T steps against the ANN.
 
     A block lies between two places where one value alone passes, such as a residual block or a linear bottleneck. Its
     input are the spike trains that the reconstructed blocks before it send, its gradient goes through all steps (arctan

@@ -1,4 +1,4 @@
-"""Sums over the data of all processes: the same bits whoever adds what, and in which order."""
+"""Sums over the data of all processes: the same bits for every order and every partition."""
 
 from __future__ import annotations
 

@@ -20,8 +20,8 @@ RIDGE = 1e-3  # of the mean squared error of a step: without data to tell them a
 class OutputWeights(Tuner):
     """Weigh the steps of the output: ``min sum_n |sum_k w_k o_k - z|^2`` with ``w >= 0, sum_k w_k = 1``.
 
-    o_k is the output of step k for constant input, z what the ANN says. In a deep network the first steps hear of the
-    input what has come through until then, and the last ones most. Use it at the end of a recipe that reads
+    o_k is the output of step k for constant input, z the output of the ANN. In a deep network the
+    first steps see little of the input, the last ones most. Use it at the end of a recipe that reads
     ``MeanOutput()`` at small T: it changes no spike, costs T numbers beside the network, and where steps are alike,
     as with more of them, weights are, too. Only the readout of the conversion is changed. Outputs of frames are left
     as they are, since there each step has an input of its own.

@@ -21,7 +21,7 @@ class ResidualPotential(ResidualTuner):
 
     Use it when the network was trained with QCFS and a few steps may run before those that count.
 
-    The network first runs ``tau`` steps as it is. A site then lets its neurons speak where, v being the potential
+    The network first runs ``tau`` steps as it is. A site then lets those neurons spike for which, v being the potential
     left and N the spikes of these steps,
 
     - ``"paper"``: ``v > 1e-3``. Whoever fired although the sum of its currents rounds to 0 has v < 0 and is silenced;
@@ -54,7 +54,7 @@ class ResidualPotential(ResidualTuner):
 
 
 class Masked(Stepping):
-    """Run the neurons for ``tau`` steps, and from then on let only those speak that ``criterion`` names."""
+    """Run the neurons for ``tau`` steps, and from then on let only those spike that ``criterion`` names."""
 
     state_names = ("mask", "count")
     mask: Tensor | None

@@ -22,7 +22,7 @@ class VoltageClamp(SteppingTuner):
 
     Depth is counted in sites along the longest chain from an input, the first site having l = 1. In this simulator a
     spike reaches the next site within its step, so the clamp only keeps the transient of shallow sites out of the
-    deep ones. The last of D sites speaks after steps * D steps; ``MeanOutput(start=steps * D)`` divides by the
+    deep ones. The last of D sites spikes after steps * D steps; ``MeanOutput(start=steps * D)`` divides by the
     effective steps only.
 
     Reference: Rueckauer, Lungu, Hu, Pfeiffer, Liu, Front. Neurosci. 2017 (10 steps per layer for Inception-V3).

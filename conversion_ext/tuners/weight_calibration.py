@@ -23,7 +23,7 @@ __all__ = ["WeightCalibration"]
 
 @dataclass(frozen=True, kw_only=True)
 class WeightCalibration(Tuner):
-    """Descend with each layer's weights on ``E |rate(W x + b) - a|^2``: what its neurons would say against the ANN.
+    """Descend with each layer's weights on ``E |rate(W x + b) - a|^2``: its neurons against the ANN.
 
     Use it to compare with Li et al.; WeightCompensation reaches more in less time.
 

@@ -49,11 +49,26 @@ def short(monkeypatch):
     monkeypatch.setattr("conversion_ext.analysis.candidates.BLOCKS", BlockReconstruction(steps=3))
 
 
+@pytest.fixture(scope="module")
+def searched():
+    """The search in one family, over batches without labels, made once."""
+    made = {}
+
+    def of(family):
+        if family not in made:
+            with pytest.MonkeyPatch.context() as patched:
+                patched.setattr("conversion_ext.analysis.candidates.BLOCKS", BlockReconstruction(steps=3))
+                ann, x = case()
+                made[family] = ann, x, tune(ann, list(x.split(20)), 4, family=family)
+        return made[family]
+
+    return of
+
+
 @pytest.mark.parametrize("family", ["binary", "weighted", "signed", "multi-level"])
-def test_it_returns_the_best_candidate_of_its_family(family):
-    ann, x = case()
-    before = {k: v.clone() for k, v in ann.state_dict().items()}
-    found = tune(ann, list(x.split(20)), 4, family=family)
+def test_it_returns_the_best_candidate_of_its_family(family, searched):
+    ann, _, found = searched(family)
+    before = case()[0].state_dict()
     scores = [c.score for c in found.candidates]
     assert len(scores) >= (36 if family != "weighted" else 2)
     assert scores == sorted(scores, reverse=True)
@@ -106,15 +121,14 @@ def test_the_score_is_that_of_samples_that_did_not_calibrate():
     assert best.neurons == sum(rate[0].numel() for rate in run.firing_rate.values())
 
 
-def test_intervals_are_those_of_proportions_and_of_pairs():
+def test_intervals_are_those_of_proportions_and_of_pairs(searched):
     """The jackknife of a mean is its standard error; of two candidates that of their difference, sample by sample."""
-    ann, x = case()
-    found = tune(ann, (x, ann(x).argmax(1)), 2, family="signed")
+    ann, x, found = searched("signed")
     judge = torch.arange(64) % 4 == 3
     rights = []
     for c in (found.candidates[0], found.candidates[-1]):
-        snn = cx.convert(ann, x[~judge], recipe=c.recipe, T=2, backend="reference", progress=False)
-        rights.append((cx.simulate(snn, x[judge], 2).output.argmax(1) == ann(x[judge]).argmax(1)).double())
+        snn = cx.convert(ann, x[~judge], recipe=c.recipe, T=4, backend="reference", progress=False)
+        rights.append((cx.simulate(snn, x[judge], 4).output.argmax(1) == ann(x[judge]).argmax(1)).double())
         assert c.interval == pytest.approx(1.96 * float(rights[-1].std()) / 4, abs=1e-9)
     last, lost = found.candidates[-1], rights[0] - rights[1]
     assert last.behind == pytest.approx(float(lost.mean()))

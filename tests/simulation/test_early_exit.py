@@ -128,9 +128,9 @@ def test_refuses_what_is_no_rule(options) -> None:
         Confidence(**options)
 
 
-def test_refuses_what_cannot_vouch() -> None:
+def test_refuses_a_loss_that_the_samples_cannot_bound() -> None:
     outputs = series(99, seed=0)
-    with pytest.raises(ValueError, match=r"loss=0\.001\) with 99 samples: they can vouch for a loss of 0\.01"):
+    with pytest.raises(ValueError, match=r"loss=0\.001\) with 99 samples: they can bound a loss of 0\.01"):
         Confidence.calibrate(outputs, outputs[-1].argmax(1))
     with pytest.raises(ValueError, match=r"outputs \[T, N, classes\]"):
         Confidence.calibrate(outputs[0], outputs[0].argmax(1))

@@ -59,7 +59,7 @@ def layer_of(model: GraphModule, node: object, *types: type[nn.Module]) -> Any |
 
 
 def refuse(model: GraphModule, node: Node, reason: str, remedy: str) -> None:
-    """Note that ``node`` cannot be converted; ``run_passes`` raises when all rewrites have had their say."""
+    """Note that ``node`` cannot be converted; ``run_passes`` raises after all rewrites."""
     note(node, refused=True)
     problem = Problem(key_of(node), reason, remedy, describe(node))
     noted = model.meta.setdefault("problems", [])

@@ -64,7 +64,7 @@ def _moves(model: GraphModule) -> Iterator[tuple[Node, tuple[int, ...]]]:
 
 
 def _order(node: Node) -> tuple[int, ...] | None:
-    """Return the order of dimensions that ``node`` makes of its input, or None where it is no permutation."""
+    """Return the order of dimensions that ``node`` makes of its input, or None if it is not a permutation."""
     source = node.args[0] if node.args else None
     shape = info(source).shape if isinstance(source, Node) else None
     if not isinstance(shape, torch.Size):

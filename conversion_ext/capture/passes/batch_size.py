@@ -70,7 +70,7 @@ def _own_size(model: GraphModule, node: Node, tensor: Node, times: int) -> Node:
 
 
 def _origins(number: Node) -> set[Node]:
-    """Return the tensors from whose sizes a number is computed; none where it is no number."""
+    """Return the tensors from whose sizes a number is computed; none if it is not a number."""
     source = _source(number)
     if source is not None:
         return {source}

@@ -95,7 +95,7 @@ class Rate(WholeTrains):
 
 
 class StraightThrough(Stepping):
-    """Spikes with the gradient of their mean current, where that is within what a neuron can say."""
+    """Spikes with the gradient of their mean current, where that is within the range of a neuron."""
 
     def steps(self, neurons: Neurons, z_seq: Tensor) -> Tensor:
         """Return the spikes for z_seq [T, N, ...]."""
