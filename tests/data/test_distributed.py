@@ -195,7 +195,7 @@ def test_a_calibration_is_saved_resumed_and_merged(network, name, alone, tmp_pat
     whole.merge(parts[0])
     snn = cx.convert(ann, whole, recipe=recipe, T=8, backend="reference", progress=False)
     assert snn.conversion.samples == 25
-    for key, threshold in alone[f"{network} {name}"].items():
+    for key, threshold in alone["results"][f"{network} {name}"].items():
         assert torch.equal(snn.conversion.thresholds[key], threshold), key
 
 
@@ -205,7 +205,7 @@ def test_statistics_of_another_kind_merge_too_and_are_not_saved(alone):
     whole, rest = (calibrate(ann, [batches[i] for i in part], recipe=recipe, progress=False) for part in PARTS[2])
     whole.merge(rest)
     snn = cx.convert(ann, whole, recipe=recipe, T=8, backend="reference", progress=False)
-    for key, threshold in alone["residual gaussian_mse"].items():
+    for key, threshold in alone["results"]["residual gaussian_mse"].items():
         assert torch.equal(snn.conversion.thresholds[key], threshold), key
     with pytest.raises(ValueError, match="Currents cannot be saved"):
         whole.state_dict()
