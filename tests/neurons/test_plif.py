@@ -121,7 +121,8 @@ def test_what_is_learned_stays_in_the_converted_network(name, beta):
     cx.reset(snn)
     with torch.no_grad():
         stepped = torch.stack([snn(X) for _ in range(T)]).cumsum(0) / torch.arange(1, T + 1).view(-1, 1, 1)
-    torch.testing.assert_close(after.outputs, stepped)  # the engine and the framework's own forward
+    means = cx.simulate(snn, X, T, readout=cx.readouts.MeanOutput()).outputs
+    torch.testing.assert_close(means, stepped)  # the engine and the framework's own forward
     assert torch.equal(cx.simulate(copy.deepcopy(snn), X, T).outputs, after.outputs)
     stream = io.BytesIO()
     torch.save(snn, stream)
