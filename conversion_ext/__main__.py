@@ -78,6 +78,7 @@ def check(options: argparse.Namespace) -> int:
 def convert(options: argparse.Namespace) -> int:
     """Convert a model and save the network."""
     require(options.out.absolute().parent.is_dir(), f"--out {options.out}: there is no such folder; make it first.")
+    require(not options.out.is_dir(), f"--out {options.out} is a folder; name a file, for example net.safetensors.")
     images, _ = _data(options.data, options.samples)
     snn = cx.convert(_model(options), images, recipe=options.recipe, T=options.T, backend=options.backend)
     cx.save(snn, options.out)
@@ -247,9 +248,13 @@ def _data(name: str, samples: int) -> tuple[Tensor, Tensor | None]:
     path = Path(name)
     known = f"give one of {', '.join(datasets.DATASETS)}, or a .npz or .pt file"
     require(path.suffix in (".npz", ".pt") and path.exists(), f"--data {name}: there is no such data; {known}.")
-    held: Any = dict(np.load(path)) if path.suffix == ".npz" else torch.load(path, "cpu", weights_only=True)
-    parts = list(held.values()) if isinstance(held, dict) else [held] if isinstance(held, Tensor) else list(held)
-    tensors = [torch.as_tensor(part)[:samples] for part in parts]
+    try:
+        held: Any = dict(np.load(path)) if path.suffix == ".npz" else torch.load(path, "cpu", weights_only=True)
+    except Exception as error:  # readers raise whatever comes up in a damaged or foreign file
+        raise ValueError(f"--data {name} cannot be read ({type(error).__name__}); {known}.") from error
+    parts = held.values() if isinstance(held, dict) else held if isinstance(held, (list, tuple)) else [held]
+    arrays = [torch.as_tensor(part) for part in parts if isinstance(part, (Tensor, np.ndarray))]
+    tensors = [array[:samples] for array in arrays if array.dim() > 0]
     images = next((tensor for tensor in tensors if tensor.dim() > 1), None)
     require(images is not None, f"--data {name} holds no array [N, ...]; {known} with images and, if any, labels.")
     assert images is not None

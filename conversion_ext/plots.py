@@ -23,14 +23,20 @@ if TYPE_CHECKING:
     from conversion_ext.simulation.simulation import Simulation
 
 __all__ = [
-    "accuracy", "activation_against_rate", "energy", "errors", "firing_rates", "frontier", "membrane", "raster",
-    "thresholds",
+    "STYLE", "accuracy", "activation_against_rate", "energy", "errors", "firing_rates", "frontier", "membrane",
+    "raster", "thresholds",
 ]  # fmt: skip
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS, DASHES = "osD^vP", ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
 HATCHES = ("", "///", "...", "xxx")
 Z = 1.96  # of a 95 % interval
+STYLE = {
+    "axes.prop_cycle": f"cycler('color', {list(COLORS)}) + cycler('linestyle', ['-', '--', '-.', ':', '-', '--'])",
+    "axes.spines.right": False, "axes.spines.top": False, "axes.grid": True, "grid.alpha": 0.25, "grid.linewidth": 0.6,
+    "axes.axisbelow": True, "axes.titlesize": "medium", "font.size": 9, "figure.dpi": 80,
+}  # fmt: skip
+"""The look of these pictures for your own: ``plt.rcParams.update(plots.STYLE)``; figures up to 7.5 inches wide."""
 
 
 def accuracy(evaluations: Any) -> Figure:

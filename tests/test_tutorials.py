@@ -8,6 +8,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from tests import tutorials
+
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "tutorials").glob("*.ipynb"))
 CHINESE = [path for path in NOTEBOOKS if path.stem.endswith("_zh")]
@@ -33,6 +35,16 @@ def test_notebook_is_stored_as_it_ran(path):
     assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
     assert any("image/png" in output.get("data", {}) for output in outputs)
     assert path.stat().st_size < 400_000
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_time_that_is_stated_is_that_of_the_stored_run(path):
+    notebook = nbformat.read(path, as_version=4)
+    took = tutorials.seconds(notebook)
+    assert took > 0
+    assert tutorials.stated(notebook, "_zh" if path in CHINESE else "") == took
+    row = next(line for line in tutorials.INDEX.read_text("utf-8").splitlines() if f"({path.name})" in line)
+    assert row.endswith(f"| {took} s |")
 
 
 @pytest.mark.parametrize("path", CHINESE, ids=lambda path: path.stem)

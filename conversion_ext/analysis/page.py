@@ -8,39 +8,49 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from conversion_ext.analysis.causes import Cause
+    from conversion_ext.analysis.case import Remedy
     from conversion_ext.analysis.diagnosis import Diagnosis
 
 __all__ = ["page"]
 
+STRIPES = "repeating-linear-gradient({}, {} 0 5px, #fff 5px 6.5px)"  # which tell parts apart in black and white
 PARTS = (
     ("clipping", "#0072B2", "activation above the threshold"),
-    ("quantization", "#D55E00", "rounding to T + 1 levels"),
+    ("quantization", STRIPES.format("45deg", "#D55E00"), "rounding to T + 1 levels"),
     ("inherited", "#c8c8c8", "errors of the layers before"),
-    ("unevenness", "#009E73", "spikes earlier or later than evenly spaced"),
+    ("unevenness", STRIPES.format("90deg", "#009E73"), "spikes earlier or later than evenly spaced"),
 )
+ALIKE = 0.995  # from here on nothing is to be gained
+MARKED = 16  # steps, for which each has its spot
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.5rem; margin: 0 0 .5rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .6rem;
   padding: 0; list-style: none; }
-.facts li { background: #f3f5f7; border-radius: .4rem; padding: .5rem .75rem; }
-.facts b { display: block; font-size: 1.3rem; }
+.facts li { background: #f3f5f7; border-radius: .4rem; padding: .5rem .75rem; display: flex; flex-direction: column;
+  justify-content: space-between; line-height: 1.3; }
+.facts b { font-size: 1.25rem; margin-top: .2rem; }
 .cause { border-left: .35rem solid #0072B2; padding: .1rem .9rem; margin: .8rem 0; background: #f8f9fb; }
 .cause h3 { margin: .4rem 0 0; font-size: 1rem; } .cause p { margin: .3rem 0; }
 .cause td:last-child { font-weight: 600; white-space: nowrap; text-align: right; }
-.cause table { width: 100%; } .cause td { text-align: left; white-space: normal; }
+.cause table { width: 100%; margin: .4rem 0; } .cause td { text-align: left; white-space: normal; }
+.cause tr:last-child td { border-bottom: 0; } .cause small { color: #555; white-space: nowrap; }
+.tried { border-color: #999; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; }
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
+.scroll th:first-child, .scroll td:first-child { position: sticky; left: 0; background: #fff; }
 .bars { display: grid; grid-template-columns: minmax(3rem, max-content) 1fr; gap: .3rem .6rem;
   align-items: center; font-size: .9rem; }
-.bars span { overflow-wrap: anywhere; } .bar { display: flex; height: 1.1rem; } .bar i { display: block; height: 100%; }
+.bars span { overflow-wrap: anywhere; } .scale { display: flex; justify-content: space-between; color: #555; }
+.bars .bar { border-left: 1px solid #888; }
+ .bar { display: flex; height: 1.1rem; } .bar i { display: block; height: 100%; }
 .key { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; font-size: .85rem; padding: 0; list-style: none; }
 
 .key li { display: flex; align-items: baseline; }
 .key i { flex: none; display: inline-block; width: .8rem; height: .8rem; margin-right: .35rem; }
-svg { width: 100%; max-width: 32rem; height: auto; } svg text { font: 13px system-ui, sans-serif; fill: #333; }
+.key i.dash { height: .25rem; width: 1.4rem; align-self: center; }
+svg { width: 100%; max-width: 40rem; height: auto; } svg text { font: 13px system-ui, sans-serif; fill: #333; }
 footer { margin-top: 2rem; font-size: .85rem; color: #666; }
 """
 
@@ -49,7 +59,7 @@ def page(diagnosis: Diagnosis, *, whole: bool = True) -> str:
     """Return the report as an HTML document, or its body alone (for a notebook)."""
     body = [
         *_summary(diagnosis),
-        *_causes(diagnosis.causes),
+        *_causes(diagnosis),
         *_course(diagnosis),
         *_bars(diagnosis),
         *_table(diagnosis),
@@ -79,22 +89,40 @@ def _summary(diagnosis: Diagnosis) -> Iterator[str]:
         ("spikes per sample", f"{diagnosis.spikes_per_sample:,.0f}"),
         ("neurons", f"{diagnosis.neurons:,}"),
         ("samples", f"{diagnosis.samples:,}"),
+        ("settled from step", str(diagnosis.settled)),
+        ("samples out of range", _percent(diagnosis.outside)),
+        ("graded (no spikes)", _count(diagnosis.graded)),
+        ("scales left", _count(diagnosis.scales)),
     ]
     yield f"<h1>Spiking network at T = {diagnosis.T}</h1><ul class=facts>"
     yield from (f"<li>{name}<b>{value}</b></li>" for name, value in facts if value)
     yield "</ul>"
 
 
-def _causes(causes: Sequence[Cause]) -> Iterator[str]:
+def _causes(diagnosis: Diagnosis) -> Iterator[str]:
     yield "<h2>Likely causes</h2>"
-    for number, cause in enumerate(causes, 1):
-        yield f"<div class=cause><h3>{number}. {_text(cause.name)}</h3><p>{_text(cause.sentence)}</p><table>"
-        for remedy in cause.remedies:
-            effect = "" if remedy.gain is None else f"{100 * remedy.gain:+.1f} points"
-            yield f"<tr><td>{_text(remedy.sentence)}</td><td>{effect}</td></tr>"
-        yield "</table></div>"
-    if not causes:
-        yield "<p>None was found.</p>"
+    for number, cause in enumerate(diagnosis.causes, 1):
+        yield f"<div class=cause><h3>{number}. {_text(cause.name)}</h3><p>{_text(cause.sentence)}</p>"
+        yield from _effects(cause.remedies)
+        yield "</div>"
+    if not diagnosis.causes:
+        alike = diagnosis.agreement[-1] > ALIKE
+        yield f"<p>{'The SNN decides as its ANN does.' if alike else 'No single change closes the gap.'}</p>"
+    shown = {remedy.sentence for cause in diagnosis.causes for remedy in cause.remedies}
+    others = [remedy for remedy in diagnosis.remedies if remedy.sentence not in shown]
+    if others:
+        yield "<div class='cause tried'><h3>Also tried</h3>"
+        yield from _effects(others)
+        yield "</div>"
+
+
+def _effects(remedies: Sequence[Remedy]) -> Iterator[str]:
+    """Yield a table of changes: what each costs, and what it gains."""
+    yield "<table>"
+    for remedy in remedies:
+        cost = f" <small>{_text(remedy.cost)}</small>" if remedy.cost else ""
+        yield f"<tr><td>{_text(remedy.sentence)}{cost}</td><td>{remedy.effect}</td></tr>"
+    yield "</table>"
 
 
 def _course(diagnosis: Diagnosis) -> Iterator[str]:
@@ -102,7 +130,7 @@ def _course(diagnosis: Diagnosis) -> Iterator[str]:
     values = diagnosis.agreement
     if len(values) < 2:
         return
-    left, top, width, height = 40, 10, 346, 180
+    left, top, width, height = 58, 10, 420, 180
     low = max(0.0, math.floor(10 * min(values)) / 10)
     low = low if low < 0.9 else 0.9
 
@@ -121,12 +149,18 @@ def _course(diagnosis: Diagnosis) -> Iterator[str]:
     yield f'<line x1="{left}" x2="{left + width}" y1="{y:.1f}" y2="{y:.1f}" {limit}/>'
     points = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(t, v) for t, v in enumerate(values, 1)))
     yield f'<polyline points="{points}" fill="none" stroke="#0072B2" stroke-width="2.5"/>'
+    if len(values) <= MARKED:
+        spots = (at(t, value) for t, value in enumerate(values, 1))
+        yield from (f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="#0072B2"/>' for x, y in spots)
+    middle = top + height / 2
+    yield f'<text transform="translate(14 {middle}) rotate(-90)" text-anchor="middle">agreement (%)</text>'
     for t in sorted({1, *(round(len(values) * k / 4) for k in range(1, 5))} - {0}):
         yield f'<text x="{at(t, low)[0]:.1f}" y="{top + height + 18}" text-anchor="middle">{t}</text>'
     yield f'<text x="{left + width / 2}" y="{top + height + 38}" text-anchor="middle">time step</text></svg>'
     yield (
-        "<ul class=key><li><i style='background:#0072B2'></i>SNN, agreement in %</li>"
-        "<li><i style='background:#D55E00'></i>static limit of T steps</li></ul>"
+        "<ul class=key><li><i style='background:#0072B2'></i>SNN, after each step</li>"
+        f"<li><i class=dash style='background:{STRIPES.format('90deg', '#D55E00')}'></i>static limit of T steps</li>"
+        "</ul>"
     )
 
 
@@ -146,7 +180,8 @@ def _bars(diagnosis: Diagnosis) -> Iterator[str]:
             for value, (name, color, _) in pieces
         )
         yield f"<span>{_text(key)}</span><div class=bar>{bar}</div>"
-    yield "</div>"
+    marks = "".join(f"<span>{longest * k / 4:.2g}</span>" for k in range(5))
+    yield f"<span></span><div class=scale>{marks}</div></div>"
 
 
 def _table(diagnosis: Diagnosis) -> Iterator[str]:
@@ -176,6 +211,10 @@ def _text(value: str) -> str:
 
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.2f} %"
+
+
+def _count(keys: Sequence[str]) -> str:
+    return str(len(keys)) if keys else ""
 
 
 def _finite(value: float) -> float:

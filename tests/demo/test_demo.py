@@ -304,6 +304,7 @@ def test_demo_command(capsys, tmp_path, monkeypatch, tiny):
         (["check", "torch.nn:Linear", "--arg", "3", "--input", "1,64"], "Linear(3) raised TypeError"),
         (["convert", "torch.nn:ReLU", "--data", "nothing.npz", "--out", "a"], "no such data"),
         (["convert", "torch.nn:ReLU", "--data", "digits", "--out", "/no/such/a"], "/no/such/a"),
+        (["convert", "torch.nn:ReLU", "--data", "digits", "--out", "."], "is a folder"),
         (["convert", "torch.nn:ReLU", "--weights", "none.pt", "--data", "digits", "--out", "a"], "none.pt"),
         (["diagnose", "no.net", "torch.nn:ReLU", "--data", "digits"], "no.net"),
         (["check", "tests.demo.test_demo:Convertible", "--input", "1,1,8,8", "--recipe", "none such"], "none such"),
@@ -385,6 +386,29 @@ def test_a_network_is_converted_saved_and_diagnosed(tmp_path, capsys):
     assert main(["diagnose", str(net), *model, "--T", "4", "--html", str(report)]) == 0
     assert "agreement" in capsys.readouterr().out
     assert report.read_text("utf-8").startswith("<!doctype html>")
+
+
+def test_an_unexpected_fault_is_a_sentence_too(capsys, monkeypatch):
+    def fail(options: object) -> int:
+        raise ZeroDivisionError("none\nat all")
+
+    monkeypatch.setattr("conversion_ext.__main__.info", fail)
+    assert main(["info", "a"]) == 2
+    written = capsys.readouterr().err
+    assert written == "error: unexpected ZeroDivisionError: none (conversion-ext --traceback ... shows where)\n"
+    with pytest.raises(ZeroDivisionError):
+        main(["--traceback", "info", "a"])
+
+
+@pytest.mark.parametrize("suffix", ["npz", "pt"])
+def test_files_that_hold_no_images_are_one_sentence(suffix, tmp_path, capsys):
+    arguments = ["convert", "torch.nn:ReLU", "--out", str(tmp_path / "a"), "--data"]
+    (tmp_path / f"text.{suffix}").write_text("hello")
+    assert main([*arguments, str(tmp_path / f"text.{suffix}")]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+    torch.save({"a": 1, "b": torch.tensor(2.0)}, tmp_path / "odd.pt")
+    assert main([*arguments, str(tmp_path / "odd.pt")]) == 2
+    assert "holds no array [N, ...]" in capsys.readouterr().err
 
 
 def test_help_and_version_do_not_import_torch():

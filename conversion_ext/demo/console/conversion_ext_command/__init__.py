@@ -26,8 +26,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return getattr(commands, options.run)(options)
     except (errors.ConversionError, ValueError, TypeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        message = f"error: {error}"
+    except Exception as error:  # a fault of this package, or of the model: a sentence all the same
+        if options.traceback:
+            raise
+        first = (str(error).splitlines() or [""])[0]
+        message = f"error: unexpected {type(error).__name__}: {first} (conversion-ext --traceback ... shows where)"
+    print(message, file=sys.stderr)
+    return 2
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
         prog="conversion-ext", description="Convert trained PyTorch networks to spiking ones."
     )
     top.add_argument("--version", action="version", version=f"conversion-ext {version('conversion-ext')}")
+    top.add_argument("--traceback", action="store_true", help="show where an unexpected error was raised")
     commands = top.add_subparsers(required=True, metavar="command")
     for add in (_demo, _methods, _check, _convert, _info, _diagnose, _bench, _docs):
         name, doc = add.__name__[1:], " ".join((add.__doc__ or "").split())
