@@ -72,6 +72,7 @@ def index(name: str, took: int) -> None:
 def main(chosen: list[str]) -> None:
     """Run the notebooks whose names begin so."""
     os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ.pop("MPLBACKEND", None)  # pictures go into the notebook
     for path in sorted(FOLDER.glob("*.ipynb")):
         if not path.stem.endswith("_zh") and (not chosen or path.stem.startswith(tuple(chosen))):
             took = run(path)

@@ -22,6 +22,7 @@ from conversion_ext.analysis.reference import ends_in_sigmoid
 from conversion_ext.analysis.scores import main_output
 from conversion_ext.conversion.pipeline import convert
 from conversion_ext.data.distributed import gathered
+from conversion_ext.data.progress import logger
 from conversion_ext.errors import require
 from conversion_ext.graph.node_info import info
 from conversion_ext.graph.values import map_tensors
@@ -227,6 +228,7 @@ class Search:
             float(sent.mean()), max(gathered(time.monotonic() - start)), allowed,
         )  # fmt: skip
         self.tried.append((candidate, without))
+        logger.info("candidate %s, T=%d: %s", candidate.name, candidate.T, metric.shown(candidate.score))
         score = candidate.score * self._sign
         if allowed and (self.best is None or score > self.best[0]):
             self.best = score, snn

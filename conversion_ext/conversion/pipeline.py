@@ -26,6 +26,7 @@ from conversion_ext.conversion.thresholds import thresholds_of
 from conversion_ext.data.batches import Forward, batches, call_inputs
 from conversion_ext.data.distributed import rank
 from conversion_ext.data.inputs import device_of, tensors_of
+from conversion_ext.data.progress import logger
 from conversion_ext.data.sequences import Layout, sequence_layout
 from conversion_ext.errors import CalibrationError, UnsupportedError, require, warn
 from conversion_ext.network.clocks import set_clocks
@@ -152,6 +153,7 @@ def convert(
     )  # fmt: skip
     snn = root(model, record).eval()
     reset(snn)
+    logger.info("converted: %r", snn.conversion)
     return snn  # type: ignore[return-value]
 
 

@@ -1,7 +1,12 @@
-"""Progress bars: what is done and what remains; quiet in CI, and in all processes but the first."""
+"""What is done and what remains: bars, quiet in CI and in all processes but the first, and a log.
+
+``logging.getLogger("conversion_ext")`` is told what was made: a conversion, an epoch, a candidate. It is silent until
+the user configures ``logging``.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable
 from operator import length_hint
@@ -12,7 +17,10 @@ from tqdm import tqdm
 
 from conversion_ext.data.distributed import rank
 
-__all__ = ["bar", "batches_in"]
+__all__ = ["bar", "batches_in", "logger"]
+
+logger = logging.getLogger("conversion_ext")
+logger.addHandler(logging.NullHandler())
 
 
 def bar(

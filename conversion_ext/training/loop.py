@@ -19,7 +19,7 @@ from torch import Tensor
 from conversion_ext.analysis.evaluation import Evaluation, evaluate
 from conversion_ext.analysis.metrics import Metric
 from conversion_ext.data.distributed import added, all_or_none, gathered, processes, rank
-from conversion_ext.data.progress import bar
+from conversion_ext.data.progress import bar, logger
 from conversion_ext.data.sequences import Layout
 from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.network.state import reset
@@ -225,6 +225,7 @@ class Loop:
         result = self._evaluated(self.judges)
         self.samples, self.metric = result.samples, result.metric
         self.history.append(Epoch(self.number, loss, float(result.score[-1]), seconds))
+        logger.info("epoch %d: loss %.4f, %s %.4f", self.number, loss, self.metric.name, self.history[-1].score)
         if self.winner() == self.number:
             self.chosen = learned
 

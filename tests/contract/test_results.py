@@ -168,3 +168,14 @@ def test_a_warning_is_given_once_and_at_the_line_of_the_user():
         cx.convert(ann, torch.rand(8, 4), T=2, backend="reference", progress=False)
     assert len(seen) == 1
     assert seen[0].filename == __file__
+
+
+def test_what_is_made_is_logged(caplog):
+    ann = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))
+    x, y = torch.rand(8, 4), torch.arange(8) % 3
+    with caplog.at_level("INFO", "conversion_ext"):
+        snn = cx.convert(ann, x, T=2, backend="reference", progress=False)
+        cx.finetune(snn, [(x, y)] * 2, T=2, epochs=1, progress=False)
+    assert caplog.messages[0] == f"converted: {snn.conversion!r}"
+    assert any(message.startswith("epoch 1: loss ") for message in caplog.messages)
+    assert {record.name for record in caplog.records} == {"conversion_ext"}
