@@ -6,8 +6,10 @@ so that a print in black and white is legible. Figures are 5 inches wide and rea
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -247,11 +249,19 @@ def interval(share: Tensor, samples: int) -> tuple[Tensor, Tensor]:
 
 def _figure(width: float = 5.0, height: float = 3.4) -> tuple[Figure, Axes]:
     figure = optional_import("matplotlib.figure", "matplotlib").Figure(figsize=(width, height), layout="constrained")
+    setattr(figure, "_repr_png_", partial(_png, figure))  # noqa: B010 (shown where a cell ends with it)
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.set_axisbelow(True)
     return figure, axes
+
+
+def _png(figure: Figure) -> bytes:
+    """Return the figure as a picture for a notebook; those that pyplot does not know would be shown as text."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=100)
+    return file.getvalue()
 
 
 def _style(i: int, marked: bool) -> dict[str, Any]:

@@ -44,6 +44,7 @@ def test_every_picture_has_titles_and_can_be_saved(case, tmp_path):
     ]
     for number, figure in enumerate(figures):
         assert figure.axes[0].get_xlabel()
+        assert figure._repr_png_().startswith(b"\x89PNG")
         path = tmp_path / f"{number}.png"
         figure.savefig(path, dpi=120)
         assert matplotlib.image.imread(path)[..., :3].std() > 0.02
@@ -56,6 +57,13 @@ def test_the_line_is_the_accuracy_and_the_ann_is_drawn(case):
     line, level = (np.asarray(each.get_ydata()) for each in axes.lines)
     assert line.tolist() == (100 * evaluation.accuracy).tolist()
     assert level[0] == 100
+
+
+def test_the_style_is_that_of_the_pictures():
+    with matplotlib.rc_context(plots.STYLE):
+        cycle = matplotlib.rcParams["axes.prop_cycle"].by_key()
+    assert tuple(cycle["color"]) == plots.COLORS
+    assert len(set(cycle["linestyle"])) > 3  # which black and white keeps apart
 
 
 def test_the_interval_is_that_of_wilson():

@@ -41,10 +41,9 @@ def test_notebook_is_stored_as_it_ran(path):
 def test_the_time_that_is_stated_is_that_of_the_stored_run(path):
     notebook = nbformat.read(path, as_version=4)
     took = tutorials.seconds(notebook)
-    assert took > 0
     assert tutorials.stated(notebook, "_zh" if path in CHINESE else "") == took
     row = next(line for line in tutorials.INDEX.read_text("utf-8").splitlines() if f"({path.name})" in line)
-    assert row.endswith(f"| {took} s |")
+    assert row.endswith(f"| {took} s |" if took else "| - s |")
 
 
 @pytest.mark.parametrize("path", CHINESE, ids=lambda path: path.stem)
