@@ -94,8 +94,9 @@ def read(
     try:
         inputs = example_of(ann, samples, example_input, forward)
         return prepared_for(recipe, ann, inputs, options), samples, forward, options
-    except UnsupportedError:
-        unnamed = batched and example_input is None and options.sequence is None
+    except UnsupportedError as error:
+        fails = any(problem.reason.startswith("fails on an example") for problem in error.problems)
+        unnamed = fails and batched and example_input is None and options.sequence is None
         layout = layout_of(frames, ann, options.forward) if unnamed else None
         if layout is None:
             raise

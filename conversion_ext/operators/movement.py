@@ -91,6 +91,8 @@ def _indices(context: NodeContext) -> Any:
 
 def _settle(unit: Tensor, fill: float) -> Tensor:
     """Return a unit in as few dimensions as it needs; nan stands for zeros, which fit any unit."""
+    if not unit.numel():  # an empty part of a split
+        return unit.new_ones([1] * unit.dim())
     for dim in range(unit.dim()):
         low, high = (
             extreme(unit.nan_to_num(end), dim) for extreme, end in ((torch.amin, torch.inf), (torch.amax, 0.0))
