@@ -45,7 +45,8 @@ def _normalized(
         levels = None if T is None else round(T * recipe.neuron.levels) * m
         normalized = recipe.normalizer.thresholds(model, plain, stats, levels)
         chosen |= {site.key: normalized[site.key] for site in plain if recipe.copies_of(site) == m}
-    return chosen | (recipe.normalizer.thresholds(model, signed, stats, T) if signed else {})
+    levels = None if T is None else round(T * recipe.signed_encoder.levels)
+    return chosen | (recipe.normalizer.thresholds(model, signed, stats, levels) if signed else {})
 
 
 def _with_headroom(sites: Sequence[Site], stats: Mapping[str, Any], recipe: Recipe) -> dict[str, Tensor]:
@@ -76,4 +77,5 @@ def _share(model: GraphModule, sites: Sequence[Site], thresholds: dict[str, Tens
 
 def _per_spike(site: Site, largest: Tensor, recipe: Recipe) -> Tensor:
     """Return the threshold of one spike of a site whose largest activation is ``largest``."""
-    return largest if site.kind is SiteKind.SIGNED else largest / recipe.neuron_of(site).levels
+    neuron = recipe.signed_encoder if site.kind is SiteKind.SIGNED else recipe.neuron_of(site)
+    return largest / neuron.levels

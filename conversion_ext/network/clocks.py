@@ -9,6 +9,7 @@ from torch.fx import GraphModule, Node
 from conversion_ext import graph
 from conversion_ext.errors import UnsupportedError, require
 from conversion_ext.network.lookahead import Clock, Delay, LookAhead
+from conversion_ext.network.pace import set_pace
 from conversion_ext.network.site import SpikingSite
 from conversion_ext.neurons import SignedEncoder
 from conversion_ext.nn.stateful import Stateful
@@ -35,11 +36,13 @@ def set_clocks(body: GraphModule, T: int | None) -> None:
         d, code = (0, None) if site.static_input else (site.spec.ahead, site.spec.weights)
         site.clock = LookAhead(d, code, total=site.spec.weights is not None, lag=lags[node] - d, T=T)
     _Joins(body, lags, weights, T).insert()
+    if weights:
+        set_pace(body, weights)
     graph.refresh(body)
 
 
 def _check(sites: Sequence[SpikingSite]) -> None:
-    signed = [site.key for site in sites if isinstance(site.spec, SignedEncoder)]
+    signed = [site.key for site in sites if isinstance(site.spec, SignedEncoder) and not site.spec.weights]
     require(
         not signed or not any(site.spec.weights for site in sites),
         f"{', '.join(signed)}: signed encoders send rates, which cannot follow spikes weighted in time; convert with a "

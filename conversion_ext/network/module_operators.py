@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from conversion_ext.network.lookahead import Delay, LookAhead
 from conversion_ext.network.site import SpikingSite
-from conversion_ext.network.time import ExpandTime
+from conversion_ext.network.time import ExpandTime, PacedConstant
 from conversion_ext.nn.channel_scale import ChannelScale
 from conversion_ext.nn.differential import Differential
 from conversion_ext.nn.matrix_product import MatrixProduct
@@ -105,6 +105,27 @@ class ReadAhead(Elementwise):
 def read_ahead(node: Node, module: nn.Module | None) -> Operator:
     """A shortcut read further ahead than the main path, or an output."""
     return ReadAhead()
+
+
+@dataclass(frozen=True)
+class Paced(Elementwise):
+    """A value of which a constant part comes in other shares; folding puts that part into the unit of the value."""
+
+    def fold(self, context: NodeContext, units: Sequence[Units], output: Any) -> nn.Module | None:
+        unit = units[0]
+        if unit is None:
+            return None
+        constant = context.module.constant
+        return PacedConstant((constant.double() / unit.to(constant.device)).to(constant.dtype), context.module.pace)
+
+    def family_out(self, context: NodeContext, families: Sequence[Family]) -> Family:
+        return Family.ANALOG
+
+
+@register_operator(PacedConstant)
+def paced_constant(node: Node, module: nn.Module | None) -> Operator:
+    """A constant part that arrives at the pace of weighted spikes."""
+    return Paced()
 
 
 @register_operator(ExpandTime, Delay)

@@ -6,17 +6,44 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from conversion_ext.nn.stateful import paced
 from conversion_ext.types import Steps
 
-__all__ = ["ExpandTime", "Function"]
+__all__ = ["ExpandTime", "Function", "PacedConstant"]
 
 
 class ExpandTime(nn.Module):
-    """Repeat what does not depend on time, [N, ...] -> [T*N, ...]; a sequence already is [T*N, ...]."""
+    """Repeat what does not depend on time, [N, ...] -> [T*N, ...]; a sequence already is [T*N, ...].
+
+    ``pace``: as of ``Stateful``; then x comes in shares of T that are worth what the spikes of each step are.
+    """
+
+    pace: tuple[float, ...] | None = None
 
     def forward(self, x: Tensor, steps: Steps) -> Tensor:
         """Return x for each of the steps."""
-        return x.unsqueeze(0).expand(steps.T, *x.shape).flatten(0, 1) if steps.constant else x
+        return paced(x, steps.T, None if steps.block > 1 else self.pace).flatten(0, 1) if steps.constant else x
+
+
+class PacedConstant(nn.Module):
+    """Let ``constant``, a part of x at every step, arrive in the shares of T that ``pace`` gives to the steps.
+
+    ``constant`` is [1, ...], or [k, ...] where k rows of each sample are folded into the batch.
+    """
+
+    constant: Tensor
+
+    def __init__(self, constant: Tensor, pace: tuple[float, ...]) -> None:
+        super().__init__()
+        self.pace = pace
+        self.register_buffer("constant", constant)
+
+    def forward(self, x: Tensor, steps: Steps) -> Tensor:
+        """Return x [T*N, ...] with its constant part in other shares; a mean over all steps passes as it is."""
+        if steps.block > 1:
+            return x
+        x_seq = x.unflatten(0, (steps.T, -1, len(self.constant)))
+        return (x_seq + paced(self.constant, steps.T, self.pace).unsqueeze(1) - self.constant).view_as(x)
 
 
 class Function(nn.Module):

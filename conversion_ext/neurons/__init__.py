@@ -8,7 +8,7 @@ from conversion_ext.neurons.filtered import Filtered
 from conversion_ext.neurons.integrate_and_fire import IF, BurstIF, SignedEncoder, SignedIF
 from conversion_ext.neurons.leaky import LIF, PLIF, RefractoryLIF
 from conversion_ext.neurons.updates import advance
-from conversion_ext.neurons.weighted import WeightedIF
+from conversion_ext.neurons.weighted import WeightedEncoder, WeightedIF
 from conversion_ext.registry import import_siblings
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "SignedEncoder",
     "SignedIF",
     "State",
+    "WeightedEncoder",
     "WeightedIF",
     "advance",
     "advance_compiled",

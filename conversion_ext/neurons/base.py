@@ -75,7 +75,7 @@ class Neuron:
         return (v, *(torch.zeros_like(v) for _ in self.state[1:]))
 
     @property
-    def lowest(self) -> int:
+    def lowest(self) -> float:
         """The least that it emits on average, in spikes per step."""
         return 0
 

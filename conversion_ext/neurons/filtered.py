@@ -65,7 +65,7 @@ class Filtered(Neuron):
         return self.of.levels
 
     @property
-    def lowest(self) -> int:
+    def lowest(self) -> float:
         """The least that the neuron emits on average, in spikes per step."""
         return self.of.lowest
 

@@ -209,10 +209,14 @@ class SignedEncoder(Neuron):
     With ``headroom=None`` the normalizer of the recipe chooses it from the distribution of |f|, for each channel where
     its granularity says so: smaller errors at few steps, but values beyond the threshold saturate for ever. Use that
     for transformers at few steps.
+
+    ``pairs=True`` makes two binary neurons of each, as in :class:`SignedIF`: the on neuron sends where ``m >= 1/2``, the
+    off one where ``m <= -1/2``, through the same weights with the opposite sign; x, spikes and state are [N, 2, ...].
     """
 
     v_init: float = 0.0
     headroom: float | None = 1.25
+    pairs: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         require(
@@ -225,11 +229,17 @@ class SignedEncoder(Neuron):
             f"SignedEncoder(v_init={self.v_init!r}): the initial potential is a fraction of the threshold "
             "in [-1/2, 1/2].",
         )
+        require(isinstance(self.pairs, bool), f"SignedEncoder(pairs={self.pairs!r}): use True or False.")
+
+    @property
+    def members(self) -> int:
+        """How many neurons it is."""
+        return 2 if self.pairs else 1
 
     @property
     def family(self) -> Family:
         """The values its spikes take."""
-        return Family.SIGNED
+        return Family.BINARY if self.pairs else Family.SIGNED
 
     @property
     def lowest(self) -> int:
@@ -239,5 +249,8 @@ class SignedEncoder(Neuron):
     def step(self, x: Tensor, state: State, heaviside: Heaviside) -> tuple[Tensor, State]:
         """Charge, fire on either side, reset."""
         m = state[0] + x
+        if self.pairs:
+            on, off = heaviside(m[:, 0] - 0.5), heaviside(-m[:, 1] - 0.5)
+            return torch.stack((on, off), 1), (m - (on - off).unsqueeze(1),)
         s = heaviside(m - 0.5) - heaviside(-m - 0.5)
         return s, (m - s,)

@@ -10,19 +10,105 @@ from torch import Tensor
 
 from conversion_ext.errors import require
 from conversion_ext.neurons.base import Heaviside, Neuron, State, require_lookahead
-from conversion_ext.neurons.integrate_and_fire import IF
+from conversion_ext.neurons.integrate_and_fire import IF, SignedEncoder
 from conversion_ext.types import Family
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["WeightedIF", "weights_for"]
+__all__ = ["WeightedEncoder", "WeightedIF", "WeightedInTime", "weights_for"]
 
 REPEATED = (4, 8, 1, 2, 16)  # in this order, with every step beyond five
 
 
+class WeightedInTime(Neuron):
+    """Base of neurons that send one spike a step whose weight falls with time, ``weights``; None until T is known.
+
+    A run has exactly as many steps as there are weights. The neuron takes increments of the total Z_k that its site
+    expects at step k (see ``LookAhead``) as input, and remembers the membrane, ``Z_k`` less what was sent, and how many
+    decisions were taken, one number per sample.
+    """
+
+    lookahead: int
+
+    def _check(self) -> None:
+        """Raise for weights that leave gaps; make them a tuple."""
+        require_lookahead(type(self).__name__, self.lookahead)
+        if self.weights is None:
+            return
+        weights = tuple(self.weights)
+        object.__setattr__(self, "weights", weights)
+        powers = all(isinstance(w, int) and w >= 1 and w & (w - 1) == 0 for w in weights)
+        require(
+            bool(weights)
+            and powers
+            and weights[-1] == 1
+            and all(a in (b, 2 * b) for a, b in zip(weights, weights[1:], strict=False)),
+            f"{type(self).__name__}(weights={weights!r}): give powers of two that end at 1, each the next one or twice "
+            "it, such as (4, 2, 2, 1); so every number of units up to their sum can be sent.",
+        )
+
+    @property
+    def state(self) -> tuple[str, ...]:
+        """The membrane, and how many decisions were taken, one number per sample."""
+        return ("v", "decisions")
+
+    @property
+    def family(self) -> Family:
+        """The values its spikes take, by their weights."""
+        return Family.WEIGHTED
+
+    @property
+    def levels(self) -> float:
+        """The most that a step emits on average, in units."""
+        weights = self.known
+        return sum(weights) / len(weights)
+
+    @property
+    def ahead(self) -> int:
+        """How many steps a site lags behind its input."""
+        return self.lookahead
+
+    def timed(self, T: int | None) -> Self:
+        """Return this neuron with weights for T steps."""
+        if T is None:
+            require(self.weights is not None, f"{self} takes its weights from T: convert with T=, or name weights=.")
+            return self
+        if self.weights is None:
+            return replace(self, weights=weights_for(T))
+        require(
+            len(self.weights) == T,
+            f"T={T}: {self} sends a spike of each of its {len(self.weights)} weights once; run {len(self.weights)} "
+            "steps, or convert with other weights.",
+        )
+        return self
+
+    def start(self, v: Tensor) -> State:
+        """Return the membrane and no decisions."""
+        return v, v.new_zeros(len(v), *[1] * (v.dim() - 1))
+
+    def _now(self, state: State, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return membrane, weight and threshold of this step, and the decisions after it; no spike after the last."""
+        v, decisions = state
+        k, weights = decisions.long(), self.known
+        weight, threshold = (v.new_tensor(row)[k] for row in ((*weights, 1), (*self.thresholds, torch.inf)))
+        return v + x, weight, threshold, (decisions + 1).clamp_max(len(weights))
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """What the membrane is compared with at each step, in units."""
+        raise NotImplementedError
+
+    @property
+    def known(self) -> tuple[int, ...]:
+        """The weights; raise where they wait for a T."""
+        require(self.weights is not None, f"{self} has no weights yet: convert with T=, or name weights=.")
+        assert self.weights is not None
+        return self.weights
+
+
 @dataclass(frozen=True)
-class WeightedIF(Neuron):
+class WeightedIF(WeightedInTime):
     """One binary spike a step whose weight falls with time: T steps tell ``w_1 + ... + w_T + 1`` activations apart.
 
     At step k a site expects a total Z_k of its input (see ``LookAhead``) and fires towards it; E is what it has sent:
@@ -51,40 +137,7 @@ class WeightedIF(Neuron):
 
     def __post_init__(self) -> None:
         self._require_fraction()
-        require_lookahead("WeightedIF", self.lookahead)
-        if self.weights is None:
-            return
-        object.__setattr__(self, "weights", tuple(self.weights))
-        powers = all(isinstance(w, int) and w >= 1 and w & (w - 1) == 0 for w in self.weights)
-        require(
-            bool(self.weights)
-            and powers
-            and self.weights[-1] == 1
-            and all(a in (b, 2 * b) for a, b in zip(self.weights, self.weights[1:], strict=False)),
-            f"WeightedIF(weights={self.weights!r}): give powers of two that end at 1, each the next one or twice it, "
-            "such as (4, 2, 2, 1); so every number of units up to their sum can be sent.",
-        )
-
-    @property
-    def state(self) -> tuple[str, ...]:
-        """The membrane, and how many decisions were taken, one number per sample."""
-        return ("v", "decisions")
-
-    @property
-    def family(self) -> Family:
-        """The values its spikes take, by their weights."""
-        return Family.WEIGHTED
-
-    @property
-    def levels(self) -> float:
-        """The most that a step emits on average, in units."""
-        weights = self.known
-        return sum(weights) / len(weights)
-
-    @property
-    def ahead(self) -> int:
-        """How many steps a site lags behind its input."""
-        return self.lookahead
+        self._check()
 
     def hosting(self, neuron: Neuron) -> Neuron:
         """Return this neuron also where the activation was trained for IF."""
@@ -94,33 +147,11 @@ class WeightedIF(Neuron):
         )
         return self
 
-    def timed(self, T: int | None) -> Self:
-        """Return this neuron with weights for T steps."""
-        if T is None:
-            require(self.weights is not None, f"{self} takes its weights from T: convert with T=, or name weights=.")
-            return self
-        if self.weights is None:
-            return replace(self, weights=weights_for(T))
-        require(
-            len(self.weights) == T,
-            f"T={T}: {self} sends a spike of each of its {len(self.weights)} weights once; run {len(self.weights)} "
-            "steps, or convert with other weights.",
-        )
-        return self
-
-    def start(self, v: Tensor) -> State:
-        """Return the membrane and no decisions."""
-        return v, v.new_zeros(len(v), *[1] * (v.dim() - 1))
-
     def step(self, x: Tensor, state: State, heaviside: Heaviside) -> tuple[Tensor, State]:
         """Charge, decide, take away what was sent; silent after the last weight."""
-        v, decisions = state
-        weights = self.known
-        k = decisions.long()
-        weight, threshold = (v.new_tensor(row)[k] for row in ((*weights, 1), (*self.thresholds, torch.inf)))
-        m = v + x
+        m, weight, threshold, decisions = self._now(state, x)
         s = heaviside((m - threshold) / weight)
-        return s, (m - weight * s, (decisions + 1).clamp_max(len(weights)))
+        return s, (m - weight * s, decisions)
 
     @property
     def thresholds(self) -> tuple[float, ...]:
@@ -128,12 +159,47 @@ class WeightedIF(Neuron):
         weights = self.known
         return tuple((w + sum(weights[k + 1 :]) + 1) / 2 for k, w in enumerate(weights))
 
+
+@dataclass(frozen=True)
+class WeightedEncoder(WeightedInTime, SignedEncoder):
+    """Encode a signed value by a pair of binary neurons whose spikes weigh less from step to step.
+
+    ``on = [m >= w_k / 2], off = [m <= -w_k / 2]`` with ``m = Z_k - E``, what the site expects of its total at step k
+    less what was sent; then ``E = E + w_k (on - off)``. Use it in recipes of :class:`WeightedIF` for networks with
+    values of either sign, such as transformers. T steps tell ``2 (w_1 + ... + w_T) + 1`` values apart, within half a
+    unit, the last weight. A wrong decision, taken or not, can be made good as long as it is off by no more than what
+    the later weights add up to.
+
+    The fields are those of :class:`SignedEncoder` (the threshold is the normalizer's) and of :class:`WeightedIF`;
+    x, spikes and state are [N, 2, ...].
+    """
+
+    headroom: float | None = None
+    pairs: bool = field(default=True, kw_only=True)
+    weights: tuple[int, ...] | None = field(default=None, kw_only=True)  # type: ignore[assignment]
+    lookahead: int = field(default=1, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.pairs is True, f"WeightedEncoder(pairs={self.pairs!r}): a weighted encoder is a pair of neurons.")
+        self._check()
+
     @property
-    def known(self) -> tuple[int, ...]:
-        """The weights; raise where they wait for a T."""
-        require(self.weights is not None, f"{self} has no weights yet: convert with T=, or name weights=.")
-        assert self.weights is not None
-        return self.weights
+    def lowest(self) -> float:
+        """The least that a step emits on average, in units."""
+        return -self.levels
+
+    def step(self, x: Tensor, state: State, heaviside: Heaviside) -> tuple[Tensor, State]:
+        """Charge, decide on either side, take away what was sent; silent after the last weight."""
+        m, weight, threshold, decisions = self._now(state, x)
+        on = heaviside(((m - threshold) / weight)[:, 0])
+        off = heaviside(((-m - threshold) / weight)[:, 1])
+        return torch.stack((on, off), 1), (m - weight * (on - off).unsqueeze(1), decisions)
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """What the magnitude of the membrane is compared with at each step, in units."""
+        return tuple(w / 2 for w in self.known)
 
 
 def weights_for(T: int) -> tuple[int, ...]:

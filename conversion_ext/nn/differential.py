@@ -20,16 +20,20 @@ Function = Callable[..., Any]
 State = tuple[tuple[Tensor | None, ...], Tensor | None]
 
 
-def differential(function: Function, x_seqs: Sequence[Tensor], t: int, state: State) -> tuple[Tensor, State]:
+def differential(
+    function: Function, x_seqs: Sequence[Tensor], t: int, state: State, pace: Sequence[float] | None = None
+) -> tuple[Tensor, State]:
     """Return ``t f(mean) - (t-1) f(previous mean)`` for the steps of ``x_seqs``, ``t`` steps after the start.
 
-    ``state`` holds the input sums and ``t f(mean)`` after the last step. f is evaluated once for all T steps.
+    ``state`` holds the input sums and ``t f(mean)`` after the last step. f is evaluated once for all T steps. With
+    ``pace`` the first t steps count as ``pace[t - 1]`` (see ``Stateful``).
     """
     totals, previous = state
     given = reduce(torch.promote_types, (x_seq.dtype for x_seq in x_seqs))
     dtype, T = state_dtype(given), x_seqs[0].shape[0]
     sums = [running_sums(total, x_seq, dtype) for total, x_seq in zip(totals, x_seqs, strict=True)]
-    steps = torch.arange(t + 1, t + T + 1, dtype=dtype, device=x_seqs[0].device)
+    counted = range(t + 1, t + T + 1) if pace is None else pace[t : t + T]
+    steps = torch.tensor(counted, dtype=dtype, device=x_seqs[0].device)
     value = function(*((total / _column(steps, total)).flatten(0, 1) for total in sums))
     batch = x_seqs[0].shape[:2].numel()
     require(
@@ -78,7 +82,7 @@ class Differential(Stateful):
     def multi_step(self, *x_seqs: Tensor) -> Tensor:
         """Return the differences for inputs [T, N, ...]."""
         state = self.totals or (None,) * self.inputs, self.previous
-        y_seq, (self.totals, self.previous) = differential(self.function, x_seqs, self.t, state)
+        y_seq, (self.totals, self.previous) = differential(self.function, x_seqs, self.t, state, self.present_pace)
         return y_seq
 
     def _apply(self, fn: Any, recurse: bool = True) -> Differential:

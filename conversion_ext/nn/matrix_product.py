@@ -62,11 +62,15 @@ class MatrixProduct(Stateful):
         """Take the inputs of step ``t`` into the sums and return the output of this step."""
         if self.first is None or self.second is None or self.total is None:
             self.first, self.second, self.total = a, b, self.product(a, b)
-            return self.total
+            return self.total / self._worth(t)
         before = self.total
         self.total = before + self.product(a, self.second + b) + self.product(self.first, b)
         self.first, self.second = self.first + a, self.second + b
-        return self.total / t - before / (t - 1)
+        return self.total / self._worth(t) - before / self._worth(t - 1)
+
+    def _worth(self, t: int) -> float:
+        """Return what the first t steps are worth, in steps."""
+        return t if self.present_pace is None else self.present_pace[t - 1]
 
     def extra_repr(self) -> str:
         """Return the product and the step mode, for ``print``."""

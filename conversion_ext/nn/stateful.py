@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
@@ -98,6 +98,8 @@ class Stateful(Memory):
     """
 
     inputs: int = 1
+    pace: tuple[float, ...] | None = None
+    _in_blocks: bool = False
     means: bool = True
     idles: bool = False
     _seen: tuple[Signature | None, ...]
@@ -117,6 +119,11 @@ class Stateful(Memory):
     def step_mode(self, value: str) -> None:
         require(value in ("s", "m"), f'step_mode={value!r}: use "s" (a step [N, ...]) or "m" (a sequence [T, N, ...]).')
         self._step_mode = value
+
+    @property
+    def present_pace(self) -> tuple[float, ...] | None:
+        """What the first t steps of the present run are worth, in steps: None for t, as in blocks, which are means."""
+        return None if self._in_blocks else self.pace
 
     @property
     def binary(self) -> bool:
@@ -150,6 +157,7 @@ class Stateful(Memory):
             raise StateError(
                 f"{name} cannot wait for its input tick by tick, as networks that look ahead need it; use cx.simulate."
             )
+        self._in_blocks = steps is not None and steps.block > 1
         x_seqs = self._sequences(args if steps is None else args[:-1], steps)
         seen = tuple(check_signature(name, old, x_seq) for old, x_seq in zip(self._seen, x_seqs, strict=True))
         y_seq = self.multi_step(*x_seqs)
@@ -174,7 +182,7 @@ class Stateful(Memory):
             static = self.static_inputs if steps.constant else ()
             static = (*static, *[False] * (len(xs) - len(static)))
             return [
-                x.expand(steps.T, *x.shape) if once else x.unflatten(0, (steps.T, -1))
+                paced(x, steps.T, self.present_pace) if once else x.unflatten(0, (steps.T, -1))
                 for x, once in zip(xs, static, strict=True)
             ]
         x_seqs = [x.unsqueeze(0) for x in xs] if self.step_mode == "s" else list(xs)
@@ -186,6 +194,15 @@ class Stateful(Memory):
     def extra_repr(self) -> str:
         """Return the step mode, for ``print``."""
         return f"step_mode={self.step_mode!r}"
+
+
+def paced(x: Tensor, T: int, pace: Sequence[float] | None) -> Tensor:
+    """Return x [N, ...] at each of T steps, [T, N, ...], in the shares of T that ``pace`` gives them."""
+    x_seq = x.expand(T, *x.shape)
+    if pace is None:
+        return x_seq
+    shares = x.new_tensor(pace[:T]).diff(prepend=x.new_zeros(1))
+    return x_seq * shares.view(-1, *[1] * x.dim())
 
 
 def _describe(signature: Signature) -> str:

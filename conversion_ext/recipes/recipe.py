@@ -107,7 +107,13 @@ class Recipe:
             f"Recipe(family={self.family.value!r}): {type(self.neuron).__name__} emits {self.neuron.family.value} "
             "spikes; make the two agree.",
         )
-        if self.family is Family.WEIGHTED and NoSignedSites() not in self.demands:
+        weighted = self.signed_encoder.family is Family.WEIGHTED
+        require(
+            not weighted or self.family is Family.WEIGHTED,
+            f"Recipe(signed_encoder={self.signed_encoder!r}) sends spikes weighted in time, and {self.neuron!r} does "
+            'not; take WeightedIF() and family="weighted".',
+        )
+        if self.family is Family.WEIGHTED and not weighted and NoSignedSites() not in self.demands:
             object.__setattr__(self, "demands", (*self.demands, NoSignedSites()))
         require(
             not (self.readout.spiking and self.family in (Family.MULTI_LEVEL, Family.WEIGHTED)),
@@ -146,7 +152,7 @@ class Recipe:
 
     def timed(self, T: int | None) -> Recipe:
         """Return this recipe for runs of T steps, with a neuron for so many."""
-        return replace(self, neuron=self.neuron.timed(T))
+        return replace(self, neuron=self.neuron.timed(T), signed_encoder=self.signed_encoder.timed(T))
 
     def block_of(self, T: int, block: int | None = None) -> int:
         """Return the steps for which a site waits in a simulation of T steps, ``block`` of them where that is given."""
