@@ -75,22 +75,24 @@ def _constants(body: GraphModule) -> dict[Node, Any]:
     varying: set[Node] = set()
     for node in body.graph.nodes:
         module, shape = graph.module_of(body, node), graph.info(node).shape
-        if node.op == "output":
-            continue
-        if isinstance(module, (SpikingSite, Stateful, LookAhead, ExpandTime)):
+        starts = isinstance(module, (SpikingSite, Stateful, LookAhead, ExpandTime))
+        varies = bool(varying.intersection(node.all_input_nodes))
+        if starts or varies:
             varying.add(node)
+        if starts or (shape is not None and not varies):
             values[node] = map_sizes(shape, lambda sizes: _like(body, sizes))
         elif node.op == "placeholder":
-            values[node] = Steps(1) if shape is None else map_sizes(shape, lambda sizes: _like(body, sizes))
-        else:
+            values[node] = Steps(1)
+        elif node.op != "output":
             with torch.no_grad():
                 value = graph.call(body, node, values.__getitem__)
-            values[node] = map_tensors(
-                value, lambda v: v.nan_to_num(posinf=0.0, neginf=0.0) if v.is_floating_point() else v
-            )
-        if varying.intersection(node.all_input_nodes):
-            varying.add(node)
+            values[node] = map_tensors(value, _finite)
     return {node: value for node, value in values.items() if node in varying}
+
+
+def _finite(value: Tensor) -> Tensor:
+    """Return a value with 0 in the place of what is infinite."""
+    return value.nan_to_num(posinf=0.0, neginf=0.0) if value.is_floating_point() else value
 
 
 def _like(body: GraphModule, sizes: torch.Size) -> Tensor:

@@ -210,8 +210,9 @@ class SignedEncoder(Neuron):
     its granularity says so: smaller errors at few steps, but values beyond the threshold saturate for ever. Use that
     for transformers at few steps.
 
-    ``pairs=True`` makes two binary neurons of each, as in :class:`SignedIF`: the on neuron sends where ``m >= 1/2``, the
-    off one where ``m <= -1/2``, through the same weights with the opposite sign; x, spikes and state are [N, 2, ...].
+    ``pairs=True`` makes two binary neurons of each, as in :class:`SignedIF`: the on neuron sends where ``m >= 1/2``,
+    the off one where ``m <= -1/2``, through the same weights with the opposite sign; x, spikes and state are
+    [N, 2, ...].
     """
 
     v_init: float = 0.0
@@ -242,7 +243,7 @@ class SignedEncoder(Neuron):
         return Family.BINARY if self.pairs else Family.SIGNED
 
     @property
-    def lowest(self) -> int:
+    def lowest(self) -> float:
         """The least that it emits on average, in spikes per step."""
         return -1
 
