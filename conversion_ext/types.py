@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from conversion_ext.errors import require
 
-__all__ = ["Family", "Granularity", "PerChannel", "PerLayer", "Reset", "Steps", "Text", "whole"]
+__all__ = ["SPIKES", "Family", "Granularity", "PerChannel", "PerLayer", "Reset", "Steps", "Text", "whole"]
 
 
 def whole(value: Any) -> int | None:
@@ -48,6 +48,10 @@ class Family(Text):
     MULTI_LEVEL = "multi-level"  # {0, 1, ..., k}; from neurons that take spikes back {-k, ..., k}
     GRADED = "graded"  # any real number, changes at every step
     ANALOG = "analog"  # any real number: sums, averages or scaled spikes, or the image itself
+
+
+SPIKES = (Family.BINARY, Family.WEIGHTED, Family.SIGNED, Family.MULTI_LEVEL)
+"""Families of spikes: a weight layer that sees them adds, and multiplies by nothing but powers of two."""
 
 
 @dataclass(frozen=True)

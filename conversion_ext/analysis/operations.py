@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from conversion_ext.tables import Report, Sheet, plain, quantity
-from conversion_ext.types import Family
+from conversion_ext.types import SPIKES, Family
 
 __all__ = ["Energy", "EnergyModel", "FortyFiveNanometres", "LayerCount", "OperationCount"]
-SPIKING = ("binary", "signed", "multi-level")
 
 
 @dataclass(frozen=True, repr=False)
@@ -74,7 +73,7 @@ class FortyFiveNanometres(EnergyModel):
     def energy(self, count: OperationCount) -> Energy:
         """Return the energy of arithmetic."""
         product = min(count.bits * self.ac, self.mac)
-        twin = sum(layer.macs * (product if layer.sees in SPIKING else self.mac) for layer in count.layers)
+        twin = sum(layer.macs * (product if layer.sees in SPIKES else self.mac) for layer in count.layers)
         return Energy(
             self.ac * count.synops + self.mac * count.analog_macs,
             self.mac * count.macs,
@@ -85,7 +84,7 @@ class FortyFiveNanometres(EnergyModel):
 
 
 NOT_COUNTED = (
-    "pooling, sums of tensors, softmax and graded functions",
+    "pooling, sums of tensors, softmax, graded functions and products of two values such as those of attention",
     "biases and constant currents, which a neuron adds in its update",
     "making the input's spikes, routing, idle hardware, and memory unless the energy model includes them",
 )
@@ -145,6 +144,12 @@ class OperationCount(Report):
         return sum(layer.analog_macs for layer in self.layers)
 
     @property
+    def spike_driven(self) -> float:
+        """Which share of the multiply-adds of weight layers and scales works on spikes in the spiking network."""
+        driven = sum(layer.macs for layer in self.layers if layer.sees in SPIKES)
+        return driven / max(1.0, sum(layer.macs for layer in self.layers))
+
+    @property
     def updates(self) -> float:
         """Neuron updates: every neuron at every step."""
         return sum(self.neurons.values()) * self.T
@@ -162,6 +167,7 @@ class OperationCount(Report):
         rows += [("sum", "", *(f"{v:,.0f}" for v in (self.macs, self.synops, self.events, self.analog_macs)))]
         spikes = sum(self.spikes.values())
         notes = (
+            f"{100 * self.spike_driven:.1f} % of the multiply-adds of weight layers work on spikes.",
             f"Per sample in {self.T} steps: {spikes:,.0f} spikes, {self.updates:,.0f} updates of neurons.",
             self.energy().sentence,
             f"Not counted: {'; '.join(self.not_counted)}.",

@@ -24,10 +24,9 @@ from conversion_ext.operators.movement import mixed
 from conversion_ext.operators.synapse import Synapse
 from conversion_ext.simulation.run import Runner
 from conversion_ext.simulation.samples import batches_of, require_network
-from conversion_ext.types import Family
+from conversion_ext.types import SPIKES, Family
 
 __all__ = ["synops"]
-SPIKES = (Family.BINARY, Family.WEIGHTED, Family.SIGNED, Family.MULTI_LEVEL)
 
 
 def synops(

@@ -12,11 +12,10 @@ from conversion_ext.operators.base import Activation, NodeContext, Operator, ope
 from conversion_ext.operators.signs import never_negative
 from conversion_ext.operators.sites import SiteKind
 from conversion_ext.operators.synapse import Synapse
-from conversion_ext.types import Family
+from conversion_ext.types import SPIKES, Family
 
 __all__ = ["insert_output_neurons", "insert_relays", "output_keys"]
 
-SPIKES = (Family.BINARY, Family.WEIGHTED, Family.SIGNED, Family.MULTI_LEVEL)
 EMITS = {SiteKind.RELU: Family.BINARY, SiteKind.SIGNED: Family.SIGNED, SiteKind.GRADED: Family.GRADED}
 
 

@@ -6,21 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from conversion_ext import graph
+from conversion_ext.graph.layers import TRANSPOSED
 from conversion_ext.network.clocks import latency_of
 from conversion_ext.network.module_operators import Spiking
 from conversion_ext.network.record import Record, Widths
 from conversion_ext.network.site import SpikingSite
 from conversion_ext.nn.channel_scale import ChannelScale
+from conversion_ext.nn.matrix_product import MatrixProduct
 from conversion_ext.operators.arithmetic import Sum
 from conversion_ext.operators.base import NodeContext, Operator, operator_of
 from conversion_ext.operators.movement import mixed
 from conversion_ext.operators.synapse import Synapse
 from conversion_ext.tables import Report, Sheet, plain
-from conversion_ext.types import Family
+from conversion_ext.types import SPIKES, Family
 
 __all__ = ["Conversion", "Row", "Table"]
 
@@ -30,6 +33,7 @@ class Row:
     """One line of the table: ``sees`` is the family of the input, ``emits`` that of the output.
 
     Of a site: ``neurons``, how many it has, and ``lag``, how many steps after the first input it makes its first.
+    ``macs``: the multiply-adds of a weight layer, or of a product of two values, on one sample in the ANN.
     """
 
     key: str
@@ -39,10 +43,17 @@ class Row:
     scale: str = ""
     neurons: int = 0
     lag: int = 0
+    macs: int = 0
 
 
 class Table(Report, list[Row]):
     """Rows in graph order, a list; prints as a table."""
+
+    @property
+    def spike_driven(self) -> float:
+        """Which share of the multiply-adds, products of two values included, works on spikes: additions alone."""
+        driven = sum(row.macs for row in self if row.kind == "synapse" and row.sees in SPIKES)
+        return driven / max(1, sum(row.macs for row in self))
 
     def sheet(self) -> Sheet:
         """Return one row per site, weight layer and scale."""
@@ -51,8 +62,9 @@ class Table(Report, list[Row]):
         for row in self:
             counts = (str(row.neurons), str(row.lag)) if row.neurons else ("", "")
             rows.append((row.key, row.kind, str(row.sees), str(row.emits), row.scale, *counts))
-        silent = [] if any(row.neurons for row in self) else ["No neuron of this network spikes."]
-        return Sheet(header, rows, notes=silent, left=len(header))
+        notes = [f"{100 * self.spike_driven:.1f} % of {sum(row.macs for row in self):,} multiply-adds work on spikes."]
+        notes += [] if any(row.neurons for row in self) else ["No neuron of this network spikes."]
+        return Sheet(header, rows, notes=notes, left=len(header))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the rows as plain data."""
@@ -172,9 +184,10 @@ class Conversion(Report):
             kind = "shortcut" if any(isinstance(operator_of(self._body, u), Sum) for u in node.users) else "scale"
             return Row(key, kind, sees, emits, _range(module.scale))
         if isinstance(operator, Synapse):
-            return Row(key, "synapse", sees, emits)
+            return Row(key, "synapse", sees, emits, macs=_macs(node, module))
         if isinstance(operator, Spiking) or operator.stateful:
-            return Row(key, type(module).__name__, sees, emits)
+            macs = _macs_of_product(node) if isinstance(module, MatrixProduct) else 0
+            return Row(key, type(module).__name__, sees, emits, macs=macs)
         return None
 
     def _sites(self) -> Sequence[SpikingSite]:
@@ -201,6 +214,22 @@ class Conversion(Report):
             f"Conversion(recipe={self._record.recipe!r}, T={self.T}, backend={self.backend!r}, "
             f"sites={len(self._record.sites)}, family={self.family}, folded={self.folded})"
         )
+
+
+def _macs(node: Node, layer: Any) -> int:
+    """Return the multiply-adds of a weight layer on one sample: every weight at every position."""
+    transposed = isinstance(layer, TRANSPOSED)
+    shape = graph.info(node.all_input_nodes[0] if transposed else node).shape
+    weight = getattr(layer, "weight", None)
+    if not isinstance(shape, torch.Size) or not isinstance(weight, Tensor):
+        return 0
+    return shape.numel() * weight[0].numel() if weight.dim() > 1 else shape.numel()
+
+
+def _macs_of_product(node: Node) -> int:
+    """Return the multiply-adds of a product of two matrices of one sample."""
+    shape, first = graph.info(node).shape, graph.info(node.all_input_nodes[0]).shape
+    return shape.numel() * first[-1] if isinstance(shape, torch.Size) and isinstance(first, torch.Size) else 0
 
 
 def _range(scale: Tensor) -> str:

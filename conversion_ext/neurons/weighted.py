@@ -26,7 +26,8 @@ class WeightedInTime(Neuron):
 
     A run has exactly as many steps as there are weights. The neuron takes increments of the total Z_k that its site
     expects at step k (see ``LookAhead``) as input, and remembers the membrane, ``Z_k`` less what was sent, and how many
-    decisions were taken, one number per sample.
+    decisions were taken, one number per sample. Use it as the base of other such neurons, which define ``thresholds``
+    and ``step``.
     """
 
     lookahead: int

@@ -112,3 +112,22 @@ def test_networks_of_relu_alone_are_as_they_were() -> None:
     ann = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
     snn = cx.convert(ann, torch.randn(64, 6), T=4, recipe="default-weighted", backend="reference", progress=False)
     assert not any(isinstance(m, PacedConstant) for m in snn.body.modules())
+
+
+def test_the_table_says_which_share_of_the_work_spikes_drive() -> None:
+    """Of 5 positions with 12 features in 3 heads: the layer of the input, products of attention, and all the rest."""
+    ann, calibration, x = network("unbind")
+    snn = cx.convert(ann, calibration, T=4, recipe="default-attention", backend="reference", progress=False)
+    table = snn.conversion.table()
+    macs = {row.key: row.macs for row in table if row.macs}
+    products = [row.macs for row in table if row.kind == "MatrixProduct"]
+    assert products == [3 * 5 * 5 * 4] * 2
+    assert macs["heads.qkv"] == 5 * 12 * 36
+    analog = sum(row.macs for row in table if row.sees is Family.ANALOG and row.kind == "synapse")
+    total = 5 * 12 * (12 + 36 + 12) + 12 * 4 + sum(products)
+    assert sum(macs.values()) == total
+    assert table.spike_driven == pytest.approx(1 - (analog + sum(products)) / total)
+    assert f"{100 * table.spike_driven:.1f} % of {total:,} multiply-adds work on spikes." in str(table)
+    count = cx.synops(snn, x, 4)
+    assert count.spike_driven == pytest.approx(1 - analog / (total - sum(products)))
+    assert f"{100 * count.spike_driven:.1f} % of the multiply-adds" in str(count)
