@@ -146,7 +146,7 @@ class OperationCount(Report):
     @property
     def spike_driven(self) -> float:
         """Which share of the multiply-adds of weight layers and scales works on spikes in the spiking network."""
-        driven = sum(layer.macs for layer in self.layers if layer.sees in SPIKES)
+        driven = sum(layer.macs for layer in self.layers if layer.sees in SPIKES and not layer.analog_macs)
         return driven / max(1.0, sum(layer.macs for layer in self.layers))
 
     @property
