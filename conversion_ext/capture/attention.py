@@ -9,9 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conversion_ext.errors import Problem
-
-__all__ = ["OpenAttention", "added_by", "attend", "open_attention", "opening_problem"]
+__all__ = ["OpenAttention", "added_by", "attend", "open_attention"]
 
 
 def attend(query: Any, key: Any, value: Any, scale: float, added: Any = None) -> Any:
@@ -47,6 +45,7 @@ class OpenAttention(nn.Module):
     def __init__(self, layer: Any) -> None:
         super().__init__()
         self.num_heads, self.head_dim, self.batch_first = layer.num_heads, layer.head_dim, layer.batch_first
+        self.bias_k, self.bias_v, self.add_zero_attn = layer.bias_k, layer.bias_v, layer.add_zero_attn
         if layer.in_proj_weight is None:
             weights: Any = (layer.q_proj_weight, layer.k_proj_weight, layer.v_proj_weight)
         else:
@@ -72,19 +71,32 @@ class OpenAttention(nn.Module):
         if not self.batch_first:
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
         q = self._heads(self.q_proj(query))
-        scores = torch.matmul(q, self._heads(self.k_proj(key)).transpose(2, 3))
+        k, v = self._extended(self.k_proj(key), self.bias_k), self._extended(self.v_proj(value), self.bias_v)
+        scores = torch.matmul(q, self._heads(k).transpose(2, 3))
         if attn_mask is not None:
-            scores = scores + _inverted(attn_mask)
+            mask = self._for_extended(_inverted(attn_mask))
+            scores = scores + (mask.unflatten(0, (-1, self.num_heads)) if mask.dim() == 3 else mask)
         if key_padding_mask is not None:
-            scores = scores + _inverted(key_padding_mask).unsqueeze(1).unsqueeze(2)
+            scores = scores + self._for_extended(_inverted(key_padding_mask)).unsqueeze(1).unsqueeze(2)
         weights = F.softmax(scores, -1)
-        output = torch.matmul(weights, self._heads(self.v_proj(value))).transpose(1, 2).flatten(2)
+        output = torch.matmul(weights, self._heads(v)).transpose(1, 2).flatten(2)
         output = self.out_proj(output)
         if not self.batch_first:
             output = output.transpose(0, 1)
         if not need_weights:
             return output, None
         return output, weights.mean(1) if average_attn_weights else weights
+
+    def _extended(self, x: Tensor, position: Tensor | None) -> Tensor:
+        """Return keys or values [N, S, E] and the positions that every sample has: a learned one, zeros."""
+        if position is not None:
+            x = torch.cat([x, position.expand(x.size(0), -1, -1)], 1)
+        return F.pad(x, (0, 0, 0, 1)) if self.add_zero_attn else x
+
+    def _for_extended(self, added: Tensor) -> Tensor:
+        """Return what a mask adds to scores, 0 for the positions that every sample has."""
+        extra = (self.bias_k is not None) + bool(self.add_zero_attn)
+        return F.pad(added, (0, extra)) if extra else added
 
     def _heads(self, x: Tensor) -> Tensor:
         """Split the features [N, L, heads * E] of all heads: [N, heads, L, E]."""
@@ -161,18 +173,6 @@ def open_attention(model: nn.Module) -> None:
                 if child not in opened:
                     opened[child] = form(child).eval()
                 setattr(parent, name, opened[child])
-
-
-def opening_problem(path: str, module: nn.Module) -> Problem | None:
-    """Return why an attention layer cannot be opened, or None."""
-    if type(module) is not nn.MultiheadAttention:
-        return None
-    extras = [name for name in ("bias_k", "bias_v") if getattr(module, name) is not None]
-    extras += ["add_zero_attn"] if module.add_zero_attn else []
-    if not extras:
-        return None
-    remedy = f"Train it without {' and '.join(extras)}, or keep it analog with skip=({path!r},)."
-    return Problem(path, f"is an nn.MultiheadAttention with {', '.join(extras)}, which is not opened.", remedy)
 
 
 def _inverted(mask: Tensor) -> Tensor:

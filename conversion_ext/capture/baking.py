@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from conversion_ext.capture.attention import open_attention, opening_problem
+from conversion_ext.capture.attention import open_attention
 from conversion_ext.errors import Problem, UnsupportedError, warn
 
 __all__ = ["bake"]
@@ -54,7 +54,7 @@ def _refused(path: str, module: nn.Module) -> Problem | None:
     if kind.startswith(FUSED):
         remedy = "Prepare for quantization without fuse_modules, or give the float network."
         return Problem(path, f"is {type(module).__name__}, several layers in one.", remedy)
-    return opening_problem(path, module)
+    return None
 
 
 def _bake_parametrizations(model: nn.Module) -> None:

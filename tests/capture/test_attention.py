@@ -30,10 +30,14 @@ def randomized(module: nn.Module, seed: int = 0) -> nn.Module:
 
 @pytest.mark.parametrize("batch_first", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("sizes", [{}, {"kdim": 7, "vdim": 4}], ids=["one size", "own sizes of keys and values"])
+@pytest.mark.parametrize(
+    "sizes",
+    [{}, {"kdim": 7, "vdim": 4}, {"add_bias_kv": True}, {"add_zero_attn": True, "add_bias_kv": True}],
+    ids=["one size", "own sizes of keys and values", "a learned position", "a learned position and zeros"],
+)
 @pytest.mark.parametrize(
     "options",
-    [{}, {"mask": "bool"}, {"mask": "float"}, {"padding": True}, {"need_weights": False},
+    [{}, {"mask": "bool"}, {"mask": "float"}, {"mask": "heads"}, {"padding": True}, {"need_weights": False},
      {"average_attn_weights": False}],
     ids=str,
 )  # fmt: skip
@@ -49,7 +53,8 @@ def test_opened_attention_is_torchs(
     if "mask" in options:
         kept = torch.rand(POSITIONS, 6) > 0.3
         kept[:, 0] = True
-        given["attn_mask"] = ~kept if options["mask"] == "bool" else torch.randn(POSITIONS, 6, dtype=torch.float64)
+        shape = (2 * HEADS, POSITIONS, 6) if options["mask"] == "heads" else (POSITIONS, 6)
+        given["attn_mask"] = ~kept if options["mask"] == "bool" else torch.randn(shape, dtype=torch.float64)
     if "padding" in options:
         given["key_padding_mask"] = torch.tensor([[False] * 4 + [True] * 2, [False] * 6])
     expected, weights = layer(*inputs, **given)
@@ -59,15 +64,6 @@ def test_opened_attention_is_torchs(
         assert opened_weights is None
     else:
         torch.testing.assert_close(opened_weights, weights, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("extra", ["add_bias_kv", "add_zero_attn"])
-def test_attention_with_extra_positions_is_refused_by_name(extra: str) -> None:
-    ann = Encoder(nn.MultiheadAttention(E, HEADS, batch_first=True, **{extra: True}))
-    problems = cx.check(ann, torch.randn(2, POSITIONS, E))
-    assert len(problems) == 1
-    assert problems[0].path == "attention"
-    assert "skip=" in problems[0].remedy
 
 
 class Encoder(nn.Module):
@@ -106,6 +102,36 @@ class Heads(nn.Module):
         return self.proj(x.transpose(1, 2).reshape(B, N, C))
 
 
+class Grouped(nn.Module):
+    """Six heads of queries on two of keys and values, as in large language models."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.kv, self.proj = nn.Linear(E, E), nn.Linear(E, 8), nn.Linear(E, E)
+
+    def forward(self, x: Tensor) -> Tensor:
+        N, L, _ = x.shape
+        k, v = self.kv(x).view(N, L, 2, 2, 2).permute(0, 2, 3, 1, 4).unbind(1)
+        q = self.q(x).view(N, L, 6, 2).transpose(1, 2)
+        y = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        return self.proj(y.transpose(1, 2).reshape(N, L, E))
+
+
+class Cross(nn.Module):
+    """Queries of one part of the input on keys and values of the other, with RMSNorm and a layer scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Linear(E, E), nn.RMSNorm(E)
+        self.attention, self.scale = nn.MultiheadAttention(E, HEADS, batch_first=True), nn.Parameter(torch.ones(E))
+        self.head = nn.Linear(E, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first(x))
+        query, other = x[:, :2], self.norm(x[:, 2:])
+        return self.head((query + self.scale * self.attention(query, other, other)[0]).mean(1))
+
+
 class Mapped(nn.Module):
     """Heads behind a layer and in front of one."""
 
@@ -129,6 +155,10 @@ NETWORKS: dict[str, Any] = {
     "encoder, norms first": lambda: encoder(norm_first=True, norm=True),
     "batch first": lambda: Encoder(nn.MultiheadAttention(E, HEADS, batch_first=True)),
     "positions first": lambda: Encoder(nn.MultiheadAttention(E, HEADS), positions_first=True),
+    "learned position": lambda: Encoder(nn.MultiheadAttention(E, HEADS, batch_first=True, add_bias_kv=True)),
+    "zeros": lambda: Encoder(nn.MultiheadAttention(E, HEADS, batch_first=True, add_zero_attn=True)),
+    "grouped heads": lambda: Mapped(Grouped()),
+    "cross": Cross,
     "unbind": lambda: Mapped(Heads("unbind")),
     "entries": lambda: Mapped(Heads("entries")),
     "causal": lambda: Mapped(Heads("unbind", is_causal=True)),

@@ -67,10 +67,9 @@ class OpenAttentionCalls:
         shapes = info(query).shape, info(key).shape
         if not all(isinstance(shape, torch.Size) for shape in shapes):
             return  # without an example nothing is known of its size: the operator is refused then
-        if enable_gqa or isinstance(is_causal, Node) or isinstance(scale, Node):
+        if isinstance(is_causal, Node) or isinstance(scale, Node):
             refuse(
-                model, node, "groups heads, or computes its scale or is_causal.",
-                "Repeat keys and values for every head, and give scale and is_causal as constants.",
+                model, node, "computes its scale or is_causal.", "Give scale and is_causal as constants.",
             )  # fmt: skip
             return
         factor = 1 / math.sqrt(shapes[0][-1]) if scale is None else scale
@@ -79,6 +78,8 @@ class OpenAttentionCalls:
             added = self._mask(model, node, attn_mask, is_causal, (shapes[0][-2], shapes[1][-2]))
             tracer = GraphAppendingTracer(model.graph)
             q, k, v = (Proxy(n, tracer) for n in (query, key, value))
+            if enable_gqa:
+                k, v = (_for_every_head(x, len(shapes[1]), shapes[0][-3] // shapes[1][-3]) for x in (k, v))
             result = attend(q, k, v, factor, None if added is None else Proxy(added, tracer))
         for new in model.graph.nodes:
             if new not in before:
@@ -96,6 +97,13 @@ class OpenAttentionCalls:
         if mask is None or mask.op != "get_attr":
             return mask
         return _constant(model, node, added_by(attribute_of(model, mask)))
+
+
+def _for_every_head(x: Proxy, dims: int, times: int) -> Proxy:
+    """Return keys or values [..., H, S, E] of so many dimensions, each head ``times`` over."""
+    if times == 1:
+        return x
+    return x.unsqueeze(dims - 2).expand(*[-1] * (dims - 2), times, -1, -1).flatten(dims - 3, dims - 2)
 
 
 def _constant(model: GraphModule, node: Node, value: Tensor) -> Node:
