@@ -59,9 +59,9 @@ def positive(node: Node, module: nn.Module | None) -> Operator:
 
 @register_operator(
     nn.Tanh, nn.SiLU, nn.Mish, nn.Hardswish, nn.GELU, nn.ELU, nn.CELU, nn.SELU, nn.Softsign, nn.LogSigmoid,
-    nn.LogSoftmax, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.InstanceNorm1d, nn.InstanceNorm2d,
-    nn.InstanceNorm3d, F.log_softmax, F.layer_norm, F.group_norm, F.normalize, torch.tanh, "tanh", torch.clamp,
-    "clamp", F.local_response_norm,
+    nn.LogSoftmax, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.InstanceNorm1d, nn.InstanceNorm2d,
+    nn.InstanceNorm3d, F.log_softmax, F.layer_norm, F.rms_norm, F.group_norm, F.normalize, torch.tanh, "tanh",
+    torch.clamp, "clamp", F.local_response_norm,
 )  # fmt: skip
 def graded(node: Node, module: nn.Module | None) -> Operator:
     """Functions that are not positively homogeneous: the differential operator, whose output is graded."""

@@ -1,4 +1,7 @@
-"""Laws 9a and 9b on vision transformers of torchvision and timm, narrow and shallow, that react to their input."""
+"""Laws 9a and 9b on vision transformers of torchvision and timm, narrow and shallow, that react to their input.
+
+ConvNeXt is among the convolutional networks of ``test_zoo``.
+"""
 
 from __future__ import annotations
 
@@ -55,14 +58,7 @@ def mixer() -> nn.Module:
     return MlpMixer(img_size=SIZE, patch_size=8, num_blocks=1, embed_dim=8, num_classes=4)
 
 
-def convnext() -> nn.Module:
-    from timm.models.convnext import ConvNeXt
-
-    return ConvNeXt(depths=(1, 1), dims=(8, 16), num_classes=4, ls_init_value=0.5)
-
-
-FAMILIES = {"vit": vit, "swin": swin, "timm_vit": timm_vit, "deit": deit, "timm_swin": timm_swin, "mixer": mixer,
-            "convnext": convnext}  # fmt: skip
+FAMILIES = {f.__name__: f for f in (vit, swin, timm_vit, deit, timm_swin, mixer)}
 
 
 def network(name: str) -> tuple[nn.Module, Tensor]:

@@ -201,19 +201,7 @@ class Steered(nn.Module):
         return self.head(nn.functional.layer_norm(x, x.shape[1:]))
 
 
-class PositionsFirst(nn.Module):
-    """Samples folded in behind positions: time cannot be folded into them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.relu(self.first(x)).transpose(0, 1).reshape(-1, 8))
-
-
 UNSUPPORTED = {
-    "positions first": (PositionsFirst, (5, 4), ["transpose"], "transpose(0, 1)"),
     "recurrent": (Recurrent, (5, 4), ["lstm"], "self.lstm(x)"),
     "branching": (Branching, (4,), ["Branching"], "if x.sum() > 0"),
 }  # fmt: skip
