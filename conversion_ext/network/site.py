@@ -273,8 +273,11 @@ class SpikingSite(nn.Module):
 
     def described(self) -> str:
         """Return neuron and threshold in a line, the range of the latter where it differs by channel."""
-        low, high = self.threshold.min().item(), self.threshold.max().item()
-        scale = f"{low:.4g}" if low == high else f"{low:.4g}..{high:.4g}"
+        if torch.compiler.is_compiling():  # an exporter shows modules whose tensors hold no numbers
+            scale = "..."
+        else:
+            low, high = self.threshold.min().item(), self.threshold.max().item()
+            scale = f"{low:.4g}" if low == high else f"{low:.4g}..{high:.4g}"
         copies = f", copies={self.copies}" if self.copies > 1 else ""
         spec = re.sub(r"<([\w.]+): [^>]*>", r"\1", repr(self.spec))
         return f"{spec}, threshold={scale}, scaled={self.scaled}{copies}"
