@@ -407,7 +407,7 @@ def test_linear_operations_with_constants_have_integers(function):
     assert float((run.output - target).abs().max()) < 0.04 * float(target.abs().max())
     assert all(set(spikes.unique().tolist()) <= {0.0, 1.0} for spikes in cx.simulate(
         whole, x, 4, record=("spikes",)).recorded["spikes"].values())  # fmt: skip
-    layers = [layer for layer in parameters(whole).values() if hasattr(layer, "weight")]
+    layers: list[Any] = [layer for layer in parameters(whole).values() if hasattr(layer, "weight")]
     assert all(int(layer.weight.abs().max()) < 128 for layer in layers)
     assert len(layers) > sum(isinstance(m, nn.Conv1d | nn.Linear) for m in whole.modules())
 
