@@ -16,12 +16,12 @@ from conversion_ext.types import Family
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["WeightedEncoder", "WeightedIF", "WeightedInTime", "weights_for"]
+__all__ = ["WeightedEncoder", "WeightedIF", "weights_for"]
 
 REPEATED = (4, 8, 1, 2, 16)  # in this order, with every step beyond five
 
 
-class WeightedInTime(Neuron):
+class _WeightedInTime(Neuron):
     """Base of neurons that send one spike a step whose weight falls with time, ``weights``; None until T is known.
 
     A run has exactly as many steps as there are weights. The neuron takes increments of the total Z_k that its site
@@ -109,7 +109,7 @@ class WeightedInTime(Neuron):
 
 
 @dataclass(frozen=True)
-class WeightedIF(WeightedInTime):
+class WeightedIF(_WeightedInTime):
     """One binary spike a step whose weight falls with time: T steps tell ``w_1 + ... + w_T + 1`` activations apart.
 
     At step k a site expects a total Z_k of its input (see ``LookAhead``) and fires towards it; E is what it has sent:
@@ -162,27 +162,26 @@ class WeightedIF(WeightedInTime):
 
 
 @dataclass(frozen=True)
-class WeightedEncoder(WeightedInTime, SignedEncoder):
-    """Encode a signed value by a pair of binary neurons whose spikes weigh less from step to step.
+class WeightedEncoder(_WeightedInTime, SignedEncoder):
+    """Encode a signed value in spikes whose weight falls with time.
 
-    ``on = [m >= w_k / 2], off = [m <= -w_k / 2]`` with ``m = Z_k - E``, what the site expects of its total at step k
-    less what was sent; then ``E = E + w_k (on - off)``. Use it in recipes of :class:`WeightedIF` for networks with
-    values of either sign, such as transformers. T steps tell ``2 (w_1 + ... + w_T) + 1`` values apart, within half a
-    unit, the last weight. A wrong decision, taken or not, can be made good as long as it is off by no more than what
-    the later weights add up to.
+    ``s = on - off, on = [m >= w_k / 2], off = [m <= -w_k / 2]`` with ``m = Z_k - E``, what the site expects of its
+    total at step k less what was sent; then ``E = E + w_k s``. ``pairs=True`` makes on and off two binary neurons.
+
+    Use it in recipes of :class:`WeightedIF` for networks with values of either sign, such as transformers. T steps
+    tell ``2 (w_1 + ... + w_T) + 1`` values apart, within half a unit, the last weight. A wrong decision, taken or not,
+    can be made good as long as it is off by no more than what the later weights add up to.
 
     The fields are those of :class:`SignedEncoder` (the threshold is the normalizer's) and of :class:`WeightedIF`;
-    x, spikes and state are [N, 2, ...].
+    of pairs, x, spikes and state are [N, 2, ...].
     """
 
     headroom: float | None = None
-    pairs: bool = field(default=True, kw_only=True)
     weights: tuple[int, ...] | None = field(default=None, kw_only=True)  # type: ignore[assignment]
     lookahead: int = field(default=1, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.pairs is True, f"WeightedEncoder(pairs={self.pairs!r}): a weighted encoder is a pair of neurons.")
         self._check()
 
     @property
@@ -193,8 +192,10 @@ class WeightedEncoder(WeightedInTime, SignedEncoder):
     def step(self, x: Tensor, state: State, heaviside: Heaviside) -> tuple[Tensor, State]:
         """Charge, decide on either side, take away what was sent; silent after the last weight."""
         m, weight, threshold, decisions = self._now(state, x)
-        on = heaviside(((m - threshold) / weight)[:, 0])
-        off = heaviside(((-m - threshold) / weight)[:, 1])
+        on, off = heaviside((m - threshold) / weight), heaviside((-m - threshold) / weight)
+        if not self.pairs:
+            return on - off, (m - weight * (on - off), decisions)
+        on, off = on[:, 0], off[:, 1]
         return torch.stack((on, off), 1), (m - weight * (on - off).unsqueeze(1), decisions)
 
     @property

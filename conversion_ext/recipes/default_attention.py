@@ -44,7 +44,7 @@ register_recipe(
         WeightedIF(),
         family=Family.WEIGHTED,
         relay=True,
-        signed_encoder=WeightedEncoder(),
+        signed_encoder=WeightedEncoder(pairs=True),
         tuners=(WeightCompensation(),),
     ),
     use="Use it for transformers when the target weighs spikes by their time: most levels in few steps.",

@@ -22,7 +22,7 @@ def run(spec: SignedEncoder, x_seq: torch.Tensor, backend: str = "reference") ->
 @pytest.mark.parametrize("backend", available())
 def test_decisions_against_the_rule_written_out(backend: str) -> None:
     increments = torch.randn(6, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 3
-    spikes = run(WeightedEncoder(weights=WEIGHTS), increments, backend)
+    spikes = run(WeightedEncoder(weights=WEIGHTS, pairs=True), increments, backend)
     assert set(spikes.unique().tolist()) == {0.0, 1.0}
     for n in range(30):
         m = 0.0
@@ -37,7 +37,7 @@ def test_decisions_against_the_rule_written_out(backend: str) -> None:
 def test_a_total_that_is_known_is_sent_within_half_a_unit() -> None:
     total = torch.linspace(-9.4, 9.4, 2001, dtype=torch.float64)
     increments = torch.cat([total[None], torch.zeros(3, 2001, dtype=torch.float64)])
-    spikes = run(WeightedEncoder(weights=WEIGHTS), increments)
+    spikes = run(WeightedEncoder(weights=WEIGHTS, pairs=True), increments)
     sent = ((spikes[..., 0] - spikes[..., 1]) * torch.tensor(WEIGHTS, dtype=torch.float64)[:, None]).sum(0)
     assert (sent - total).abs().max() <= 0.5
     assert not (spikes.sum(2) > 1).any()
@@ -47,7 +47,7 @@ def test_a_wrong_decision_is_made_good_by_later_ones() -> None:
     """Whatever of -3 to 3 was expected too much at the first step: later weights add up to 5."""
     wrong = torch.arange(-3, 4, dtype=torch.float64)
     increments = torch.stack([2.0 + wrong, -wrong, 0 * wrong, 0 * wrong])
-    spikes = run(WeightedEncoder(weights=WEIGHTS), increments)
+    spikes = run(WeightedEncoder(weights=WEIGHTS, pairs=True), increments)
     sent = ((spikes[..., 0] - spikes[..., 1]) * torch.tensor(WEIGHTS, dtype=torch.float64)[:, None]).sum(0)
     assert (sent == 2).all()
 
@@ -60,12 +60,17 @@ def test_pairs_at_a_rate_are_the_signed_encoder_bit_for_bit(backend: str) -> Non
     signed = framework.run(framework.neuron(SignedEncoder()), x_seq, 0.0)
     assert torch.equal(pairs[..., 0] - pairs[..., 1], signed)
     assert SignedEncoder(pairs=True).family is Family.BINARY
-    assert (SignedEncoder(pairs=True).members, WeightedEncoder().members) == (2, 2)
+    assert (SignedEncoder(pairs=True).members, WeightedEncoder(pairs=True).members) == (2, 2)
+
+
+def test_one_neuron_sends_what_a_pair_sends() -> None:
+    increments = 3 * torch.randn(4, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    pairs, framework = run(WeightedEncoder(weights=WEIGHTS, pairs=True), increments), get_backend("reference")
+    signed = framework.run(framework.neuron(WeightedEncoder(weights=WEIGHTS)), increments, 0.0)
+    assert torch.equal(pairs[..., 0] - pairs[..., 1], signed)
 
 
 def test_values_that_mean_nothing_are_refused() -> None:
-    with pytest.raises(ValueError, match="pair of neurons"):
-        WeightedEncoder(pairs=False)
     with pytest.raises(ValueError, match="powers of two"):
         WeightedEncoder(weights=(4, 1))
     with pytest.raises(ValueError, match="True or False"):
