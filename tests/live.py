@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["live_inputs", "make_live", "tensors_of"]
+from tests import zoo
+
+__all__ = ["live", "live_inputs", "make_live", "tensors_of"]
 
 Model = TypeVar("Model", bound=nn.Module)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -41,6 +43,14 @@ def live_inputs(model: nn.Module, *shape: int, samples: int = 8, seed: int = 0) 
     means = torch.randn(samples, *shape[:1], *[1] * (len(shape) - 1), generator=generator)
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     return (noise + means).to(dtype)
+
+
+def live(name: str, samples: int = 8, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, Tensor]:
+    """Return a small network or a family of the zoo, live and the same at every call, and inputs [samples, ...]."""
+    build, shape = {**zoo.SMALL, **zoo.FAMILIES}[name]
+    torch.manual_seed(0)
+    ann = make_live(build(), *shape).to(dtype)
+    return ann, live_inputs(ann, *shape, samples=samples, seed=seed)
 
 
 def tensors_of(output: Any) -> list[Tensor]:

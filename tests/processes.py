@@ -24,7 +24,7 @@ from conversion_ext.backends import available
 from conversion_ext.training import Training
 from conversion_ext.tuners import walk, weight_compensation
 from tests import zoo
-from tests.live import live_inputs, make_live
+from tests.live import live, live_inputs
 
 # Which batches each process has: uneven parts, and with three processes one that has none.
 PARTS = {1: [[0, 1, 2, 3, 4]], 2: [[0, 2, 3], [1, 4]], 3: [[3, 0], [], [1, 4, 2]]}
@@ -49,10 +49,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
 
 def data(name: str) -> tuple[Any, list[tuple[Any, Any]]]:
     """Return a network and five labelled batches of uneven size."""
-    build, shape = zoo.SMALL[name]
-    torch.manual_seed(0)
-    ann = make_live(build(), *shape)
-    x = live_inputs(ann, *shape, samples=25, seed=3)
+    ann, x = live(name, samples=25, seed=3, dtype=torch.float32)
     return ann, list(zip(x.split([6, 4, 5, 3, 7]), ann(x).argmax(1).split([6, 4, 5, 3, 7]), strict=True))
 
 

@@ -51,7 +51,11 @@ def test_the_chinese_readme_shows_the_same_code_and_figures():
     blocks = re.findall(r"^```(?:python|bash)\n.*?^```$", chinese, flags=re.MULTILINE | re.DOTALL)
     assert len(blocks) >= 3
     assert not [block for block in blocks if block not in README]
-    rows = [line for line in README.partition("## Try it")[0].splitlines() if line.startswith(("| `default", "| SpikingJelly"))]
+    rows = [
+        line
+        for line in README.partition("## Try it")[0].splitlines()
+        if line.startswith(("| `default", "| SpikingJelly"))
+    ]
     assert rows
     assert not [row for row in rows if row not in chinese]
 

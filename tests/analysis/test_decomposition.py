@@ -9,9 +9,8 @@ from torch import nn
 import conversion_ext as cx
 from conversion_ext.analysis.decomposition import Decomposition, SiteErrors, decompose
 from conversion_ext.backends import available
-from tests import zoo
 from tests.contract.test_tuners import activations
-from tests.live import live_inputs, make_live
+from tests.live import live
 
 
 def rms(x, a):
@@ -75,10 +74,7 @@ def check(site, depth, expected, a):
 
 @pytest.mark.parametrize("name", ["residual", "inception", "bottleneck", "gated"])
 def test_totals_are_what_a_simulation_shows(name):
-    build, shape = zoo.SMALL[name]
-    torch.manual_seed(0)
-    ann = make_live(build(), *shape).double()
-    x = live_inputs(ann, *shape, samples=12)
+    ann, x = live(name, samples=12)
     snn = cx.convert(ann, x, recipe="default", T=4, backend="reference", progress=False)
     before = cx.simulate(snn, x, 4)
     found = errors_of(snn, ann, x, 4)

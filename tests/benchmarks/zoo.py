@@ -24,7 +24,7 @@ import conversion_ext as cx
 from conversion_ext.network.table import Row
 from conversion_ext.types import Family
 from tests import zoo
-from tests.live import live_inputs, make_live, tensors_of
+from tests.live import live, tensors_of
 
 RECIPE = cx.Recipe(cx.Maximum(granularity=cx.PerChannel()))
 BEGIN, END = "<!-- zoo:begin -->", "<!-- zoo:end -->"
@@ -43,10 +43,7 @@ def header(times: Sequence[int]) -> list[str]:
 
 def line(name: str, times: Sequence[int]) -> str:
     """Return the table's line for one family."""
-    build, shape = zoo.FAMILIES[name]
-    torch.manual_seed(0)
-    ann = make_live(build(), *shape)
-    calibration = live_inputs(ann, *shape, samples=SAMPLES, seed=5)
+    ann, calibration = live(name, samples=SAMPLES, seed=5, dtype=torch.float32)
     x = calibration[:EVALUATED]
     plain, relayed = (convert(ann, calibration, relay=relay) for relay in (False, True))
     rows = plain.conversion.table()

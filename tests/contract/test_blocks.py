@@ -16,16 +16,13 @@ from conversion_ext.network import site as site_module
 from conversion_ext.network.depths import depths
 from conversion_ext.network.site import SpikingSite
 from tests import laws, zoo
-from tests.live import live_inputs, make_live
+from tests.live import live
 
 RECIPE = cx.Recipe(cx.Percentile(99.0, granularity=cx.PerChannel()))
 
 
 def network(name, backend="reference", recipe=RECIPE, dtype=torch.float64, **options):
-    build, shape = zoo.SMALL[name]
-    torch.manual_seed(0)
-    ann = make_live(build(), *shape).to(dtype)
-    x = live_inputs(ann, *shape, samples=6, seed=5)
+    ann, x = live(name, samples=6, seed=5, dtype=dtype)
     return ann, cx.convert(ann, x, recipe=recipe, backend=backend, progress=False, **options), x[:3]
 
 

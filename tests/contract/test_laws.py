@@ -14,7 +14,7 @@ import conversion_ext as cx
 from conversion_ext.backends import available
 from conversion_ext.network.spiking_network import SpikingNetwork
 from tests import laws, zoo
-from tests.live import live_inputs, make_live
+from tests.live import live
 
 PER_CHANNEL = cx.Recipe(cx.Percentile(99.0, granularity=cx.PerChannel()))
 PER_LAYER = cx.Recipe(cx.Maximum())
@@ -31,10 +31,7 @@ class PowerOfTwo(cx.Percentile):
 
 
 def network(name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, Tensor]:
-    build, shape = zoo.SMALL[name]
-    torch.manual_seed(0)
-    ann = make_live(build(), *shape).to(dtype)
-    return ann, live_inputs(ann, *shape, samples=6, seed=5)
+    return live(name, samples=6, seed=5, dtype=dtype)
 
 
 def converted(ann: nn.Module, x: Tensor, recipe: cx.Recipe = PER_CHANNEL, **options) -> SpikingNetwork:

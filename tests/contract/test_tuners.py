@@ -13,8 +13,7 @@ import conversion_ext as cx
 from conversion_ext.backends import available
 from conversion_ext.graph import info
 from conversion_ext.tuners import Tuner, tuners
-from tests import zoo
-from tests.live import live_inputs, make_live
+from tests.live import live
 
 DECLARED = {
     "bias_correction": {"bias"}, "compensation": {"gain"}, "initial_potential": {"v_init"},
@@ -25,10 +24,7 @@ DECLARED = {
 
 
 def pair(tuner, backend="reference", name="residual", T=4, v_init=0.5, **options):
-    build, shape = zoo.SMALL[name]
-    torch.manual_seed(0)
-    ann = make_live(build(), *shape).double()
-    x = live_inputs(ann, *shape, samples=24)
+    ann, x = live(name, samples=24)
     weighted = isinstance(tuner, cx.tuners.DecisionTable)
     neuron = cx.neurons.WeightedIF(v_init=v_init) if weighted else cx.IF(v_init=v_init)
     recipes = (cx.Recipe(cx.Percentile(99.0), neuron, tuners=t, family=neuron.family) for t in ((), (tuner,)))

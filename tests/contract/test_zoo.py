@@ -14,7 +14,7 @@ import conversion_ext as cx
 from conversion_ext.backends import available
 from conversion_ext.types import Family
 from tests import laws, zoo
-from tests.live import live_inputs, make_live, tensors_of
+from tests.live import live, tensors_of
 
 pytest.importorskip("torchvision")
 pytest.importorskip("timm")
@@ -36,10 +36,8 @@ class Case(NamedTuple):
 
 def network(name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, Tensor, Tensor]:
     """Return a live network, two samples to evaluate it on, and four others for calibration, so that some clip."""
-    build, shape = {**zoo.SMALL, **zoo.FAMILIES}[name]
-    torch.manual_seed(0)
-    ann = make_live(build(), *shape).to(dtype)
-    x, calibration = live_inputs(ann, *shape, samples=6, seed=5).split((2, 4))
+    ann, x = live(name, samples=6, seed=5, dtype=dtype)
+    x, calibration = x.split((2, 4))
     return ann, x, calibration
 
 

@@ -9,17 +9,13 @@ import conversion_ext as cx
 from conversion_ext.conversion import budget, pipeline
 from conversion_ext.conversion.budget import FirstSamples
 from conversion_ext.data import progress
-from tests import zoo
-from tests.live import live_inputs, make_live
+from tests.live import live
 
 pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
 
 
 def network():
-    build, shape = zoo.SMALL["residual"]
-    torch.manual_seed(0)
-    ann = make_live(build(), *shape)
-    return ann, live_inputs(ann, *shape, samples=24)
+    return live("residual", samples=24, dtype=torch.float32)
 
 
 def convert(budget_s=None, **options):

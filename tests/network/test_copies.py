@@ -18,8 +18,7 @@ from conversion_ext.integer import integers
 from conversion_ext.network.site import SpikingSite
 from conversion_ext.neurons import BurstIF, WeightedIF
 from conversion_ext.types import Family, Steps
-from tests import zoo
-from tests.live import live_inputs, make_live
+from tests.live import live, live_inputs, make_live
 
 pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
 
@@ -42,10 +41,7 @@ def test_counts_are_those_of_the_multi_level_neuron_for_constant_input(m, backen
 
 
 def converted(recipe="default-copies", name="residual", T=4, backend="reference", **options):
-    build, shape = zoo.SMALL[name]
-    torch.manual_seed(0)
-    ann = make_live(build(), *shape).double()
-    x = live_inputs(ann, *shape, samples=16)
+    ann, x = live(name, samples=16)
     return ann, x, cx.convert(ann, x, recipe=recipe, T=T, backend=backend, progress=False, **options)
 
 

@@ -17,8 +17,7 @@ from conversion_ext.network.lookahead import LookAhead
 from conversion_ext.network.site import SpikingSite
 from conversion_ext.neurons import WeightedIF
 from conversion_ext.types import Steps
-from tests import zoo
-from tests.live import live_inputs, make_live
+from tests.live import live, live_inputs, make_live
 
 pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
 NEURONS = [cx.IF(lookahead=1), cx.IF(lookahead=2), WeightedIF(), WeightedIF(lookahead=2)]
@@ -91,10 +90,7 @@ def test_step_k_does_not_depend_on_inputs_after_k_plus_d(spec):
 
 
 def network(neuron, name="residual", backend="reference", T=4, **options):
-    build, shape = zoo.SMALL[name]
-    torch.manual_seed(0)
-    ann = make_live(build(), *shape).double()
-    x = live_inputs(ann, *shape, samples=5)
+    ann, x = live(name, samples=5)
     recipe = cx.Recipe(cx.MeanSquaredError(), neuron, family=neuron.family)
     return ann, x, cx.convert(ann, x, recipe=recipe, T=T, backend=backend, progress=False, **options)
 

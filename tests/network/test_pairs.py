@@ -8,18 +8,14 @@ import torch
 import conversion_ext as cx
 from conversion_ext.backends import available, get_backend
 from conversion_ext.types import Family
-from tests import zoo
-from tests.live import live_inputs, make_live
+from tests.live import live
 
 pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
 PAIRS = cx.SignedIF(pairs=True)
 
 
 def converted(neuron, backend="reference", tuners=(), **options):
-    build, shape = zoo.SMALL["residual"]
-    torch.manual_seed(0)
-    ann = make_live(build(), *shape).double()
-    x = live_inputs(ann, *shape, samples=8)
+    ann, x = live("residual", samples=8)
     recipe = cx.Recipe(cx.MeanSquaredError(), neuron, family=neuron.family, tuners=tuners)
     return x, cx.convert(ann, x, recipe=recipe, T=6, backend=backend, progress=False, **options)
 

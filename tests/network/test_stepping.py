@@ -15,8 +15,8 @@ from conversion_ext.network.site import SpikingSite
 from conversion_ext.tuners.offset_spike import Shifted
 from conversion_ext.tuners.residual_potential import Masked
 from conversion_ext.types import Steps
-from tests import laws, zoo
-from tests.live import live_inputs, make_live
+from tests import laws
+from tests.live import live, live_inputs, make_live
 
 ALL = [cx.tuners.ResidualPotential(tau=5), cx.tuners.OffsetSpike(rho=4), cx.tuners.VoltageClamp(steps=2)]
 IDS = ["srp", "cos", "clamp"]
@@ -37,10 +37,7 @@ def mlp(tuner, T=None, **options):
 
 
 def zoo_network(name, tuner, backend="reference", dtype=torch.float64):
-    build, shape = zoo.SMALL[name]
-    torch.manual_seed(0)
-    ann = make_live(build(), *shape).to(dtype)
-    x = live_inputs(ann, *shape, samples=4, seed=5)
+    ann, x = live(name, samples=4, seed=5, dtype=dtype)
     return ann, convert(tuner, ann, x, backend), x
 
 

@@ -13,8 +13,7 @@ from conversion_ext.backends import available, get_backend
 from conversion_ext.errors import UnsupportedError
 from conversion_ext.neurons import WeightedIF
 from conversion_ext.types import Family, Steps
-from tests import zoo
-from tests.live import live_inputs, make_live
+from tests.live import live
 
 pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
 WEIGHTS = [(1,), (2, 1), (4, 2, 1), (8, 4, 2, 1), (4, 2, 2, 1), (1, 1, 1), (2, 2, 1, 1)]
@@ -84,10 +83,7 @@ def test_with_all_input_known_it_is_within_half_the_last_weight(weights):
 
 
 def converted(name="residual", T=4, backend="reference", tuners=(), **options):
-    build, shape = zoo.SMALL[name]
-    torch.manual_seed(0)
-    ann = make_live(build(), *shape).double()
-    x = live_inputs(ann, *shape, samples=16)
+    ann, x = live(name, samples=16)
     recipe = cx.Recipe(cx.MeanSquaredError(), WeightedIF(), tuners=tuners, **FAMILY)
     return ann, x, cx.convert(ann, x, recipe=recipe, T=T, backend=backend, progress=False, **options)
 

@@ -9,15 +9,11 @@ from torch import Tensor, nn
 import conversion_ext as cx
 from conversion_ext.backends import available
 from conversion_ext.readouts.confidence import Confidence
-from tests import zoo
-from tests.live import live_inputs, make_live
+from tests.live import live
 
 
 def network(name: str, backend: str = "reference"):
-    build, shape = zoo.SMALL[name]
-    torch.manual_seed(0)
-    ann = make_live(build(), *shape).double()
-    x = live_inputs(ann, *shape, samples=24, seed=5)
+    ann, x = live(name, samples=24, seed=5)
     return cx.convert(ann, x, backend=backend, progress=False), x
 
 

@@ -9,17 +9,13 @@ import conversion_ext as cx
 from conversion_ext.errors import StateError
 from conversion_ext.simulation import engine, run
 from conversion_ext.simulation.slices import slices
-from tests import zoo
-from tests.live import live_inputs, make_live
+from tests.live import live
 
 pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
 
 
 def converted(name, samples=7):
-    build, shape = zoo.SMALL[name]
-    torch.manual_seed(0)
-    ann = make_live(build(), *shape).double()
-    x = live_inputs(ann, *shape, samples=samples)
+    ann, x = live(name, samples=samples)
     return cx.convert(ann, x, recipe=cx.Recipe(cx.Percentile(99.0)), progress=False), x
 
 

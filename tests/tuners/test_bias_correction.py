@@ -12,9 +12,8 @@ from conversion_ext.backends import available, get_backend
 from conversion_ext.network.site import SpikingSite
 from conversion_ext.tuners import Tuner
 from conversion_ext.types import PerChannel, Steps
-from tests import zoo
 from tests.contract.test_tuners import pair
-from tests.live import live_inputs, make_live
+from tests.live import live
 
 THRESHOLD = torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64)
 PER_STEP = cx.BiasCorrection(per_step=True)
@@ -102,10 +101,7 @@ class Distances(Tuner):
 @pytest.mark.parametrize("block", [1, 2])
 @pytest.mark.parametrize("name", ["residual", "inception", "gated"])
 def test_cumulative_means_come_closer(name, block):
-    build, shape = zoo.SMALL[name]
-    torch.manual_seed(0)
-    ann = make_live(build(), *shape).double()
-    x = live_inputs(ann, *shape, samples=24)
+    ann, x = live(name, samples=24)
     before, after = Distances(), Distances()
     recipe = cx.Recipe(cx.Percentile(99.0), tuners=(before, PER_STEP, after), block=block)
     snn = cx.convert(ann, list(x.split(10)), recipe=recipe, T=4, backend="reference", progress=False)

@@ -16,8 +16,7 @@ from conversion_ext.network.site import SpikingSite
 from conversion_ext.tuners import BlockReconstruction
 from conversion_ext.tuners.blocks import blocks_of
 from conversion_ext.types import Steps
-from tests import zoo
-from tests.live import live_inputs, make_live
+from tests.live import live
 
 pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
 T = 3
@@ -29,10 +28,7 @@ def converted(ann: Any, x: Any, *tuners: Any, neuron: Any = cx.IF(), **options: 
 
 
 def case(name: str = "residual", samples: int = 64) -> tuple[Any, torch.Tensor]:
-    build, shape = zoo.SMALL[name]
-    torch.manual_seed(0)
-    ann = make_live(build(), *shape).double()
-    return ann, live_inputs(ann, *shape, samples=samples)
+    return live(name, samples=samples)
 
 
 def test_neurons_in_one_function_have_the_spikes_and_the_gradient_of_a_loop() -> None:

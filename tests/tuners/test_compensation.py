@@ -10,8 +10,8 @@ from torch import nn
 
 import conversion_ext as cx
 from conversion_ext.tuners import Compensation
-from tests import laws, zoo
-from tests.live import live_inputs, make_live
+from tests import laws
+from tests.live import live
 
 
 def converted(ann: Any, x: Any, *tuners: Any, v_init: float = 0.0, T: int = 16, **options: Any) -> Any:
@@ -31,10 +31,7 @@ def deep(depth: int = 10) -> tuple[Any, torch.Tensor]:
 @pytest.mark.parametrize("name", ["chain", "residual", "inception", "gated"])
 def test_the_laws_hold_with_a_gain(name, fold):
     """Every site conserves its charge, and with rates times the gain in its place each activation gives the output."""
-    build, shape = zoo.SMALL[name]
-    torch.manual_seed(0)
-    ann = make_live(build(), *shape).double()
-    x = live_inputs(ann, *shape, samples=6)
+    ann, x = live(name, samples=6)
     snn = converted(ann, x, Compensation(kappa=1.25), fold=fold)
     gains = {key: float(site.gain) for key, site in snn.sites().items()}
     signed = [k for k, s in snn.sites().items() if isinstance(s.spec, cx.neurons.SignedEncoder)]

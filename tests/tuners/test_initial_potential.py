@@ -12,7 +12,7 @@ import conversion_ext as cx
 from conversion_ext.backends import available
 from conversion_ext.tuners import InitialPotential, PerNeuron
 from tests import zoo
-from tests.live import live_inputs, make_live
+from tests.live import live, live_inputs, make_live
 
 
 def converted(ann: Any, x: Any, *tuners: Any, neuron: Any = cx.IF(), T: int = 4, **options: Any) -> Any:  # noqa: B008
@@ -43,10 +43,7 @@ def test_charge_that_brings_nothing_nearer_is_taken_back():
 @pytest.mark.parametrize("name", ["residual", "inception", "regression"])
 def test_mean_outputs_come_closer(name, granularity, neuron):
     """Measured with simulate at the first site, whose input no tuner changes: no mean is further off than it was."""
-    build, shape = zoo.SMALL[name]
-    torch.manual_seed(0)
-    ann = make_live(build(), *shape).double()
-    x = live_inputs(ann, *shape, samples=24)
+    ann, x = live(name, samples=24)
     gaps = []
     for tuners in ((), (InitialPotential(granularity=granularity),)):
         snn = converted(ann, list(x.split(10)), *tuners, neuron=neuron)

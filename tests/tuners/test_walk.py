@@ -12,7 +12,7 @@ from conversion_ext.tuners import Tuner, tensor_store, walk
 from conversion_ext.tuners.tensor_store import TensorStore
 from tests import zoo
 from tests.contract.test_tuners import activations
-from tests.live import live_inputs, make_live
+from tests.live import live, make_live
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +34,7 @@ class Notes(Tuner):
 
 
 def noted(name, T=4, backend="reference"):
-    build, shape = zoo.SMALL[name]
-    torch.manual_seed(0)
-    ann = make_live(build(), *shape).double()
-    x = live_inputs(ann, *shape, samples=12)
+    ann, x = live(name, samples=12)
     notes = Notes()
     tuners = (notes, cx.BiasCorrection()) if name != "gated" else (notes,)
     recipe = cx.Recipe(cx.Percentile(99.0), tuners=tuners)

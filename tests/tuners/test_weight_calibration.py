@@ -11,8 +11,7 @@ from torch import nn
 
 import conversion_ext as cx
 from conversion_ext.tuners import WeightCalibration
-from tests import zoo
-from tests.live import live_inputs, make_live
+from tests.live import live
 
 
 def converted(ann: Any, x: Any, *tuners: Any, neuron: Any = cx.IF(), T: int = 3, **options: Any) -> Any:  # noqa: B008
@@ -65,10 +64,7 @@ def test_what_does_not_help_is_taken_back():
 @pytest.mark.parametrize("neuron", [cx.IF(), cx.neurons.BurstIF(3, signed=True)], ids=repr)
 @pytest.mark.parametrize("name", ["chain", "residual", "bottleneck", "tied"])
 def test_outputs_come_closer_and_the_ann_stays(name, neuron):
-    build, shape = zoo.SMALL[name]
-    torch.manual_seed(0)
-    ann = make_live(build(), *shape)
-    x = live_inputs(ann, *shape, samples=48)
+    ann, x = live(name, samples=48, dtype=torch.float32)
     state = copy.deepcopy(ann.state_dict())
     wanted = ann(x).detach()
     errors = []

@@ -10,7 +10,7 @@ import conversion_ext as cx
 from conversion_ext.tuners import WeightCompensation, weight_compensation
 from conversion_ext.tuners.weight_compensation import patches
 from tests import zoo
-from tests.live import live_inputs, make_live
+from tests.live import live, live_inputs, make_live
 
 LAYERS = {
     "linear": (nn.Linear(7, 5), (4, 7)),
@@ -109,10 +109,7 @@ def test_the_last_layer_is_the_ridge_solution(anchor):
 
 @pytest.mark.parametrize("name", ["residual", "inception", "bottleneck", "dense"])
 def test_outputs_come_closer_to_the_ann(name):
-    build, shape = zoo.SMALL[name]
-    torch.manual_seed(0)
-    ann = make_live(build(), *shape).double()
-    x = live_inputs(ann, *shape, samples=48)
+    ann, x = live(name, samples=48)
     plain = cx.convert(ann, x, recipe=cx.Recipe(cx.Percentile(99.0)), T=4, backend="reference", progress=False)
     outputs = [cx.simulate(snn, x, 4).output for snn in (plain, converted(ann, x, 4))]
     errors = [float((output - ann(x).detach()).norm()) for output in outputs]
