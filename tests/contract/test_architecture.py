@@ -1,4 +1,7 @@
-"""The architecture: rooms stand on floors and import downwards only, frameworks are imported in few places."""
+"""The architecture: rooms stand on floors and import downwards only, frameworks are imported in few places.
+
+``python -m tests.contract.test_architecture`` prints the graph of imports in numbers.
+"""
 
 from __future__ import annotations
 
@@ -105,3 +108,15 @@ def test_no_package_hides_a_module_behind_a_name(package: str) -> None:
     for imported in imports(package):
         exported = f"{parent}.{imported.rpartition('.')[2]}"
         assert exported not in modules - {imported}, f"{exported} is a module and what {package} exports"
+
+
+def main() -> None:
+    """Print how many rooms import how many others, and how many of these lie above; none above means no circle."""
+    arrows = {(room_of(module), other) for module in MODULES for other in rooms_imported(module)}
+    upward = [(room, other) for room, other in arrows if FLOOR[other] >= FLOOR[room] and room not in USERS]
+    print(f"{len(FLOOR)} rooms and files on {len(FLOORS)} floors, {len(MODULES)} modules")
+    print(f"{len(arrows)} imports between rooms, {len(upward)} of them upwards {sorted(upward) or ''}")
+
+
+if __name__ == "__main__":
+    main()
