@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import keyword
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,16 @@ from conversion_ext.backends import Backend, get_backend
 from conversion_ext.conversion.memory_format import channels_last
 from conversion_ext.errors import Problem, UnsupportedError, optional_import, require
 from conversion_ext.exchange.modules import Modules
+from conversion_ext.exchange.nir_values import (
+    compact,
+    flattened,
+    identifier,
+    in_order,
+    plain_value,
+    shape_of,
+    tensor_of,
+    whole,
+)
 from conversion_ext.exchange.tensors import Tensors
 from conversion_ext.graph.shapes import propagate
 from conversion_ext.network.record import Record, installed_versions
@@ -67,9 +76,9 @@ class _Import:
 
     def __init__(self, nir: Any, source: Any, backend: Backend, dt: float, mode: Reset) -> None:
         self.nir, self.backend, self.mode = nir, backend, mode
-        self.metadata = {key: _plain(value) for key, value in (source.metadata or {}).items()}
+        self.metadata = {key: plain_value(value) for key, value in (source.metadata or {}).items()}
         self.dt = float(self.metadata.get("dt", dt))
-        self.nodes, self.edges = _flat(nir, source)
+        self.nodes, self.edges = flattened(nir, source)
         self.graph = Graph()
         self.modules: dict[str, nn.Module] = {}
         self.values: dict[str, Node] = {}
@@ -79,7 +88,7 @@ class _Import:
 
     def network(self) -> SpikingNetwork:
         """Return the network; raise UnsupportedError with all that has no form here."""
-        order = _sorted(self.nodes, self.edges)
+        order = in_order(self.nodes, self.edges)
         known = {getattr(self.nir, name) for name in (*RULES, "Input", "Output")}
         problems = [
             Problem(
@@ -92,13 +101,13 @@ class _Import:
             raise UnsupportedError("; ".join(map(str, problems)), tuple(problems))
         inputs = [name for name in order if isinstance(self.nodes[name], self.nir.Input)]
         for name in inputs:
-            self.values[name] = self.graph.placeholder(_identifier(name))
+            self.values[name] = self.graph.placeholder(identifier(name))
         self.steps = self.graph.placeholder("steps")
         for name in order:
             if name not in self.values:
                 self.write(name, self.nodes[name])
         body = GraphModule(self.modules, self.graph, "NIR").eval()
-        example = tuple(torch.zeros(1, *_shape(self.nodes[name].input_type["input"])) for name in inputs)
+        example = tuple(torch.zeros(1, *shape_of(self.nodes[name].input_type["input"])) for name in inputs)
         self.know(body, example)
         channels_last(body)
         snn: Any = self.backend.root(SpikingNetwork)(body, self.record()).eval()
@@ -146,7 +155,7 @@ class _Import:
 
     def held(self, name: str, module: nn.Module) -> str:
         """Add a module and return where it is."""
-        path = _identifier(name)
+        path = identifier(name)
         while path in self.modules:
             path += "_"
         self.modules[path] = module
@@ -168,7 +177,7 @@ class _Import:
 
     def key(self, name: str) -> str:
         """Return the path under which reports name a node."""
-        return str(_plain((self.nodes[name].metadata or {}).get("key", name)))
+        return str(plain_value((self.nodes[name].metadata or {}).get("key", name)))
 
     def site(self, name: str, spec: Neuron, start: Tensor) -> SpikingSite:
         """Return folded neurons that start from ``start``, in thresholds, [] or [C, ...]."""
@@ -194,23 +203,23 @@ def _convolution(reader: _Import, name: str, node: Any) -> nn.Module:
     dims = node.weight.ndim - 2
     kind = nn.Conv1d if dims == 1 else nn.Conv2d
     groups = int(node.groups)
-    padding = node.padding if isinstance(node.padding, str) else _whole(node.padding)
+    padding = node.padding if isinstance(node.padding, str) else whole(node.padding)
     layer = kind(
-        node.weight.shape[1] * groups, node.weight.shape[0], node.weight.shape[2:], _whole(node.stride), padding,
-        _whole(node.dilation), groups,
+        node.weight.shape[1] * groups, node.weight.shape[0], node.weight.shape[2:], whole(node.stride), padding,
+        whole(node.dilation), groups,
     )  # fmt: skip
     return _with(layer, node.weight, node.bias)
 
 
 def _with(layer: Any, weight: np.ndarray, bias: np.ndarray | None) -> nn.Module:
-    layer.weight = nn.Parameter(_tensor(weight), requires_grad=False)
+    layer.weight = nn.Parameter(tensor_of(weight), requires_grad=False)
     if bias is not None:
-        layer.bias = nn.Parameter(_tensor(bias), requires_grad=False)
+        layer.bias = nn.Parameter(tensor_of(bias), requires_grad=False)
     return layer
 
 
 def _scale(reader: _Import, name: str, node: Any) -> nn.Module:
-    scale = _tensor(node.scale)
+    scale = tensor_of(node.scale)
     first = scale.reshape(len(scale), -1)[:, :1] if scale.dim() else scale
     if scale.dim() > 1 and bool((scale.reshape(len(scale), -1) == first).all()):
         scale = first.reshape(-1, *[1] * (scale.dim() - 1))
@@ -219,7 +228,7 @@ def _scale(reader: _Import, name: str, node: Any) -> nn.Module:
 
 def _pool(reader: _Import, name: str, node: Any) -> nn.Module:
     divisor = 1 if type(node).__name__ == "SumPool2d" else None
-    return nn.AvgPool2d(_whole(node.kernel_size), _whole(node.stride), _whole(node.padding), divisor_override=divisor)
+    return nn.AvgPool2d(whole(node.kernel_size), whole(node.stride), whole(node.padding), divisor_override=divisor)
 
 
 def _flatten(reader: _Import, name: str, node: Any) -> nn.Module:
@@ -230,10 +239,10 @@ def _flatten(reader: _Import, name: str, node: Any) -> nn.Module:
 def _neuron(reader: _Import, name: str, node: Any) -> list[nn.Module]:
     """IF, LIF or CubaLIF: a scale where currents are not in thresholds, and the site."""
     kind = type(node).__name__
-    threshold, rest, r = (_tensor(v) for v in (node.v_threshold, node.v_reset, node.r))
-    about = {key: _plain(value) for key, value in (node.metadata or {}).items()}
+    threshold, rest, r = (tensor_of(v) for v in (node.v_threshold, node.v_reset, node.r))
+    about = {key: plain_value(value) for key, value in (node.metadata or {}).items()}
     if kind != "IF":
-        leak = _tensor(node.v_leak)
+        leak = tensor_of(node.v_leak)
         require(
             torch.equal(leak, rest),
             f"The NIR node {name!r} leaks to {leak.flatten()[0]:.4g} and resets to {rest.flatten()[0]:.4g}; one "
@@ -247,10 +256,10 @@ def _neuron(reader: _Import, name: str, node: Any) -> list[nn.Module]:
     if isinstance(spec, IF):
         floor = about.get("floor")
         spec = replace(spec, strict=about.get("spike") == ">", floor=None if floor is None else float(floor))
-    start = _tensor(np.asarray(about["v_init"])) if "v_init" in about else rest
-    site = reader.site(name, spec, _compact((start - rest) / height))
+    start = tensor_of(np.asarray(about["v_init"])) if "v_init" in about else rest
+    site = reader.site(name, spec, compact((start - rest) / height))
     scale = gain / height
-    return [site] if bool((scale == 1).all()) else [ChannelScale(_compact(scale)[None]), site]
+    return [site] if bool((scale == 1).all()) else [ChannelScale(compact(scale)[None]), site]
 
 
 def _dynamics(reader: _Import, name: str, kind: str, node: Any, r: Tensor, mode: Reset) -> tuple[Neuron, Tensor]:
@@ -276,7 +285,7 @@ def _dynamics(reader: _Import, name: str, kind: str, node: Any, r: Tensor, mode:
         return spec, gain
     share = reader.dt / _uniform(name, node.tau_syn)
     require(0 < share < 1, f"The NIR node {name!r} has a synapse faster than a step.", UnsupportedError)
-    return Filtered(spec, tau=float(-1 / np.log1p(-share))), gain * _tensor(node.w_in)
+    return Filtered(spec, tau=float(-1 / np.log1p(-share))), gain * tensor_of(node.w_in)
 
 
 def _uniform(name: str, value: Any) -> float:
@@ -290,70 +299,3 @@ RULES: dict[str, Rule] = {
     "Affine": _affine, "Linear": _affine, "Conv1d": _convolution, "Conv2d": _convolution, "Scale": _scale,
     "AvgPool2d": _pool, "SumPool2d": _pool, "Flatten": _flatten, "IF": _neuron, "LIF": _neuron, "CubaLIF": _neuron,
 }  # fmt: skip
-
-
-def _flat(nir: Any, made: Any) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """Return nodes and edges with the graphs inside a graph taken apart."""
-    nodes: dict[str, Any] = {}
-    edges = [(str(a), str(b)) for a, b in made.edges]
-    for name, node in made.nodes.items():
-        if not isinstance(node, nir.NIRGraph):
-            nodes[str(name)] = node
-            continue
-        inner, wires = _flat(nir, node)
-        ends = {kind: {n for n, v in inner.items() if isinstance(v, kind)} for kind in (nir.Input, nir.Output)}
-        first = [b for a, b in wires if a in ends[nir.Input]]
-        last = [a for a, b in wires if b in ends[nir.Output]]
-        nodes |= {f"{name}.{n}": v for n, v in inner.items() if n not in ends[nir.Input] | ends[nir.Output]}
-        inside = [(f"{name}.{a}", f"{name}.{b}") for a, b in wires
-                  if a not in ends[nir.Input] and b not in ends[nir.Output]]  # fmt: skip
-        into = [(a, f"{name}.{n}") for a, b in edges if b == name for n in first]
-        out = [(f"{name}.{n}", b) for a, b in edges if a == name for n in last]
-        edges = [(a, b) for a, b in edges if name not in (a, b)] + inside + into + out
-    return nodes, edges
-
-
-def _sorted(nodes: dict[str, Any], edges: list[tuple[str, str]]) -> list[str]:
-    """Return the names of nodes, each behind all that it reads; raise UnsupportedError where there is a loop."""
-    waiting = {name: {a for a, b in edges if b == name} for name in nodes}
-    order: list[str] = []
-    while waiting:
-        ready = [name for name, needs in waiting.items() if needs <= set(order)]
-        loop = ", ".join(sorted(waiting))
-        require(bool(ready), f"The NIR nodes {loop} form a loop; feed-forward graphs are read.", UnsupportedError)
-        order += ready
-        for name in ready:
-            del waiting[name]
-    return order
-
-
-def _compact(value: Tensor) -> Tensor:
-    """Return [] where ``value`` is one number everywhere, else ``value``."""
-    return value.flatten()[0] if bool((value == value.flatten()[0]).all()) else value
-
-
-def _shape(value: Any) -> list[int]:
-    return [int(size) for size in np.asarray(value).reshape(-1)]
-
-
-def _whole(value: Any) -> Any:
-    """Return numbers of NIR, which may be arrays, as an int or a tuple."""
-    array = np.asarray(value)
-    return int(array) if array.ndim == 0 else tuple(int(v) for v in array)
-
-
-def _tensor(value: Any) -> Tensor:
-    return torch.from_numpy(np.array(np.asarray(value), dtype=np.float32))
-
-
-def _plain(value: Any) -> Any:
-    """Return a value of HDF5 as Python's own."""
-    single = isinstance(value, np.generic) or (isinstance(value, np.ndarray) and not value.ndim)
-    value = value.item() if single else value
-    return value.decode() if isinstance(value, bytes) else value
-
-
-def _identifier(name: str) -> str:
-    plain = "".join(c if c.isalnum() else "_" for c in name)
-    fits = plain.isidentifier() and not keyword.iskeyword(plain) and plain != "steps"
-    return plain if fits else f"n{plain}"

@@ -17,6 +17,7 @@ from conversion_ext import graph
 from conversion_ext.errors import Problem, UnsupportedError
 from conversion_ext.graph import layers
 from conversion_ext.graph.layers import ADAPTIVE_AVERAGE_POOLS, AVERAGE_POOLS, BATCH_NORMS, TRANSPOSED
+from conversion_ext.integer.fixed_point import exponents, fewest_bits, rounded, whole_multiples
 from conversion_ext.integer.modules import IntegerAffine, IntegerStepping
 from conversion_ext.network.module_operators import Spiking
 from conversion_ext.network.record import Widths
@@ -99,12 +100,12 @@ def _synapse(operator: Synapse, context: NodeContext, grids: Sequence[Any], widt
         largest = layer.bias.double().cpu().abs().view(-1, len(rows)).amax(0)  # groups of transposed ones share rows
         finest = torch.minimum(finest, torch.floor(BIAS - largest.log2()))
     if widths.even:  # doubled, they are shifted by 6 bits and more into the potential: that is how coarse they are
-        k = _exponents(rows.reshape(1, -1), widths.weight, finest.amin().clamp_max(widths.exponent - 7)).repeat(
+        k = exponents(rows.reshape(1, -1), widths.weight, finest.amin().clamp_max(widths.exponent - 7)).repeat(
             len(rows)
         )
     else:
-        k = _exponents(rows.flatten(1), widths.weight, finest)
-    whole = _whole(rows, k.view(-1, *[1] * (rows.dim() - 1)), widths.weight)
+        k = exponents(rows.flatten(1), widths.weight, finest)
+    whole = whole_multiples(rows, k.view(-1, *[1] * (rows.dim() - 1)), widths.weight)
     k = k + widths.even
     layer.weight = _like(whole.movedim(0, int(transposed)), layer.weight)
     probe = copy.deepcopy(layer).double().cpu()
@@ -117,7 +118,7 @@ def _synapse(operator: Synapse, context: NodeContext, grids: Sequence[Any], widt
         bias = layer.bias.double().cpu().reshape(bound.shape)
         fits = torch.floor(BIAS - (bound + bias.abs()).log2())
         exponent = torch.maximum(exponent, fits.clamp_max(widths.exponent))  # a bias is as fine as a potential
-        bias = _fixed(bias, exponent)
+        bias = rounded(bias, exponent)
         bound = bound + bias.abs()
         layer.bias = _like(bias.reshape(-1), layer.bias)
         layer.register_buffer("bias_exponent", exponent.reshape(-1).to(layer.weight))
@@ -157,16 +158,16 @@ def _at(context: NodeContext, value: float) -> Tensor:
 def _affine(factor: Tensor, shift: Tensor, grid: Grid, widths: Widths) -> Quantized:
     """Return ``factor * x + shift`` in integers; the unit of x stays what the weights behind have to absorb."""
     finest = torch.tensor(widths.exponent + FINER)
-    k = _exponents(factor.reshape(-1, 1), widths.weight, finest).view_as(factor)
-    factor = _whole(factor, k, widths.weight)
-    k = _fewest(factor, k)
+    k = exponents(factor.reshape(-1, 1), widths.weight, finest).view_as(factor)
+    factor = whole_multiples(factor, k, widths.weight)
+    k = fewest_bits(factor, k)
     exponent, bound = grid.exponent + k, grid.bound * factor.abs()
     shift = shift / grid.unit
     if bool(shift.any()):
-        fits = _exponents(shift.reshape(1, -1), widths.weight + FINER, finest)
+        fits = exponents(shift.reshape(1, -1), widths.weight + FINER, finest)
         exponent = torch.maximum(exponent, fits.view([1] * exponent.dim()))
-        shift = _fixed(shift, exponent)
-        exponent = torch.maximum(grid.exponent + k, _fewest(shift, exponent).amax())
+        shift = rounded(shift, exponent)
+        exponent = torch.maximum(grid.exponent + k, fewest_bits(shift, exponent).amax())
     return Grid(exponent, bound + shift.abs(), grid.unit), IntegerAffine(factor, shift, k, exponent)
 
 
@@ -180,8 +181,8 @@ def _product(context: NodeContext, grid: Grid, widths: Widths) -> Quantized:
     (source,) = constants
     weight = graph.constant(model, source).detach().double().cpu() * grid.unit
     finest = widths.exponent + FINER + grid.bound.amax().log2().ceil().clamp_min(0)
-    k = _exponents(weight.reshape(1, -1), widths.weight, finest)[0]
-    weight = _whole(weight, k, widths.weight)
+    k = exponents(weight.reshape(1, -1), widths.weight, finest)[0]
+    weight = whole_multiples(weight, k, widths.weight)
     given = {data: grid.bound.expand(context.shapes[0]).double(), source: weight.abs()}
     bound = graph.call(model, node, given.__getitem__)
     exponent = (k + grid.exponent.amax()) * ones(context.out_shape)
@@ -192,7 +193,7 @@ def _product(context: NodeContext, grid: Grid, widths: Widths) -> Quantized:
 def _sum(operator: Sum, context: NodeContext, grids: Sequence[Any], widths: Widths) -> Quantized:
     factor: Any = context.node.kwargs.get("alpha", 1)
     alpha = torch.tensor(factor, dtype=torch.float64)
-    k = _fewest(alpha, torch.tensor(float(widths.weight)))
+    k = fewest_bits(alpha, torch.tensor(float(widths.weight)))
     if alpha * torch.exp2(k) % 1:
         raise refused(context, f"multiplies by alpha={alpha:.4g}, no short integer.", "Put it into the weights.")
     first, last = grids[0], grids[-1]  # the same where a tensor is added to itself
@@ -224,8 +225,8 @@ def _constant(operator: Constant, context: NodeContext, grids: Sequence[Any], wi
     if len(held) != 1:
         raise refused(context, "is made of several constants.", "Compute it beforehand.")
     value = _held(context, held[0]).detach().double().cpu()
-    k = _exponents(value.reshape(1, -1), widths.weight, torch.tensor(widths.exponent + FINER))[0]
-    whole = _whole(value, k, widths.weight)
+    k = exponents(value.reshape(1, -1), widths.weight, torch.tensor(widths.exponent + FINER))[0]
+    whole = whole_multiples(value, k, widths.weight)
     bound = graph.call(context.model, context.node, lambda n: whole.abs() if n is held[0] else _held(context, n))
     return Grid(k * ones(context.out_shape), bound), Constants({held[0]: (whole, k)})
 
@@ -266,9 +267,9 @@ def _site(operator: Spiking, context: NodeContext, grids: Sequence[Any], widths:
     if not site.stepping.plain:
         remedy = "Use a recipe without tuners that act while simulating."
         raise refused(context, f"is stepped by {type(site.stepping).__name__}.", remedy)
-    site.v_init = _fixed(site.v_init, widths.exponent)
+    site.v_init = rounded(site.v_init, widths.exponent)
     if site.bias.dim():
-        site.bias = _fixed(site.bias / site.threshold, widths.exponent) * site.threshold
+        site.bias = rounded(site.bias / site.threshold, widths.exponent) * site.threshold
     finest = int(grids[0].exponent.amax())
     site.stepping = IntegerStepping(site.key, widths.exponent, finest, widths.state, widths.saturate)
     one = ones(context.out_shape)
@@ -314,38 +315,11 @@ def scaled(scale: Tensor, grid: Grid, widths: Widths) -> tuple[Grid, ChannelScal
     """Return a scale in integers, and what it makes of what ``grid`` holds."""
     factors = scale.double().cpu() * grid.unit
     finest = torch.tensor(widths.exponent + FINER)
-    k = _exponents(factors.reshape(-1, 1), widths.weight, finest).view_as(factors)
-    factors = _whole(factors, k, widths.weight)
+    k = exponents(factors.reshape(-1, 1), widths.weight, finest).view_as(factors)
+    factors = whole_multiples(factors, k, widths.weight)
     module = ChannelScale(factors.to(scale))
     module.register_buffer("weight_exponent", k.to(scale))
     return Grid(grid.exponent + k, grid.bound * factors.abs()), module
-
-
-def _exponents(rows: Tensor, bits: int, finest: Tensor) -> Tensor:
-    """Return the k of each row, at most ``finest``, for which integers of ``bits`` bits times 2^-k come closest."""
-    k = torch.floor(torch.log2((2 ** (bits - 1) - 1) / rows.abs().amax(1)))
-    # Where the largest weights are few, it is better to clip them.
-    choices = torch.stack([torch.minimum(k + clipped, finest) for clipped in range(3)])
-    errors = torch.stack([(_whole(rows, c[:, None], bits) - rows).square().sum(1) for c in choices])
-    return choices.gather(0, errors.argmin(0, keepdim=True))[0]
-
-
-def _whole(value: Tensor, k: Tensor, bits: int) -> Tensor:
-    """Return ``value`` as integers of ``bits`` bits times 2^-k."""
-    most = 2 ** (bits - 1) - 1
-    return (value * torch.exp2(k)).round().clamp(-most, most) * torch.exp2(-k)
-
-
-def _fewest(value: Tensor, k: Tensor) -> Tensor:
-    """Return the least exponents, from 0 to ``k``, for which ``value * 2^exponent`` is whole wherever it is for k."""
-    for _ in range(int(k.amax())):
-        k = torch.where((k > 0) & (value * torch.exp2(k - 1) % 1 == 0), k - 1, k)
-    return k
-
-
-def _fixed(value: Tensor, exponent: Tensor | int) -> Tensor:
-    """Return ``value`` rounded to multiples of 2^-exponent, halves up."""
-    return torch.floor(value * 2.0**exponent + 0.5) * 2.0**-exponent
 
 
 def _along(value: Tensor, dim: int) -> Tensor:
