@@ -88,9 +88,18 @@ class Story(Report):
         return plain
 
     def plot(self) -> Figure:
-        """Return accuracy over time, one line per conversion."""
-        curves = {row.name: [(t, float(a)) for t, a in enumerate(row.accuracy, 1)] for row in self.rows}
-        return plots.frontier(curves, "time steps T", ann=self.ann_accuracy)
+        """Return accuracy over time, one line per conversion; frameworks that decide the same share theirs."""
+        curves: dict[str, list[tuple[float, float]]] = {}
+        for i, row in enumerate(self.rows):
+            if not any(torch.equal(row.predictions, other.predictions) for other in self.rows[:i]):
+                curves[row.name] = [(t, float(a)) for t, a in enumerate(row.accuracy, 1)]
+        figure = plots.frontier(curves, "time steps T", ann=self.ann_accuracy)
+        legend = figure.axes[0].get_legend()
+        assert legend is not None
+        legend.remove()
+        figure.legend(loc="outside lower center", frameon=False)
+        figure.set_size_inches(5.0, 4.6)
+        return figure
 
     def write(self, folder: Path) -> Path:
         """Write report.html (the diagnosis of the plain conversion) and accuracy.png; return the path of the report."""
