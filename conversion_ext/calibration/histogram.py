@@ -162,10 +162,11 @@ def as_channels(x: Tensor, granularity: Granularity, key: str) -> Tensor:
     if isinstance(granularity, PerLayer):
         return x.permute(order).reshape(1, 1, -1)
     dim = granularity.dim
+    allowed = f"dim is 1 to {x.dim() - 1}" if x.dim() > 1 else "they have no dimension but the batch"
     require(
         -x.dim() < dim < x.dim(),
-        f"{granularity} does not name a channel of {key}, whose activations are {list(x.shape)}; "
-        f"dim must be within 1 and {x.dim() - 1}, or use PerLayer().",
+        f"{granularity} does not name a channel of {key}, whose activations are {list(x.shape)}: {allowed}; "
+        "name another, or use PerLayer().",
         CalibrationError,
     )
     at, x = order.index(dim % x.dim()), x.permute(order)

@@ -122,7 +122,7 @@ class Calling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.conv(x)) + 0.0
-        if base(getattr(self.target, "__name__", str(self.target))) in ("sqrt", "log"):
+        if base(getattr(self.target, "__name__", str(self.target))) in ("sqrt", "log", "reciprocal", "rsqrt"):
             y = y + 1.0
         there = {Y: F.relu(self.other(x)) + 0.2, P: self.matrix, V: self.vector}
         fill = lambda value: there.get(value, value) if isinstance(value, str) else value  # noqa: E731
@@ -163,6 +163,10 @@ def test_an_argument_is_converted_right_or_refused(
     try:
         snn = cx.convert(ann, x.clone(), recipe=recipe, backend="reference", progress=False)
     except cx.UnsupportedError:
+        return
+    except cx.CalibrationError as error:  # every number a sample of its own, so there are no channels
+        if "they have no dimension but the batch; name another, or use PerLayer()" not in str(error):
+            raise
         return
     short, long = cx.simulate(snn, x, 512, at=(32, 512)).outputs
     first, last = (
