@@ -79,6 +79,10 @@ class RecordedValues:
         if isinstance(value, Tensor):
             self.known[id(value)] = Known(value, other, make, constant)
         elif isinstance(value, tuple | list):
+            if len(value) != len(other):
+                raise RefusedError(
+                    "takes a batch apart into its samples, whose number varies.", "Work on the whole batch."
+                )
             for index, (part, twin) in enumerate(zip(value, other, strict=True)):
                 self.know(part, twin, self.element(make, index), constant)
         elif isinstance(value, dict):

@@ -92,13 +92,6 @@ def _len(recording: Recording, func: Any, args: Any, kwargs: Any) -> Any:
     return args[0].shape[0]
 
 
-def _iterate(recording: Recording, func: Any, args: Any, kwargs: Any) -> Any:
-    tensor = args[0]
-    if isinstance(_size(recording, None, (tensor, 0), {}), BatchNumber):
-        raise RefusedError("is iterated over the samples of a batch, whose number varies.", "Work on the whole batch.")
-    return iter(recording.function(Tensor.unbind, (tensor, 0), {}))
-
-
 def _reverse(recording: Recording, func: Any, args: Any, kwargs: Any) -> Any:
     return recording.function(Tensor.flip, (args[0], 0), {})
 
@@ -262,7 +255,7 @@ def _stale() -> Node:
 
 
 SPECIAL: Mapping[str, Callable[[Recording, Any, Any, Any], Any]] = MappingProxyType({
-    "size": _size, "to": _to, "type_as": _type_as, "cpu": _move, "cuda": _move, "__len__": _len, "__iter__": _iterate,
+    "size": _size, "to": _to, "type_as": _type_as, "cpu": _move, "cuda": _move, "__len__": _len,
     "__setitem__": _assign, "__reversed__": _reverse, "max": _extreme, "min": _extreme, "where": _where,
     "masked_fill": _masked_fill, "max_pool1d_with_indices": _pool_with_indices,
     "max_pool2d_with_indices": _pool_with_indices, "max_pool3d_with_indices": _pool_with_indices,

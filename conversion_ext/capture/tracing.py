@@ -209,7 +209,7 @@ def _failure(
         shapes = " and ".join(str(list(value.shape)) for value in tensors)
         reason, remedy = f"fails on an example of shape {shapes}: {_sentence(error)}", "Check the example."
     else:
-        symbols = type(error).__name__ == "TraceError" or "Proxy" in str(error)
+        symbols = type(error).__name__ == "TraceError" or "Proxy" in str(error) or "symbolic tracing" in str(error)
         why = "it uses shapes or values of its input in Python" if symbols else _sentence(error)
         reason = f"cannot be followed without an example: {why}."
         remedy = "Give one, whose shapes answer such questions: check(ann, example_input)."

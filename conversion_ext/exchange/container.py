@@ -84,7 +84,7 @@ def _header(path: Path, content: bytes, size: int) -> Header:
     try:
         metadata = json.loads(text)["__metadata__"]
         facts, checksum = json.loads(metadata[OURS]), metadata[CHECKSUM].encode()
-        version, writer = facts["format"], facts["versions"]["conversion-ext"]
+        version, writer = facts["format"], facts["versions"].get("conversion-ext", "of an unknown version")
         known = isinstance(version, int) and version >= 1
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise foreign from error

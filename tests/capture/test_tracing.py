@@ -56,6 +56,9 @@ class Looping(nn.Module):
         return x
 
 
+EXAMPLE = (torch.linspace(-1, 2, 12).view(4, 3),)
+
+
 def keys(model: fx.GraphModule) -> list[str]:
     return [key_of(node) for node in model.graph.nodes if node.op.startswith("call")]
 
@@ -134,12 +137,20 @@ def test_leaf_and_skip_keep_a_module_whole(options: dict[str, Any]) -> None:
         assert torch.equal(captured(x), ann(x))
 
 
+WITHOUT_EXAMPLE = "cannot be followed without an example: it uses shapes or values of its input in Python"
+
+
 @pytest.mark.parametrize(
-    ("module", "reason"), [(Branching(), "control flow"), (Counting(), "len"), (Looping(), "iterated")]
-)
-def test_a_failure_names_module_line_reason_and_remedy(module: nn.Module, reason: str) -> None:
+    ("module", "example", "reason"),
+    [
+        (Branching(), None, WITHOUT_EXAMPLE), (Branching(), EXAMPLE, "control flow"),
+        (Counting(), None, WITHOUT_EXAMPLE),
+        (Looping(), None, WITHOUT_EXAMPLE), (Looping(), EXAMPLE, "takes a batch apart into its samples"),
+    ],
+)  # fmt: skip
+def test_a_failure_names_module_line_reason_and_remedy(module: nn.Module, example: Any, reason: str) -> None:
     with pytest.raises(UnsupportedError, match=reason) as raised:
-        capture(Net(nn.Sequential(nn.ReLU(), Net(module))))
+        capture(Net(nn.Sequential(nn.ReLU(), Net(module))), example)
     (problem,) = raised.value.problems
     assert problem.path == "body.1.body"
     assert "skip=('body.1.body',)" in problem.remedy
@@ -150,7 +161,7 @@ def test_a_failure_names_module_line_reason_and_remedy(module: nn.Module, reason
 
 def test_a_failure_at_the_top_has_its_own_remedy() -> None:
     with pytest.raises(UnsupportedError, match="module of its own") as raised:
-        capture(Branching())
+        capture(Branching(), EXAMPLE)
     assert raised.value.problems[0].path == "Branching"
     assert raised.value.problems[0].line.endswith("if x.sum() > 0:")
 
