@@ -153,7 +153,7 @@ def _reference(model: nn.Module, call: _Call) -> tuple[Reference | None, Excepti
 def _finished(model: nn.Module, graph: Graph, constants: dict[str, Tensor], skipped: set[nn.Module]) -> GraphModule:
     """Return the module of a graph, every node with its key, layers called by position."""
     for name, value in constants.items():
-        setattr(model, name, value)
+        setattr(model, name, value.detach().clone())  # of its own memory, also where the user's is expanded
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):
             first, dot, rest = str(node.target).partition(".")

@@ -135,7 +135,7 @@ def test_every_network_is_counted_and_shortcut_scales_are_multiplications(name):
     assert count.synops > 0
     scales = [layer for layer in count.layers if "->" in layer.key]
     assert all(layer.synops == 0 < layer.analog_macs for layer in scales)
-    assert len(str(count).splitlines()) == len(count.layers) + 6
+    assert len(str(count).splitlines()) == len(count.layers) + 7
     assert "estimate" in str(count)
 
 

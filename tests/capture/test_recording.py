@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import conversion_ext as cx
 from conversion_ext.capture.tracing import capture
 
-X = torch.rand(4, 3, 8, 8)
+X = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))  # no value lies where a function jumps
 
 
 class Net(nn.Module):

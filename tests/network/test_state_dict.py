@@ -75,3 +75,25 @@ def test_a_network_converted_in_inference_mode_can_be_trained_and_loaded(T):
     snn.load_state_dict(converted(2, T=T).state_dict())
     snn(X).sum().backward()
     assert all(p.grad is not None for p in snn.parameters())
+
+
+def test_constants_have_memory_of_their_own():
+    """An expanded constant cannot be written to, and one that the network shares with the user's must not be."""
+    offset = torch.rand(1, 6)
+
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 12), nn.Linear(12, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.unflatten(1, (1, 6)).expand(-1, 2, -1) + offset.expand(2, 6)
+            return self.last(torch.relu(self.first(x)).sum(1))
+
+    one, two = (cx.convert(Shifted().eval(), X, backend="reference", progress=False) for _ in range(2))
+    kept = offset.clone()
+    two.load_state_dict(one.state_dict())
+    with torch.no_grad():
+        for value in two.buffers():
+            value.zero_()
+    assert torch.equal(offset, kept)

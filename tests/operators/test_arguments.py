@@ -27,6 +27,7 @@ CALLS: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
         [((), {})],
     ),
     "layer_norm": [(((4,),), {}), (((4,),), {"weight": V, "bias": V, "eps": 0.1})],
+    "rms_norm": [(((4,),), {}), (((4,),), {"weight": V, "eps": 0.1})],
     "group_norm": [((2,), {}), ((2,), {"weight": V, "bias": V, "eps": 0.1})],
     "normalize": [((), {}), ((), {"p": 1.0, "dim": 2, "eps": 0.1})],
     "clamp": [((0.1, 0.9), {}), ((), {"min": 0.1}), ((), {"max": 0.5}), ((), {"min": P})],
