@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -10,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from tests import zoo
 
-__all__ = ["live", "live_inputs", "make_live", "tensors_of"]
+__all__ = ["live", "live_inputs", "make_live", "perceptron", "tensors_of"]
 
 Model = TypeVar("Model", bound=nn.Module)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -51,6 +52,13 @@ def live(name: str, samples: int = 8, seed: int = 0, dtype: torch.dtype = torch.
     torch.manual_seed(0)
     ann = make_live(build(), *shape).to(dtype)
     return ann, live_inputs(ann, *shape, samples=samples, seed=seed)
+
+
+def perceptron(*widths: int, seed: int = 0) -> nn.Sequential:
+    """Return linear layers of these widths with ReLUs between them, the same at every call."""
+    torch.manual_seed(seed)
+    layers = [part for a, b in pairwise(widths) for part in (nn.Linear(a, b), nn.ReLU())]
+    return nn.Sequential(*layers[:-1]).eval()
 
 
 def tensors_of(output: Any) -> list[Tensor]:

@@ -10,7 +10,7 @@ import conversion_ext as cx
 from conversion_ext.analysis.decomposition import Decomposition, SiteErrors, decompose
 from conversion_ext.backends import available
 from tests.contract.test_tuners import activations
-from tests.live import live
+from tests.live import live, perceptron
 
 
 def rms(x, a):
@@ -26,8 +26,7 @@ def errors_of(snn, ann, x, T, **options):
 
 
 def network(T, fold, backend="reference"):
-    torch.manual_seed(0)
-    ann = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 2)).double()
+    ann = perceptron(6, 8, 5, 2).double()
     x = torch.randn(20, 6, dtype=torch.float64)
     recipe = cx.Recipe(cx.Percentile(90.0))  # clips
     return ann, x, cx.convert(ann, x, recipe=recipe, T=T, backend=backend, fold=fold, progress=False)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import conversion_ext as cx
 from conversion_ext.readouts import Confidence, MeanOutput
+from tests.live import perceptron
 
 pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
 T = 8
@@ -19,8 +20,7 @@ X = torch.rand(40, 6, generator=torch.Generator().manual_seed(0))
 
 
 def network(outputs: int, *end: nn.Module) -> nn.Sequential:
-    torch.manual_seed(1)
-    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, outputs), *end).eval()
+    return nn.Sequential(*perceptron(6, 16, outputs, seed=1), *end).eval()
 
 
 def converted(ann: nn.Module, x: Any = X, **options: Any) -> Any:

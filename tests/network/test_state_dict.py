@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import conversion_ext as cx
+from tests.live import perceptron
 
 pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
 X = torch.rand(30, 6, generator=torch.Generator().manual_seed(0))
@@ -16,9 +17,7 @@ T = 4
 
 
 def converted(seed: int = 0, x: Tensor = X, backend: str = "reference", **options: Any) -> Any:
-    torch.manual_seed(seed)
-    ann = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 3))
-    return cx.convert(ann, x, backend=backend, progress=False, **options)
+    return cx.convert(perceptron(6, 12, 9, 3, seed=seed), x, backend=backend, progress=False, **options)
 
 
 @pytest.mark.parametrize("options", [{}, {"fold": False}, {"T": T}, {"recipe": "default-signed"}], ids=str)

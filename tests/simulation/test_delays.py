@@ -12,13 +12,13 @@ import conversion_ext as cx
 from conversion_ext.backends import available
 from conversion_ext.simulation import engine
 from tests import zoo
+from tests.live import perceptron
 
 T = 12
 
 
 def network() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 7), nn.ReLU(), nn.Linear(7, 3)).double().eval()
+    return perceptron(6, 8, 7, 3).double()
 
 
 def inputs(*shape: int) -> Tensor:

@@ -14,6 +14,7 @@ import conversion_ext as cx
 from conversion_ext.training import ActivityBand, Distillation, ThroughTime, Training
 from conversion_ext.training.checkpoints import data_digest, name_of
 from conversion_ext.training.data import divide
+from tests.live import perceptron
 
 pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
 X = torch.rand(40, 6, generator=torch.Generator().manual_seed(0))
@@ -21,8 +22,7 @@ Y = torch.arange(40) % 3
 
 
 def network(seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3)).eval()
+    return perceptron(6, 12, 3, seed=seed)
 
 
 def tuned(path: Any, data: Any = (X, Y), **options: Any) -> Any:

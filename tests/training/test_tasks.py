@@ -12,6 +12,7 @@ from torch.nn import functional as F
 import conversion_ext as cx
 from conversion_ext.training import Distillation, OutputDistillation, RateDistillation, Training, losses
 from conversion_ext.training.task_losses import BinaryCrossEntropy, OutputSquaredError
+from tests.live import perceptron
 
 pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
 T = 2
@@ -19,8 +20,7 @@ X = torch.rand(120, 6, generator=torch.Generator().manual_seed(0))
 
 
 def network(outputs: int) -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, outputs)).eval()
+    return perceptron(6, 32, outputs)
 
 
 class Maps(nn.Module):
