@@ -1,6 +1,6 @@
 """What is done and what remains: bars, quiet in CI and in all processes but the first, and a log.
 
-``logging.getLogger("conversion_ext")`` is told what was made: a conversion, an epoch, a candidate. It is silent until
+``logging.getLogger("conversion_ext")`` gets a message for what was made: a conversion, an epoch, a candidate. It is silent until
 the user configures ``logging``.
 """
 

@@ -1,4 +1,4 @@
-"""What each step of a run of weighted spikes is worth, told to everything that is no spike."""
+"""The weights of the steps of a run of weighted spikes, for everything that is no spike."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OF_SUMS = (Differential, MatrixProduct)
 def set_pace(body: GraphModule, weights: tuple[int, ...]) -> None:
     """Let functions of sums know that the first spikes of a run tell more of it than the last.
 
-    After t of T steps spikes of ``weights`` w have told ``p_t = T (w_1 + ... + w_t) / (w_1 + ... + w_T)`` steps of a
+    After t of T steps spikes of ``weights`` w have carried ``p_t = T (w_1 + ... + w_t) / (w_1 + ... + w_T)`` steps of a
     mean. So a function of the mean divides by p_t in the place of t, and what does not depend on time arrives in shares
     ``p_t - p_{t-1}``; so do biases, in front of whatever adds them up. After T steps nothing of this matters, since
     p_T = T: it makes the values in between what they should be.

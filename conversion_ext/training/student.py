@@ -135,7 +135,7 @@ class Student(nn.Module):
         return self._weighed(torch.cat(parts)), {key: value / steps.T for key, value in sums.items()}
 
     def _weighed(self, outputs: Tensor) -> Tensor:
-        """Return outputs [T, N, ...] whose mean over the steps is what the network's readout says of all of them."""
+        """Return outputs [T, N, ...] whose mean over the steps is what the network's readout makes of all of them."""
         weights = getattr(self.snn.conversion.recipe.readout, "weights", ())
         if len(weights) != len(outputs):
             return outputs
