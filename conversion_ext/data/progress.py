@@ -1,7 +1,7 @@
 """What is done and what remains: bars, quiet in CI and in all processes but the first, and a log.
 
-``logging.getLogger("conversion_ext")`` gets a message for what was made: a conversion, an epoch, a candidate. It is silent until
-the user configures ``logging``.
+``logging.getLogger("conversion_ext")`` gets a message for what was made: a conversion, an epoch, a candidate. It is
+silent until the user configures ``logging``.
 """
 
 from __future__ import annotations

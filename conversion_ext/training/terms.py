@@ -72,8 +72,8 @@ class OutputDistillation:
 class RateDistillation:
     """Distance from a teacher's activations, layer by layer: ``weight mean_sites mean_n,i (r - a / lambda)^2``.
 
-    ``distillation(rates, wanted)`` takes {site: spikes per step [N, ...]} and {site: the rate that says the teacher's
-    activation, within what a neuron can say [N, ...]}; sites that the teacher does not have are left out.
+    ``distillation(rates, wanted)`` takes {site: spikes per step [N, ...]} and {site: the rate of the teacher's
+    activation, within the range of a neuron [N, ...]}; sites that the teacher does not have are left out.
 
     Reference: Wu et al., IEEE TNNLS 2023 (tandem learning: layer-wise outputs of the ANN as targets).
     """
