@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from conversion_ext.neurons import IF, BurstIF, Neuron, SignedIF, WeightedIF
 from conversion_ext.normalizers import MeanSquaredError, Normalizer, Percentile
+from conversion_ext.recipes.default import CORRECTIONS
 from conversion_ext.recipes.recipe import Recipe
 from conversion_ext.tuners import (
     BiasCorrection,
@@ -26,7 +27,6 @@ LONGEST = 32  # steps, where only the latency is limited
 MOST_WEIGHTS = 6  # of spikes weighted in time: more would be finer than anything that they are compared with
 COPIES = (2, 3, 4)
 BEST = 2  # of the corrections
-BEST_TUNERS = (WeightCompensation(), InitialPotential(), OutputWeights())
 BLOCKS = BlockReconstruction()
 
 
@@ -68,8 +68,8 @@ def trials(families: Sequence[Family], T: int | None, limits: Limits, depth: int
 def _corrections() -> Iterator[tuple[Normalizer, tuple[Tuner, ...]]]:
     """Yield thresholds and corrections, the best of most networks first."""
     weights, start = WeightCompensation(), InitialPotential()
-    yield MeanSquaredError(), BEST_TUNERS
-    yield MeanSquaredError(), (*BEST_TUNERS, BLOCKS)
+    yield MeanSquaredError(), CORRECTIONS
+    yield MeanSquaredError(), (*CORRECTIONS, BLOCKS)
     for normalizer in (MeanSquaredError(), Percentile(99.9)):
         for first in ((weights,), ()):
             for more in ((), (start,), (BiasCorrection(),)):
@@ -105,7 +105,7 @@ def _steps(neuron: Neuron, T: int | None, limits: Limits, depth: int) -> list[in
 
 
 def _of(neuron: Neuron, normalizer: Normalizer, tuners: tuple[Tuner, ...], T: int, limits: Limits) -> Iterator[Trial]:
-    best = isinstance(normalizer, MeanSquaredError) and tuners == BEST_TUNERS
+    best = isinstance(normalizer, MeanSquaredError) and tuners == CORRECTIONS
     spread = type(neuron) is IF and best and limits.neurons is not None
     if isinstance(neuron, WeightedIF):
         more = (tuner for tuner in tuners[1:] if not isinstance(tuner, OutputWeights))  # its steps are parts of a sum

@@ -19,6 +19,7 @@ from conversion_ext.operators.base import (
     Operator,
     Units,
     compress,
+    numbers_alone,
     ones,
     register_operator,
 )
@@ -176,13 +177,10 @@ def negate(node: Node, module: nn.Module | None) -> Operator:
 )  # fmt: skip
 def rounding(node: Node, module: nn.Module | None) -> Operator | Problem:
     """Rounding and integer division: of sizes they are numbers, of data no function that a rate comes close to."""
-    if not any(graph.may_hold_data(source) for source in node.all_input_nodes):
-        return Operator()
-    return Problem(
-        graph.key_of(node),
+    return numbers_alone(
+        node,
         "it rounds values, and beside a step no number of time steps is enough for a rate to be on the right side.",
         "For a quantized ReLU put conversion_ext.nn.QCFS in its place, or keep the module around it whole with skip=.",
-        graph.describe(node),
     )
 
 

@@ -26,7 +26,7 @@ from conversion_ext.types import Family
 
 __all__ = [
     "Activation", "Choices", "Constant", "Elementwise", "NodeContext", "Operator", "Rule", "argument", "compress",
-    "context_of", "covers", "first", "ones", "operator_of", "operators", "register_operator",
+    "context_of", "covers", "first", "numbers_alone", "ones", "operator_of", "operators", "register_operator",
 ]  # fmt: skip
 
 Units = Tensor | None
@@ -305,6 +305,13 @@ def first(unit: Tensor, dims: Sequence[int]) -> Tensor:
     index = (~flat.isnan()).to(torch.uint8).argmax(dim=-1, keepdim=True)
     one = flat.gather(-1, index)
     return one.reshape(*moved.shape[: -len(dims)], *[1] * len(dims)).movedim(list(range(-len(dims), 0)), dims)
+
+
+def numbers_alone(node: Node, reason: str, remedy: str) -> Operator | Problem:
+    """Return the operator of a function of sizes and other numbers, and what refuses it where it may get data."""
+    if not any(graph.may_hold_data(source) for source in node.all_input_nodes):
+        return Operator()
+    return Problem(graph.key_of(node), reason, remedy, graph.describe(node))
 
 
 def argument(node: Node, place: int, names: Sequence[str], default: Any) -> Any:

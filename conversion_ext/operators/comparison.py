@@ -12,7 +12,7 @@ from torch.fx import Node
 from conversion_ext import graph
 from conversion_ext.errors import Problem
 from conversion_ext.operators.arithmetic import Offset
-from conversion_ext.operators.base import Activation, Operator, argument, register_operator
+from conversion_ext.operators.base import Activation, Operator, argument, numbers_alone, register_operator
 from conversion_ext.operators.movement import Movement
 from conversion_ext.operators.sites import SiteKind
 
@@ -50,13 +50,10 @@ def choice(node: Node, module: nn.Module | None) -> Operator | Problem:
 )  # fmt: skip
 def step(node: Node, module: nn.Module | None) -> Operator | Problem:
     """Conditions on data: they jump, and no rate comes close to a jump; of sizes they are numbers."""
-    if not any(graph.may_hold_data(source) for source in node.all_input_nodes):
-        return Operator()
-    return Problem(
-        graph.key_of(node),
+    return numbers_alone(
+        node,
         "it is a step between two values, and beside it no number of time steps is enough for a rate to be right.",
         "Use it as torch.where(x > y, a, b), or keep the module around it whole with skip=.",
-        graph.describe(node),
     )
 
 
@@ -65,11 +62,8 @@ def step(node: Node, module: nn.Module | None) -> Operator | Problem:
 )
 def cast(node: Node, module: nn.Module | None) -> Operator | Problem:
     """Casts that change the type of numbers; the others leave no trace."""
-    if not any(graph.may_hold_data(source) for source in node.all_input_nodes):
-        return Operator()
-    return Problem(
-        graph.key_of(node),
+    return numbers_alone(
+        node,
         "it changes the type of numbers on the way, and a network is converted in one type.",
         "Give the whole network and its input one dtype.",
-        graph.describe(node),
     )

@@ -28,10 +28,12 @@ from conversion_ext.tuners import (
 )
 from conversion_ext.types import Family
 
+CORRECTIONS: tuple[Tuner, ...] = (WeightCompensation(), InitialPotential(), OutputWeights())
+"""What spikes of one weight are corrected by, for a given T."""
+
 
 def _register(name: str, neuron: Neuron, copies: int = 1, *, more: tuple[Tuner, ...] = (), use: str) -> None:
-    tuners = (WeightCompensation(), InitialPotential(), OutputWeights(), *more)
-    timed = Recipe(MeanSquaredError(), neuron, tuners=tuners, family=neuron.family, copies=copies)
+    timed = Recipe(MeanSquaredError(), neuron, tuners=(*CORRECTIONS, *more), family=neuron.family, copies=copies)
     plain = Recipe(Percentile(99.9), neuron, family=neuron.family, copies=copies)
     register_recipe(name, timed, without_T=plain, use=use)
 

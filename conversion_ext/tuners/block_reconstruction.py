@@ -15,6 +15,7 @@ from torch.fx import GraphModule, Node
 
 from conversion_ext import graph
 from conversion_ext.data.distributed import added, all_or_none, gathered, rank
+from conversion_ext.data.inputs import device_of
 from conversion_ext.data.progress import bar
 from conversion_ext.errors import CalibrationError, require
 from conversion_ext.exact import bytes_of
@@ -77,7 +78,7 @@ class _Reconstruction:
     def __init__(self, tuner: BlockReconstruction, task: Task, store: TensorStore) -> None:
         self.tuner, self.task, self.store = tuner, task, store
         self.steps = Steps(task.T // task.block, constant=True, block=task.block)
-        self.device = next((p.device for p in task.body.parameters()), torch.device("cpu"))
+        self.device = device_of(task.body)
         digests = all_or_none(self._read)
         places = sorted((each, number, i) for number, its in enumerate(gathered(digests)) for i, each in enumerate(its))
         require(len(places) > 0, "The calibration data holds no batch; pass at least one.", CalibrationError)

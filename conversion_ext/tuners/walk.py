@@ -14,6 +14,7 @@ from torch.fx import GraphModule, Node
 
 from conversion_ext import graph
 from conversion_ext.data.distributed import all_or_none, gathered, rank
+from conversion_ext.data.inputs import device_of
 from conversion_ext.errors import CalibrationError, require
 from conversion_ext.exact import bytes_of
 from conversion_ext.network.session import session
@@ -246,7 +247,7 @@ class _SideBySide:
         self.T = task.T
         self.steps = Steps(task.T // task.block, constant=True, block=task.block)
         self.store = store
-        self.device = next((p.device for p in task.body.parameters()), torch.device("cpu"))
+        self.device = device_of(task.body)
         self.groups: list[tuple[int, ...]] = []
         self.samples = 0
         digests = all_or_none(lambda: self._read(task))
