@@ -16,6 +16,7 @@ from conversion_ext.conversion.memory_format import channels_last
 from conversion_ext.errors import Problem, UnsupportedError
 from conversion_ext.exact import bytes_of
 from conversion_ext.graph.shapes import propagate
+from conversion_ext.network.scales import scale_name
 from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.network.state import reset
 from conversion_ext.nn.channel_scale import ChannelScale
@@ -149,7 +150,7 @@ def _scale_edge(
     if key not in scales:
         like = next((b for b in body.buffers() if b.is_floating_point()), factor)
         module = ChannelScale(factor.to(like.device, like.dtype))
-        name = graph.add_module(body, f"{source.name}_scale", module)
+        name = graph.add_module(body, scale_name(source.name), module)
         with body.graph.inserting_before(user):
             scales[key] = body.graph.call_module(name, (source,))
         graph.carry(source, scales[key], key=f"{graph.key_of(source)} -> {graph.key_of(user)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from conversion_ext.exact import state_dtype
 from conversion_ext.graph.values import map_tensors
 from conversion_ext.network.lookahead import Clock
 from conversion_ext.network.record import Record
+from conversion_ext.network.scales import can_move, move_scales, scale_edges
 from conversion_ext.network.site import SpikingSite
 from conversion_ext.network.state import reset
 from conversion_ext.network.table import Conversion
@@ -145,7 +146,8 @@ class SpikingNetwork(nn.Module):
         """Return the conversion's record as plain data, so that a state dict keeps it."""
         neurons = [f"{site.spec} x {site.copies}" for site in self.sites().values()]
         weights = getattr(getattr(self.conversion.recipe, "readout", None), "weights", ())
-        return self.record.plain() | {"neurons": neurons, "output weights": list(weights)}
+        made = {"neurons": neurons, "output weights": list(weights), "scales": scale_edges(self.body)}
+        return self.record.plain() | made
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Check that a loaded state dict belongs to a network converted in the same way."""
@@ -179,7 +181,10 @@ class SpikingNetwork(nn.Module):
         extra = state_dict.get("_extra_state")
         if isinstance(extra, Mapping):
             self.set_extra_state(extra)
-        own = self.state_dict()
+        own, scales = self.state_dict(), self._scales_of(state_dict)
+        if scales is not None:  # other data left scales on other edges
+            own = {name: v for name, v in own.items() if name not in _paths(scale_edges(self.body))}
+            own |= {name: state_dict[name] for name in _paths(scales)}
         wrong = [name for name in own if name not in state_dict] + [name for name in state_dict if name not in own]
         # Thresholds and what tuners set may be one for a site or one for each channel.
         fixed = [
@@ -189,13 +194,24 @@ class SpikingNetwork(nn.Module):
         require(
             not (wrong and strict),
             f"The state dict does not fit this conversion: {', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''} "
-            f"{'differs' if len(wrong) == 1 else 'differ'}; load one of the same model, recipe and options (other "
-            "calibration data may leave other scales), or use conversion_ext.save and load.",
+            f"{'differs' if len(wrong) == 1 else 'differ'}; load one of the same model, recipe and options, or use "
+            "conversion_ext.save and load.",
         )
+        if scales is not None:
+            move_scales(self.body, scales, {name: state_dict[f"body.{name}.scale"] for name in scales})
         return super().load_state_dict(state_dict, strict, assign)
 
+    def _scales_of(self, state_dict: Mapping[str, Any]) -> dict[str, list[str]] | None:
+        """Return where the network of ``state_dict`` has scales, if that is elsewhere and this graph has the places."""
+        extra = state_dict.get("_extra_state")
+        scales = extra.get("scales") if isinstance(extra, Mapping) else None
+        if scales is None or scales == scale_edges(self.body) or not can_move(self.body, scales):
+            return None
+        return scales if all(isinstance(state_dict.get(name), Tensor) for name in _paths(scales)) else None
+
     def _takes_other_shapes(self, name: str) -> bool:
-        return isinstance(self.get_submodule(name.rpartition(".")[0]), SpikingSite | ChannelScale)
+        module = dict(self.named_modules()).get(name.rpartition(".")[0])
+        return module is None or isinstance(module, SpikingSite | ChannelScale)
 
     def __getstate__(self) -> dict[str, Any]:
         # Unpickling traces the body anew and forgets what its nodes are called and which of them are tensors.
@@ -263,6 +279,10 @@ def hosted(snn: SpikingNetwork, backend: Backend) -> SpikingNetwork:
         site.neuron, site.backend_name = neuron, backend.name
     new: Any = backend.root(SpikingNetwork)(copied.body, replace(snn.record, backend=backend.name))
     return new.train(snn.training)
+
+
+def _paths(scales: Iterable[str]) -> list[str]:
+    return [f"body.{name}.scale" for name in scales]
 
 
 def fold_time(value: Any) -> Any:

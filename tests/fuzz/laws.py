@@ -19,7 +19,7 @@ from tests.fuzz.graphs import random_network
 
 __all__ = ["broken_laws", "convert", "verdict"]
 
-LONG, SHORT = 1024, 64
+SHORT, LONG, LONGEST = 64, 1024, 16384
 
 
 def convert(net: nn.Module, inputs: tuple[Tensor, ...], seed: int, **options: Any) -> Any:
@@ -53,8 +53,11 @@ def broken_laws(net: nn.Module, inputs: tuple[Tensor, ...], seed: int) -> Iterat
     snn = convert(net, inputs, seed)
     short, long = at(snn, inputs, (SHORT, LONG))
     first, last = (float((out - expected).abs().max()) / size for out in (short, long))
-    if last > 0.02 and last > 0.3 * first:
-        yield f"the error does not fall: {first:.3g} at {SHORT} steps, {last:.3g} at {LONG}"
+    if not _falls(first, last):
+        # A difference of large rates may need more steps than this before it is seen at all.
+        final = float((at(snn, inputs, (LONGEST,))[0] - expected).abs().max()) / size
+        if not _falls(first, final):
+            yield f"the error does not fall: {first:.3g} at {SHORT} steps, {final:.3g} at {LONGEST}"
     frameworks = available()
     unfolded = at(convert(net, inputs, seed, fold=False, backend=frameworks[seed % len(frameworks)]), inputs, (LONG,))[
         0
@@ -65,6 +68,10 @@ def broken_laws(net: nn.Module, inputs: tuple[Tensor, ...], seed: int) -> Iterat
     yield from _persistence(net, inputs, seed, snn)
     yield from _binary(snn, inputs)
     yield from _frameworks(net, inputs, seed, snn)
+
+
+def _falls(first: float, last: float) -> bool:
+    return last <= 0.02 or last <= 0.3 * first
 
 
 def _persistence(net: nn.Module, inputs: tuple[Tensor, ...], seed: int, snn: Any) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -96,3 +97,38 @@ def test_constants_have_memory_of_their_own():
         for value in two.buffers():
             value.zero_()
     assert torch.equal(offset, kept)
+
+
+class Branches(nn.Module):
+    """Clips of 2 behind a ReLU: a scale stays on each branch where the two thresholds differ."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(x)
+        return self.last(torch.cat([y.clamp(0, 2).clamp(0, 1), y.clamp(0, 1.5) + y], 1))
+
+
+@pytest.mark.parametrize("factors", [(0.5, 3.0), (3.0, 0.5), (1.2, 9.0), (0.5, 1.9)], ids=str)
+@pytest.mark.parametrize("granularity", [cx.PerLayer(), cx.PerChannel()], ids=["layer", "channel"])
+def test_scales_go_where_the_loaded_network_has_them(factors, granularity):
+    """What other data leave on other edges moves there; with it the copy that goes on is a network like any."""
+    recipe = cx.Recipe(cx.Maximum(granularity=granularity))
+    data = [factor * X / X.max() for factor in factors]
+    one, two = (cx.convert(Branches().eval(), x, recipe=recipe, backend="reference", progress=False) for x in data)
+    assert set(one.state_dict()) != set(two.state_dict()) or factors == (1.2, 9.0)
+    two.load_state_dict(one.state_dict())
+    for snn in (two, copy.deepcopy(two)):
+        assert torch.equal(cx.simulate(snn, X, T).outputs, cx.simulate(one, X, T).outputs)
+    assert str(two.conversion.table()) == str(one.conversion.table())
+
+
+def test_scales_of_nodes_that_are_not_there_are_refused():
+    one, two = converted(), converted(1)
+    state = one.state_dict()
+    state["_extra_state"] = state["_extra_state"] | {"scales": {"x_scale": ["x", "nowhere"]}}
+    state["body.x_scale.scale"] = torch.ones(1)
+    with pytest.raises(ValueError, match="does not fit this conversion: body.x_scale.scale differs"):
+        two.load_state_dict(state)
