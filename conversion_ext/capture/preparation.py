@@ -99,7 +99,10 @@ def examine(
         if not error.problems:
             raise
         refused = list(error.problems)  # the graph is complete all the same, so the rest can be listed too
-    obstacles = problems_of(model, tensors, graded) + [each for demand in demands for each in demand.problems(model)]
+    # A graph that is not rewritten cannot be run to see whether it keeps samples apart.
+    obstacles = problems_of(model, None if refused else tensors, graded) + [
+        each for demand in demands for each in demand.problems(model)
+    ]
     known = {problem.path for problem in refused} | ({NETWORK} if refused else set())
     problems = refused + [problem for problem in obstacles if problem.path not in known]
     if not problems and reference is not None:

@@ -227,6 +227,8 @@ def _assign(recording: Recording, func: Any, args: Any, kwargs: Any) -> None:
     known = recording.known.get(id(tensor))
     if known is None or known.constant:
         raise RefusedError("writes data into a tensor that the network keeps.", "Build it with torch.cat.")
+    if _is_part(recording, tensor, index, value):
+        return
     if isinstance(index, Tensor) and recording.depends(index):
         chosen = _where(recording, torch.where, (index, value, tensor), {})
         node = recording.known[id(chosen)].node()
@@ -237,6 +239,44 @@ def _assign(recording: Recording, func: Any, args: Any, kwargs: Any) -> None:
         position, given = recording.at((index, value), twin)
         with_item(owner, position, meta_device.shell(given) if isinstance(given, Tensor) else given)
     _rewritten(recording, tensor, recording.create("call_function", with_item, (tensor, index, value), {}))
+
+
+def _is_part(recording: Recording, tensor: Tensor, index: Any, value: Any) -> bool:
+    """Return whether ``value`` is the very view ``tensor[index]``, as where ``x[i] *= 2`` assigns what it changed."""
+    if not isinstance(value, Tensor):
+        return False
+    part = tensor[recording.at(index, other=False)]
+    return _place_of(part) == _place_of(value)
+
+
+def _place_of(tensor: Tensor) -> tuple[Any, ...]:
+    memory = tensor.untyped_storage()._cdata  # noqa: SLF001 (the only name of memory without an address)
+    return memory, tensor.storage_offset(), tensor.shape, tensor.stride()
+
+
+def _turned(recording: Recording, func: Any, args: Any, kwargs: Any) -> Tensor:
+    """Give a tensor itself another shape, as ``x.squeeze_(1)`` does: it stands for ``x.squeeze(1)`` from here on."""
+    tensor = args[0]
+    known = recording.known.get(id(tensor))
+    if known is None or known.constant:
+        raise RefusedError("changes the shape of a tensor that the network keeps.", "Compute a new tensor instead.")
+    node = recording.create("call_method", func.__name__[:-1], args, kwargs)
+    for owner, twin in ((tensor, False), (known.other, True)):
+        func(owner, *recording.at(args[1:], twin), **recording.at(kwargs, twin))
+    known.make = lambda: node
+    return tensor
+
+
+def _overwritten(recording: Recording, func: Any, args: Any, kwargs: Any) -> Tensor:
+    """Write what a function returns over its tensor: ``x.masked_fill_(...)`` is ``x.copy_(x.masked_fill(...))``."""
+    name = func.__name__[:-1]
+    if name in ("zero", "fill"):
+        value = _full(recording, torch.full_like, (args[0], *(args[1:] or kwargs.values() or (0.0,))), {})
+    elif name in SPECIAL:
+        value = SPECIAL[name](recording, getattr(Tensor, name), args, kwargs)
+    else:
+        value = recording.defined(DEFINITIONS[name], args, kwargs)
+    return recording.function(Tensor.copy_, (args[0], value), {})
 
 
 def _rewritten(recording: Recording, tensor: Tensor, node: Node) -> None:
@@ -264,4 +304,6 @@ SPECIAL: Mapping[str, Callable[[Recording, Any, Any, Any], Any]] = MappingProxyT
     **dict.fromkeys(("gt", "ge", "lt", "le", "greater", "less", "greater_equal", "less_equal"), _compare),
     "new_tensor": _new_tensor, "full": _full, "full_like": _full, "new_full": _full,
     **dict.fromkeys(_CONSTRUCTORS, _constructor),
+    **dict.fromkeys(("squeeze_", "unsqueeze_", "transpose_", "swapaxes_", "swapdims_", "t_"), _turned),
+    **dict.fromkeys(("zero_", "fill_", "masked_fill_", *(f"{name}_" for name in DEFINITIONS)), _overwritten),
 })  # fmt: skip

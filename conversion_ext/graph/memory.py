@@ -25,14 +25,14 @@ class Memory:
 
     def overlaps(self, other: Memory) -> bool:
         """Return whether an element of one is an element of the other."""
-        return self.storage == other.storage and not self.elements().isdisjoint(other.elements())
+        return self.storage == other.storage and not set(self.elements()).isdisjoint(other.elements())
 
-    def elements(self) -> set[int]:
-        """Return the places of all elements in the storage."""
+    def elements(self) -> list[int]:
+        """Return the places of all elements in the storage, in order."""
         places = torch.full((1,), self.offset)
         for size, stride in zip(self.shape, self.stride, strict=True):
             places = (places[:, None] + stride * torch.arange(size)).flatten()
-        return set(places.tolist())
+        return places.tolist()
 
 
 class Storages:

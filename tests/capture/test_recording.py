@@ -489,3 +489,61 @@ def test_views_of_what_was_changed_in_place_follow_it() -> None:
 
     assert cx.check(Net(gated).eval(), X) == []
     assert_captured(Net(gated))
+
+
+def doubled_in_place(y: Tensor) -> Tensor:
+    y[:, 1] *= 2
+    y[:, :, 0] += 1
+    y[..., 1:] = y[..., :-1] * 0.5
+    return y
+
+
+def filled_in_place(y: Tensor) -> Tensor:
+    y[:, 2].zero_()
+    y.select(1, 3).fill_(0.3)
+    return y.masked_fill_(y > 0.4, 0.2).lerp_(torch.ones(1), 0.25)
+
+
+def turned_in_place(y: Tensor) -> Tensor:
+    row = y[:, :1]
+    y.unsqueeze_(1).transpose_(2, 3).squeeze_(1)
+    row.mul_(3)
+    return y.transpose(1, 2) + row
+
+
+def shifted_in_time(y: Tensor) -> Tensor:
+    z = torch.zeros_like(y)
+    z[:, :, 1:] = y[:, :, :-1]
+    z[:, :, :-1] += y[:, :, 1:]
+    return z
+
+
+@pytest.mark.parametrize("backend", ["spikingjelly", "snntorch"])
+@pytest.mark.parametrize(
+    "function", [doubled_in_place, filled_in_place, turned_in_place, shifted_in_time], ids=lambda f: f.__name__
+)
+def test_parts_that_are_written_in_place(function: Callable[[Tensor], Tensor], backend: str) -> None:
+    """The network and the graph agree, and so does what is converted, folded or not."""
+    torch.manual_seed(0)
+    ann = nn.Sequential(Net(lambda y: function(y).flatten(1)), nn.Linear(144, 3)).eval()
+    with torch.no_grad():
+        expected = ann(X)
+    recipe = cx.Recipe(cx.Maximum(granularity=cx.PerChannel()))
+    for fold in (True, False):
+        snn = cx.convert(ann, X, recipe=recipe, backend=backend, fold=fold, progress=False)
+        early, late = (
+            (out - expected).norm() / expected.norm() for out in cx.simulate(snn, X, 256, at=(16, 256)).outputs
+        )
+        assert late < min(0.02, 0.3 * early)
+
+
+def test_one_fault_in_place_is_one_problem() -> None:
+    """What cannot be rewritten is named, and nothing that follows from it."""
+
+    def written(y: Tensor) -> Tensor:
+        z = F.relu(y)
+        torch.add(z, y, out=z)
+        return torch.stack([z[:, 0], z[:, 1]], 1) + y[:, :2]
+
+    (problem,) = cx.check(Net(written).eval(), X)
+    assert problem.reason == "changes a tensor in place."

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from conversion_ext.capture.passes.base import refuse
-from conversion_ext.graph import info, is_stock, module_of, refresh
+from conversion_ext.graph import info, is_stock, module_of, note, refresh, rename_free
 from conversion_ext.graph.memory import Memory, overlap
 
 __all__ = ["OutOfPlace"]
@@ -36,7 +36,8 @@ class OutOfPlace:
     """``relu_(x); y = f(x)`` reads as ``x2 = relu(x); y = f(x2)``.
 
     Later users of the changed tensor, and of other names of it (dropout and identity return their input),
-    get the new value. A *view* of it that is used later cannot be followed and is refused.
+    get the new value; those of another view of its memory get that view with the elements that were changed.
+    Without an example nobody knows which these are, and a view that is used later is refused.
     """
 
     def run(self, model: GraphModule) -> None:
@@ -57,16 +58,17 @@ class OutOfPlace:
         for name, relation in _names_of(model, changed, order):
             if order[name] > order[node]:
                 continue  # a view of the result of ``node``, or of what is redirected here
+            merged: Node | None = None
             for user in [user for user in name.users if order.get(user, -1) > order[node]]:
                 if relation is _SAME:
                     user.replace_input_with(name, node)
                 elif not _elsewhere(user, changed) and not _again(model, name, changed, node, user):
-                    refuse(
-                        model,
-                        node,
-                        f"changes a tensor in place while {user.name!r} still uses a view of it.",
-                        "Write it as an operation that returns its result.",
-                    )
+                    merged = merged or _merged(model, name, node)
+                    if merged is not None:
+                        user.replace_input_with(name, merged)
+                    else:
+                        still = f"changes a tensor in place while {user.name!r} still uses a view of it."
+                        refuse(model, node, still, "Write it as an operation that returns its result.")
 
     def ensures(self, model: GraphModule) -> list[str]:
         """No node changes its input, but those refused."""
@@ -170,6 +172,39 @@ def _again(model: GraphModule, view: Node, changed: Node, node: Node, user: Node
         again = model.graph.node_copy(view, lambda n: node if n is source else n)
     user.replace_input_with(view, again)
     return True
+
+
+def _merged(model: GraphModule, view: Node, node: Node) -> Node | None:
+    """Return ``view`` with those elements that ``node`` changed; None where that cannot be expressed.
+
+    The elements of a sample, those of ``view`` and of ``node`` side by side, are picked by their number.
+    """
+    if not (_is_batch(view) and _is_batch(node)):
+        return None
+    places, changed = (_memory(each)[0].elements() for each in (view, node))
+    number = {place: len(places) + i for i, place in enumerate(changed)}
+    index = rename_free(model, f"{view.name}_elements")
+    model.register_buffer(index, torch.tensor([number.get(place, i) for i, place in enumerate(places)]))
+    shape, create = info(view).shape, model.graph.create_node
+    with model.graph.inserting_before(node.next):
+        old, new = (create("call_method", "flatten", (each, 1)) for each in (view, node))
+        both = create("call_function", torch.cat, ([old, new], 1))
+        picked = create("call_function", operator.getitem, (both, (slice(None), create("get_attr", index))))
+        merged = create("call_method", "unflatten", (picked, 1, tuple(shape[1:])))
+    for each, count in (
+        (old, len(places)),
+        (new, len(changed)),
+        (both, len(places) + len(changed)),
+        (picked, len(places)),
+    ):
+        note(each, known=True, shape=torch.Size((1, count)), batch=1, line=info(node).line)
+    note(merged, known=True, shape=shape, memory=_memory(view), batch=1, line=info(node).line)
+    return merged
+
+
+def _is_batch(node: Node) -> bool:
+    """Return whether the value is one tensor [N, F, ...] of which it is known where it lies."""
+    return _located(node) and info(node).batch == 1 and info(node).is_tensor and len(info(node).shape) >= 2
 
 
 def _named(model: GraphModule, node: Node) -> list[tuple[Node, str]]:
