@@ -120,7 +120,7 @@ def evaluate(
             decisions of ``ann`` are the target.
         T: the number of time steps; for sequences by default their length.
         ann: the network that ``snn`` was made from; it is evaluated on the same samples and not changed.
-        at: the steps whose output is measured; by default 1 ... T.
+        at: the steps whose output is measured; by default all up to T that the readout has read something at.
         metric: a name (accuracy, top5, binary_accuracy, miou, rmse, r2, correlation), a value of
             ``cx.analysis.metrics``, or a function ``(output, target) -> number``, larger being better. By default what
             the targets ask for: the result names the choice and its reason.
@@ -141,7 +141,13 @@ def evaluate(
     # One for all batches, and one of its own for every process, or each would see the same noise.
     if options.get("generator") is None:
         options["generator"] = torch.Generator().manual_seed(rank())
-    runner, tally = Runner(snn, T, at, options), _Tally(metric, ends_in_sigmoid(snn))
+    readout = options.get("readout") or snn.conversion.recipe.readout
+    runner, tally = Runner(snn, T, at, options), _Tally(metric, ends_in_sigmoid(snn), readout.first_step)
+    early = [t for t in runner.at or () if 0 < t < readout.first_step]
+    require(
+        not early or len(early) == len(runner.at or ()),  # then ``simulate`` says so
+        f"at={early}: readout={readout!r} reads from step {readout.first_step} on; measure later steps.",
+    )
 
     def count() -> _Tally:
         batches = batches_of(snn, data, "loader", targets=True, sequence=sequence)
@@ -160,8 +166,9 @@ def evaluate(
 class _Tally:
     """What has been counted over batches, of several processes too."""
 
-    def __init__(self, metric: Any, sigmoid: bool) -> None:
+    def __init__(self, metric: Any, sigmoid: bool, first_step: int) -> None:
         self.scores = Comparison(metric, sigmoid)
+        self.first_step = first_step  # before it the output is 0, and no decision
         self.run: Simulation | None = None
         self.samples = self.steps = 0
         self.spikes: dict[str, float] = {}
@@ -193,10 +200,11 @@ class _Tally:
         """Return the measures of all samples."""
         run, (metric, scores, agreement, ann) = self.run, self.scores.values()
         assert run is not None
+        kept = [i for i, t in enumerate(run.at) if t >= self.first_step]
         return Evaluation(
-            run.at,
-            scores,
-            agreement,
+            tuple(run.at[i] for i in kept),
+            scores[kept],
+            None if agreement is None else agreement[kept],
             ann,
             {key: spikes / self.samples for key, spikes in self.spikes.items()},
             run.total_steps,

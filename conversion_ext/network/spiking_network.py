@@ -94,8 +94,9 @@ class SpikingNetwork(nn.Module):
         if same and all(k is None or k[1:] == g[1:] for k, g in zip(known, given, strict=True)):
             return error
         shapes = ", ".join("?" if shape is None else f"[N, {', '.join(map(str, shape[1:]))}]" for shape in known)
+        inputs_given = f"The input {', '.join(map(str, given))}" if given else "An input without a tensor"
         return CalibrationError(
-            f"The input {', '.join(map(str, given))} does not fit this network, which was converted for {shapes}."
+            f"{inputs_given} does not fit this network, which was converted for {shapes}."
         )
 
     def input_shapes(self) -> list[list[int] | None]:

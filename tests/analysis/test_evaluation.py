@@ -133,9 +133,14 @@ def test_it_takes_what_simulate_takes():
     for options in (
         {"readout": MeanOutput(start=3)}, {"block": 4}, {"time_chunk": 3}, {"dtype": "bfloat16"}, {"weights": "int8"},
     ):  # fmt: skip
-        outputs: Any = cx.simulate(snn, X, T, **options).outputs
+        simulated = cx.simulate(snn, X, T, **options)
+        outputs: Any = simulated.outputs
         expected = (outputs.argmax(2) == y).double().mean(1)
-        assert torch.equal(evaluate(snn, (X, y), **options).score, expected)
+        first = 3 if "readout" in options else 0  # before it the readout has read nothing
+        found = evaluate(snn, (X, y), **options)
+        assert torch.equal(found.score, expected[first:]) and found.at == simulated.at[first:]
+    with pytest.raises(ValueError, match="reads from step 4 on; measure later steps"):
+        evaluate(snn, (X, y), at=(2, 8), readout=MeanOutput(start=3))
     rule = Confidence(0.5)
     found, run = evaluate(snn, [(X[:25], y[:25]), (X[25:], y[25:])], exit=rule), cx.simulate(snn, X, T, exit=rule)
     assert run.steps is not None
