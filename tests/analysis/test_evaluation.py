@@ -138,7 +138,8 @@ def test_it_takes_what_simulate_takes():
         expected = (outputs.argmax(2) == y).double().mean(1)
         first = 3 if "readout" in options else 0  # before it the readout has read nothing
         found = evaluate(snn, (X, y), **options)
-        assert torch.equal(found.score, expected[first:]) and found.at == simulated.at[first:]
+        assert torch.equal(found.score, expected[first:])
+        assert found.at == simulated.at[first:]
     with pytest.raises(ValueError, match="reads from step 4 on; measure later steps"):
         evaluate(snn, (X, y), at=(2, 8), readout=MeanOutput(start=3))
     rule = Confidence(0.5)
