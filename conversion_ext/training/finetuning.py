@@ -183,7 +183,7 @@ def finetune(
         block = snn.conversion.recipe.block_of(T)
         noise = torch.Generator().manual_seed(0)
         shown = Presentation(student.snn, example.inputs, T, block, noise, example.sequence)
-        student.normalize(*shown.steps(0, T // block, block))
+        student.normalize(*rule.presented(shown))
     rule.prepare(student.snn)
     # BatchNorm has brought parameters and frozen others.
     optimizer = settings.optimizer_of([p for p in student.parameters() if p.requires_grad], normalize)

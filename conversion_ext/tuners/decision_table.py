@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["DecisionTable"]
 
+# So many samples, and so many values of each channel, tell its thresholds as well as all.
+SAMPLES, VALUES = 64, 1 << 14
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecisionTable(Tuner):
@@ -28,7 +31,8 @@ class DecisionTable(Tuner):
     sent of the total that really arrives, and r the sum of the weights still to come, an error of
     ``max(0, -R, R - r - 1)`` can no longer be made good. Of ``candidates`` thresholds around the neuron's own, each
     channel takes the one with the least mean square of it, step by step from the first; on no data it keeps its own.
-    Once all input is in, decisions are exact as they are. Changes ``SpikingSite.decisions``, nothing else.
+    Where a random part of the samples has values enough, it alone is looked at. Once all input is in, decisions are
+    exact as they are. Changes ``SpikingSite.decisions``, nothing else.
 
     Use it in recipes of the family "weighted", behind tuners of weights, whose output it sees.
     """
@@ -54,10 +58,11 @@ class DecisionTable(Tuner):
         if not isinstance(site.spec, WeightedIF) or site.clock is None or site.static_input:
             return
         site.decisions = site.threshold.new_zeros(stop.T, site.threshold.numel())
+        parts = stop.sample(SAMPLES, VALUES)
         for k in range(stop.T - 1 - site.clock.d):
             unit = torch.linspace(-1, 1, self.candidates, dtype=torch.float64, device=site.threshold.device)
             shifts = unit * sum(site.spec.known[k:])
-            (costs,) = stop.exact_sum(partial(_costs, stop, site.spec, k, shifts))
+            (costs,) = stop.exact_sum(partial(_costs, stop, site.spec, k, shifts), parts)
             nearest = shifts.abs().argsort(stable=True)  # of equal ones the least change
             best = nearest[costs[:, nearest].argmin(1)]
             site.decisions[k] = -shifts[best].to(site.decisions)
@@ -68,7 +73,7 @@ def _costs(stop: SiteStop, spec: WeightedIF, k: int, shifts: Tensor, part: int) 
 
     Costs are sums over samples and positions, relative to sending nothing.
     """
-    expected, weights = _expected(stop, part), spec.known
+    expected, weights = stop.kept("expected", part, lambda: _expected(stop, part)), spec.known
     sent = torch.zeros_like(expected[0])
     for i in range(k):
         sent += weights[i] * (expected[i] + stop.site.decisions[i, :, None] - sent >= spec.thresholds[i])

@@ -14,6 +14,7 @@ from conversion_ext.neurons import Heaviside
 from conversion_ext.registry import Registry
 from conversion_ext.simulation.inputs import Presentation
 from conversion_ext.training.student import Student
+from conversion_ext.types import Steps
 
 __all__ = ["Gradient", "Objective", "gradient_of", "gradients", "register_gradient"]
 
@@ -36,6 +37,10 @@ class Gradient:
 
     def prepare(self, snn: SpikingNetwork) -> None:
         """Change the copy that is trained, once."""
+
+    def presented(self, batch: Presentation) -> tuple[Any, Steps]:
+        """Return the input of a batch and the steps in which it is run, over which BatchNorm takes its statistics."""
+        return batch.steps(0, batch.T // batch.block, batch.block)
 
     def losses(
         self, network: Callable[..., Any], student: Student, batch: Presentation, objective: Objective

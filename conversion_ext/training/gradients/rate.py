@@ -16,6 +16,7 @@ from conversion_ext.neurons import Neuron
 from conversion_ext.simulation.inputs import Presentation
 from conversion_ext.training.gradients.base import Gradient, Objective, register_gradient
 from conversion_ext.training.student import Student
+from conversion_ext.types import Steps
 
 __all__ = ["DSR", "Rate", "WholeTrains"]
 
@@ -43,9 +44,8 @@ class WholeTrains(Gradient):
                 f"{self} has no gradient for initial potentials and what neurons learn; leave them out of learn=.",
             )
             require(
-                site.neurons == 1 and site.spec.weights is None,
-                f"{self} takes a site for one train of equal spikes, and {site.key} sends copies or weights; use "
-                "ThroughTime().",
+                site.neurons == 1,
+                f"{self} takes a site for one train of spikes, and {site.key} sends copies; use ThroughTime().",
             )
             site.stepping = self.stepping(site.spec)
 
@@ -87,21 +87,30 @@ class Rate(WholeTrains):
         """Return spikes with straight-through gradients."""
         return StraightThrough()
 
+    def presented(self, batch: Presentation) -> tuple[Any, Steps]:
+        """Return the input of a batch, and all its steps as one."""
+        return batch.steps(0, 1, batch.T)
+
     def losses(
         self, network: Callable[..., Any], student: Student, batch: Presentation, objective: Objective
     ) -> Iterator[Tensor]:
         """Yield one loss, of the output for mean rates."""
-        yield objective(*network(*batch.steps(0, 1, batch.T)))
+        yield objective(*network(*self.presented(batch)))
 
 
 class StraightThrough(Stepping):
-    """Spikes with the gradient of their mean current, where that is within the range of a neuron."""
+    """Spikes with the gradient of their mean current, where that is within the range of a neuron.
+
+    Of spikes weighted in time each has an equal share in it, so that together they have that of what they carry.
+    """
 
     def steps(self, neurons: Neurons, z_seq: Tensor) -> Tensor:
         """Return the spikes for z_seq [T, N, ...]."""
         with torch.no_grad():
             spikes = neurons.run(z_seq)
         through = z_seq.mean(0, keepdim=True).clamp(neurons.spec.lowest, neurons.spec.levels)
+        if neurons.spec.weights is not None:
+            through = through * (len(neurons.spec.weights) / sum(neurons.spec.weights))
         return spikes + (through - through.detach())
 
 

@@ -40,7 +40,7 @@ class ThroughTime(Gradient):
         self, network: Callable[..., Any], student: Student, batch: Presentation, objective: Objective
     ) -> Iterator[Tensor]:
         """Yield one loss, of all steps."""
-        yield objective(*network(*batch.steps(0, batch.T // batch.block, batch.block), self.recompute))
+        yield objective(*network(*self.presented(batch), self.recompute))
 
 
 @dataclass(frozen=True)
