@@ -55,30 +55,11 @@ class SurrogateStepping(Stepping):
             spikes, v = _SoftReset.apply(z_seq, self.held[0], self.slope, self.through_reset)
             self.held = (v,)
             return spikes
-        if spec.weights is not None:
-            return self._straight_through(spec, z_seq, start)
         emitted = []
         for z in z_seq:
             s, self.held = spec.step(z, self.held, heaviside)
             emitted.append(s)
         return torch.stack(emitted).to(z_seq.dtype)
-
-
-    def _straight_through(self, spec: Neuron, z_seq: Tensor, start: Tensor) -> Tensor:
-        """Return spikes weighted in time; within the range of the neuron what they carry has the gradient of the total.
-
-        Decisions that are taken on the total round it, and a spike that is not sent is made good by later ones.
-        """
-        assert self.held is not None and spec.weights is not None
-        with torch.no_grad():
-            emitted = []
-            for z in z_seq:
-                s, self.held = spec.step(z, self.held, heaviside)
-                emitted.append(s)
-        T, half = len(spec.weights), 0.5
-        total = z_seq.sum(0) + (start - spec.v_init)
-        share = total.clamp(T * spec.lowest - half, T * spec.levels + half) / sum(spec.weights)
-        return (torch.stack(emitted) + (share - share.detach())).to(z_seq.dtype)
 
 
 class _SoftReset(torch.autograd.Function):

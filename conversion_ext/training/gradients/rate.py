@@ -44,8 +44,9 @@ class WholeTrains(Gradient):
                 f"{self} has no gradient for initial potentials and what neurons learn; leave them out of learn=.",
             )
             require(
-                site.neurons == 1,
-                f"{self} takes a site for one train of spikes, and {site.key} sends copies; use ThroughTime().",
+                site.neurons == 1 and site.spec.weights is None,
+                f"{self} takes a site for one train of equal spikes, and {site.key} sends copies or weights; use "
+                "ThroughTime().",
             )
             site.stepping = self.stepping(site.spec)
 
@@ -99,18 +100,13 @@ class Rate(WholeTrains):
 
 
 class StraightThrough(Stepping):
-    """Spikes with the gradient of their mean current, where that is within the range of a neuron.
-
-    Of spikes weighted in time each has an equal share in it, so that together they have that of what they carry.
-    """
+    """Spikes with the gradient of their mean current, where that is within the range of a neuron."""
 
     def steps(self, neurons: Neurons, z_seq: Tensor) -> Tensor:
         """Return the spikes for z_seq [T, N, ...]."""
         with torch.no_grad():
             spikes = neurons.run(z_seq)
         through = z_seq.mean(0, keepdim=True).clamp(neurons.spec.lowest, neurons.spec.levels)
-        if neurons.spec.weights is not None:
-            through = through * (len(neurons.spec.weights) / sum(neurons.spec.weights))
         return spikes + (through - through.detach())
 
 
