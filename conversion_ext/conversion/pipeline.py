@@ -8,12 +8,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from conversion_ext import graph
 from conversion_ext.backends import get_backend
 from conversion_ext.calibration.calibration import Calibration
+from conversion_ext.calibration.statistics import ActivationStats
 from conversion_ext.capture.environment import in_plain_modes
-from conversion_ext.capture.preparation import silence_of
+from conversion_ext.capture.preparation import Prepared, silence_of
 from conversion_ext.capture.private_copy import unwrapped
 from conversion_ext.conversion.assembly import assemble
 from conversion_ext.conversion.budget import FirstSamples, Plan, Progress, check_budget, first_samples
@@ -122,6 +124,10 @@ def convert(
         thresholds = thresholds_of(model, sites, seen.stats, recipe, T)
         # One for all output neurons, or their counts would not compare.
         thresholds |= {key: thresholds[key].amax() for key in prepared.outputs}
+        for key in prepared.outputs:
+            if doubt := recipe.readout.doubt(_first_spikes(prepared, seen.stats.get(key), thresholds[key], recipe)):
+                warn(doubt)
+                notes.append(doubt)
         captured = copy.deepcopy(model) if calibrated else model
         assemble(model, sites, thresholds, recipe, framework, generator or torch.Generator().manual_seed(0))
         set_clocks(model, T)
@@ -167,6 +173,17 @@ def _require_positive(outputs: Sequence[str], stats: Mapping[str, Any]) -> None:
         "readout reads currents, such as MeanOutput().",
         UnsupportedError,
     )
+
+
+def _first_spikes(prepared: Prepared, stats: Any, threshold: Tensor, recipe: Recipe) -> float:
+    """Return how many output neurons of a sample spike at the first step of a constant current, on average."""
+    if not isinstance(stats, ActivationStats):
+        return 0.0
+    values, counts, scale = stats.bins()
+    reached = values * scale[:, None] >= float(threshold) * (1 - recipe.neuron.v_init)
+    shape = graph.info(graph.output_of(prepared.model).all_input_nodes[0]).shape
+    classes = shape[1] if isinstance(shape, torch.Size) and len(counts) == 1 else 1  # of a histogram of all classes
+    return classes * float((counts * reached).sum()) / stats.count
 
 
 def _weighs(recipe: Recipe, options: Options) -> bool:

@@ -95,9 +95,7 @@ class SpikingNetwork(nn.Module):
             return error
         shapes = ", ".join("?" if shape is None else f"[N, {', '.join(map(str, shape[1:]))}]" for shape in known)
         inputs_given = f"The input {', '.join(map(str, given))}" if given else "An input without a tensor"
-        return CalibrationError(
-            f"{inputs_given} does not fit this network, which was converted for {shapes}."
-        )
+        return CalibrationError(f"{inputs_given} does not fit this network, which was converted for {shapes}.")
 
     def input_shapes(self) -> list[list[int] | None]:
         """Return the shape of each input at conversion, the batch first; None where it is not known."""

@@ -33,6 +33,10 @@ class Readout:
         """The first step that it reads."""
         return 1
 
+    def doubt(self, first: float) -> str:
+        """Return a warning where ``first`` output neurons spike at the first step, on average over samples, or ""."""
+        return ""
+
     def begin(self, x: Tensor) -> Memory:
         """Return the memory before the first step for outputs like ``x``: one sum."""
         return (torch.zeros_like(x, dtype=state_dtype(x.dtype)),)

@@ -34,10 +34,13 @@ def register_recipe(name: str, recipe: Recipe, *, without_T: Recipe | None = Non
     ``without_T`` takes its place where ``convert`` is given no number of steps; ``use`` is a sentence on when to use
     it, which ``conversion-ext methods`` shows.
     """
+    if without_T is not None and not isinstance(without_T, Recipe):
+        raise TypeError(f"The recipe {name!r} without T is {without_T!r}; register a Recipe.")
+    _recipes.register(name, recipe)
+    _uses[name] = use
     if without_T is not None:
         _untimed[name] = without_T
-    _uses[name] = use
-    return _recipes.register(name, recipe)
+    return recipe
 
 
 def use_of(name: str) -> str:

@@ -54,6 +54,7 @@ class Converted:
     latency: tuple[int, ...]
     run: Run
     neurons: int
+    snn: Any = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def running(snn: Any, images: Images, T: int) -> Converted:
         found = cx.simulate(snn, x, T, at=(T,))
         return found.outputs, found.spikes_per_sample[None]
 
-    return Converted(str(snn.conversion.family), (T,), (one.latency_steps,), run, neurons)
+    return Converted(str(snn.conversion.family), (T,), (one.latency_steps,), run, neurons, snn)
 
 
 class Mirrored(Dataset[Tensor]):
@@ -197,6 +198,11 @@ def equal_steps(ann: nn.Module, images: Images, T: int) -> Converted:
     return ours(replace(recipe, tuners=kept), ann, images, T)
 
 
+def copied(copies: int, ann: nn.Module, images: Images, T: int) -> Converted:
+    """Convert with ``default-copies``, but for the number of neurons of each activation."""
+    return ours(replace(cx.recipes.get("default-copies"), copies=copies), ann, images, T)
+
+
 WITHOUT_LABELS = "default, fine-tuned without labels"
 METHODS: dict[str, Callable[[nn.Module, Images, int], Converted]] = {
     **{
@@ -207,6 +213,7 @@ METHODS: dict[str, Callable[[nn.Module, Images, int], Converted]] = {
         )
         if name in cx.recipes.names()
     },
+    "default-copies, 3 of each": partial(copied, 3),
     "default, steps weigh alike": equal_steps,
     WITHOUT_LABELS: finetuned,
     "SpikingJelly 99.9 %, channel, half": partial(spikingjelly, _rate),
@@ -326,14 +333,16 @@ def draw(rows: Sequence[Row], folder: Path) -> None:
         plt.close(figure)
 
 
-def write(path: Path, text: str) -> None:
+def write(
+    path: Path, text: str, markers: tuple[str, str] = MARKERS, heading: str = "Networks that people published"
+) -> None:
     """Put ``text`` between the markers of a file, at its end if it has none."""
     old = path.read_text(encoding="utf-8") if path.exists() else ""
-    if MARKERS[0] not in old:
-        old = f"{old.rstrip()}\n\n## Networks that people published\n\n{MARKERS[0]}\n{MARKERS[1]}\n".lstrip()
-    before, rest = old.split(MARKERS[0], 1)
-    _, after = rest.split(MARKERS[1], 1)
-    path.write_text(f"{before}{MARKERS[0]}\n{text.strip()}\n{MARKERS[1]}{after}", encoding="utf-8")
+    if markers[0] not in old:
+        old = f"{old.rstrip()}\n\n## {heading}\n\n{markers[0]}\n{markers[1]}\n".lstrip()
+    before, rest = old.split(markers[0], 1)
+    _, after = rest.split(markers[1], 1)
+    path.write_text(f"{before}{markers[0]}\n{text.strip()}\n{markers[1]}{after}", encoding="utf-8")
 
 
 def main() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -64,6 +66,23 @@ def test_the_first_spike_is_the_largest():
     assert found[0].tolist() == [0, 0, 0, 0]
     torch.testing.assert_close(found[-1], torch.tensor([1 / 5, 1 / 2, 1 / 3, 0]))
     assert found.argmax(1).tolist() == [0, 1, 1, 1, 1, 1]
+
+
+def test_first_spikes_that_tie_are_warned_of():
+    """Behind a softmax of logits that differ little all neurons spike at once; behind the logits one does."""
+    torch.manual_seed(0)
+    x = torch.randn(64, 6)
+    ann = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5), nn.Softmax(1))
+    recipe = cx.Recipe(cx.Percentile(99.9), cx.IF(), readout=FirstSpike())
+    with pytest.warns(UserWarning, match="cannot tell them apart") as seen:
+        snn = cx.convert(ann, x, recipe=recipe, progress=False, backend="reference")
+    assert any("spike at the first step" in note for note in snn.record.notes)
+    number = float(next(str(w.message) for w in seen if "apart" in str(w.message)).split("data ")[1].split()[0])
+    assert abs(float((cx.simulate(snn, x, 1).output == 1).sum(1).float().mean()) - number) < 0.5
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        single = linear([[1.0, -1.0, -1.0], [-1.0, 1.0, -1.0], [-1.0, -1.0, 1.0]])
+        cx.convert(single, 0.2 + 0.7 * torch.eye(3).double(), recipe=recipe, progress=False, backend="reference")
 
 
 @pytest.mark.parametrize("beta", [1.0, 0.75])

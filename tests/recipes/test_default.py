@@ -51,3 +51,15 @@ def test_without_T_nothing_is_tuned(name):
     assert (plain.neuron, plain.family) == (tuned.neuron, tuned.family)
     with pytest.raises(ValueError, match="pass T="):  # a recipe of one's own does what it says
         cx.convert(torch.nn.ReLU(), torch.rand(2, 3), recipe=replace(tuned, max_pool="fir"), backend="reference")
+
+
+def test_a_value_that_is_refused_leaves_nothing_behind():
+    with pytest.raises(TypeError, match="register a Recipe"):
+        cx.recipes.register_recipe("refused", "default", use="Never.")
+    with pytest.raises(TypeError, match=r"'refused' without T is 'default'; register a Recipe\."):
+        cx.recipes.register_recipe("refused", cx.Recipe(), without_T="default", use="Never.")
+    assert cx.recipes.use_of("refused") == ""
+    assert "refused" not in cx.recipes.names()
+    with pytest.raises(ValueError, match="registered already"):
+        cx.recipes.register_recipe("default", cx.Recipe(), use="Never.")
+    assert cx.recipes.use_of("default") != "Never."

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 import conversion_ext as cx
 from conversion_ext.backends import available
 from conversion_ext.network.differentiation import _SoftReset
+from conversion_ext.network.state import reset
 from conversion_ext.simulation.inputs import Presentation
-from conversion_ext.training import DSR, OTTT, TSSLBP, Fused, Online, Training
+from conversion_ext.training import DSR, OTTT, TSSLBP, Fused, Online, Rate, Training
 from conversion_ext.training.gradients.base import Gradient, gradient_of
 from conversion_ext.training.student import Student
 from conversion_ext.types import Steps
@@ -247,3 +248,17 @@ def test_fused_neurons_send_what_a_simulation_sends(neuron):
     assert all(p.grad is not None for p in student.parameters() if p.requires_grad)
     with pytest.raises(ValueError, match="leave out surrogate="):
         Fused(surrogate="atan")
+
+
+def test_batch_norm_starts_as_nothing_for_what_a_rule_presents():
+    """Statistics over single steps are not those over their mean, in which ``Rate`` runs the network."""
+    snn, x, _ = live(8, recipe="default-lookahead")
+    for rule in (Rate(), Fused()):
+        student = Student(snn, ("weights",), None, True, False)
+        shown = Presentation(student.snn, (x,), T, 1, torch.Generator())
+        plain, _ = student(*rule.presented(shown))
+        reset(student.snn)
+        student.normalize(*rule.presented(shown))
+        reset(student.snn)
+        outputs, _ = student(*rule.presented(shown))
+        torch.testing.assert_close(outputs, plain, rtol=1e-3, atol=1e-3)

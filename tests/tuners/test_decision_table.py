@@ -7,8 +7,11 @@ from torch import nn
 
 import conversion_ext as cx
 from conversion_ext.neurons import WeightedIF
+from conversion_ext.tuners import decision_table
 from conversion_ext.types import Steps
 from tests.live import live_inputs, make_live
+
+costs = decision_table._costs
 
 
 def pair(weights=(8, 4, 2, 1), lookahead=1, samples=200):
@@ -75,3 +78,19 @@ def test_where_all_is_known_nothing_is_changed():
     x, _, tuned = pair((2, 1))
     site, *_ = second(tuned, x)
     assert not site.decisions.any()
+
+
+def test_a_part_of_the_samples_is_enough(monkeypatch):
+    def error(x, snn):
+        _, expected, spikes = second(snn, x)
+        sent = (spikes * torch.tensor([8.0, 4.0, 2.0, 1.0]).view(-1, 1, 1)).sum(0)
+        return float((sent - (expected[-1] - 0.5).clamp(0, 15)).square().mean())
+
+    x, plain, whole = pair(samples=1024)
+    parts = set()
+    monkeypatch.setattr(decision_table, "VALUES", 512)
+    monkeypatch.setattr(decision_table, "_costs", lambda *args: parts.add(args[-1]) or costs(*args))
+    x, _, part = pair(samples=1024)
+    assert len(parts) == 8  # of 16
+    assert error(x, whole) < 0.9 * error(x, plain)
+    assert error(x, part) < 0.9 * error(x, plain)
