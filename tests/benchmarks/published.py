@@ -1,9 +1,9 @@
 """Few steps on networks that people published: ``python -m tests.benchmarks.published --store FILE``.
 
 Every row is a network, a conversion and T: the gap to the ANN in points with its paired 95 % interval, the latency end
-to to end, neurons, spikes per image and seconds of conversion. Rivals beside them: SpikingJelly 2.0's best recipe, its
-local threshold balancing with as many batches as the authors ask for, a conversion with signed spikes, and the
-quantised ANN of as many levels (rounded to nearest, clipped at least squared error).
+to end, neurons, spikes per image and processor seconds of conversion. Rivals beside them: SpikingJelly 2.0's best
+recipe, its local threshold balancing with as many batches as the authors ask for, a conversion with signed spikes, and
+the quantised ANN of as many levels (rounded to nearest, clipped at least squared error).
 
 One row fine-tunes without labels, on training images in front of those that are looked at in development.
 
@@ -231,11 +231,11 @@ def measure(network: str, method: str, T: int, folder: Path, split: str, count: 
     calibration = train.part(0, published.held_out if method == WITHOUT_LABELS else published.calibration)
     judged = train.part(published.held_out, len(train)) if split == "train" else published.images(folder, "test")
     judged = judged.part(0, count)
-    start = time.perf_counter()
+    start = time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         converted = METHODS[method](ann, calibration, T)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     right, same, spikes, sure = [], [], [], []
     for first in range(0, len(judged), BATCH):
         x, y = judged.of(first, BATCH), judged.labels[first : first + BATCH]
