@@ -5,7 +5,8 @@ to end, neurons, spikes per image and processor seconds of conversion. Rivals be
 recipe, its local threshold balancing with as many batches as the authors ask for, a conversion with signed spikes, and
 the quantised ANN of as many levels (rounded to nearest, clipped at least squared error).
 
-One row fine-tunes without labels, on training images in front of those that are looked at in development.
+One row fine-tunes without labels, on training images in front of those that are looked at in development; one, for
+``fashion_vgg_qcfs`` alone, converts a network that was trained for spikes.
 
 By default training images behind those that calibrate are looked at; ``--split test`` looks at the test images. One
 line of JSON per finished row goes to FILE, so that rows can be computed one by one (``--networks``, ``--methods``,
@@ -216,6 +217,7 @@ METHODS: dict[str, Callable[[nn.Module, Images, int], Converted]] = {
     "default-copies, 3 of each": partial(copied, 3),
     "default, steps weigh alike": equal_steps,
     WITHOUT_LABELS: finetuned,
+    "trained with QCFS (bu2022)": partial(ours, "bu2022"),
     "SpikingJelly 99.9 %, channel, half": partial(spikingjelly, _rate),
     "SpikingJelly LTB": partial(spikingjelly, _balanced),
     "quantised ANN, T+1 levels": quantised,

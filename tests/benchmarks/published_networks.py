@@ -163,7 +163,7 @@ NETWORKS = {
         ),
         *(
             Published(f"fashion_{name}", partial(_fashion_network, name), _fashion, 1024, 55_000, lambda folder: True)
-            for name in ("vgg", "resnet20", "inception", "mobilenet")
+            for name in ("vgg", "resnet20", "inception", "mobilenet", "vgg_qcfs")
         ),
         Published("efficientnet_lite0", _efficientnet, _imagenet, 256, 400, _has_efficientnet),
     )
