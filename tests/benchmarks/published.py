@@ -5,7 +5,7 @@ to end, neurons, spikes per image and processor seconds of conversion. Rivals be
 recipe, its local threshold balancing with as many batches as the authors ask for, a conversion with signed spikes, and
 the quantised ANN of as many levels (rounded to nearest, clipped at least squared error).
 
-One row fine-tunes without labels, on training images in front of those that are looked at in development; one, for
+Some fine-tune without labels, on training images in front of those that are looked at in development; one, for
 ``fashion_vgg_qcfs`` alone, converts a network that was trained for spikes.
 
 By default training images behind those that calibrate are looked at; ``--split test`` looks at the test images. One
@@ -116,13 +116,14 @@ class Mirrored(Dataset[Tensor]):
         return image.flip(2) if torch.rand(()) < 0.5 else image
 
 
-def finetuned(ann: nn.Module, images: Images, T: int) -> Converted:
-    """Convert with ``default`` and fine-tune without labels, the ANN being the teacher; passes as the budget allows."""
+def finetuned(recipe: str, copies: int, ann: nn.Module, images: Images, T: int) -> Converted:
+    """Convert and fine-tune without labels, the ANN being the teacher; passes as the budget allows."""
     calibration = [images.of(first, 64) for first in range(0, CALIBRATION, 64)]
-    snn = cx.convert(ann, calibration, T=T, progress=False)
+    snn = cx.convert(ann, calibration, recipe=recipe, T=T, progress=False)
     with torch.enable_grad():
         result = cx.finetune(
-            snn, DataLoader(Mirrored(images), 32, shuffle=True), T=T, epochs=max(1, PASSES_AT_ONE_STEP // T),
+            snn, DataLoader(Mirrored(images), 32, shuffle=True), T=T,
+            epochs=max(1, PASSES_AT_ONE_STEP // T // copies),
             teacher=ann, gradient="fused", normalize=True, learn=("weights", "potentials"),
             distillation=(Distillation(2.0), RateDistillation(30.0)),
             training=Training("relative", rate=0.02, precision="bfloat16"), progress=False,
@@ -204,7 +205,7 @@ def copied(copies: int, ann: nn.Module, images: Images, T: int) -> Converted:
     return ours(replace(cx.recipes.get("default-copies"), copies=copies), ann, images, T)
 
 
-WITHOUT_LABELS = "default, fine-tuned without labels"
+WITHOUT_LABELS = "fine-tuned without labels"
 METHODS: dict[str, Callable[[nn.Module, Images, int], Converted]] = {
     **{
         name: partial(ours, name)
@@ -216,7 +217,8 @@ METHODS: dict[str, Callable[[nn.Module, Images, int], Converted]] = {
     },
     "default-copies, 3 of each": partial(copied, 3),
     "default, steps weigh alike": equal_steps,
-    WITHOUT_LABELS: finetuned,
+    f"default, {WITHOUT_LABELS}": partial(finetuned, "default", 1),
+    f"default-copies, {WITHOUT_LABELS}": partial(finetuned, "default-copies", 2),
     "trained with QCFS (bu2022)": partial(ours, "bu2022"),
     "SpikingJelly 99.9 %, channel, half": partial(spikingjelly, _rate),
     "SpikingJelly LTB": partial(spikingjelly, _balanced),
@@ -230,7 +232,7 @@ def measure(network: str, method: str, T: int, folder: Path, split: str, count: 
     published = NETWORKS[network]
     ann = published.make(folder)
     train = published.images(folder, "train")
-    calibration = train.part(0, published.held_out if method == WITHOUT_LABELS else published.calibration)
+    calibration = train.part(0, published.held_out if method.endswith(WITHOUT_LABELS) else published.calibration)
     judged = train.part(published.held_out, len(train)) if split == "train" else published.images(folder, "test")
     judged = judged.part(0, count)
     start = time.process_time()

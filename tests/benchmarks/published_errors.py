@@ -32,7 +32,7 @@ def table(network: str, method: str, T: int, folder: Path, count: int) -> str:
     """Return the errors of a conversion as markdown."""
     published = NETWORKS[network]
     ann, train = published.make(folder), published.images(folder, "train")
-    calibration = train.part(0, published.held_out if method == WITHOUT_LABELS else published.calibration)
+    calibration = train.part(0, published.held_out if method.endswith(WITHOUT_LABELS) else published.calibration)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         snn = METHODS[method](ann, calibration, T).snn
