@@ -52,6 +52,11 @@ def test_metrics_agree(backend: str, capsys: Any) -> None:
     spikes = sum(float(rate.sum()) for rate in run.firing_rate.values()) / len(x)
     assert result["ActivationSparsity"] == pytest.approx(1 - spikes / neurons)
     assert result["MembraneUpdates"] == pytest.approx(neurons * T)
+    # None of these numbers is what an empty network, or one that never fires, would give.
+    assert counted.synops > 100
+    assert 0.05 < spikes / neurons < 0.9
+    assert 0 < result["ActivationSparsity"] < 1
+    assert neurons == 8 * 4 * 4 + 8 * 2 * 2
     # NeuroBench counts the image's layer at every step; its current is constant, so here it is run once.
     image = next(layer.analog_macs for layer in counted.layers if layer.analog_macs)
     assert operations["Effective_MACs"] == pytest.approx(T * image)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from conversion_ext.analysis.scores import Score, main_output
 from conversion_ext.data.batches import Forward, batches, call_inputs, target_of
 from conversion_ext.data.distributed import gathered
 from conversion_ext.data.inputs import device_of, streamed
-from conversion_ext.data.sequences import Layout, time_first
+from conversion_ext.data.sequences import Layout, layout_of, time_first
 from conversion_ext.errors import CalibrationError, require
 from conversion_ext.simulation.samples import Batch, Samples
 
@@ -25,9 +26,12 @@ HELD_OUT = 4  # every fourth sample judges, the others calibrate
 class Data:
     """The samples that calibrate, and those that judge, with what the ANN answers to them."""
 
-    def __init__(self, ann: nn.Module, calibration: Any, forward: Forward | None, layout: Layout = False) -> None:
-        self.forward, self.layout = forward, layout
-        self.everything = [_read(batch, ann, forward, layout) for batch in batches(calibration)]
+    def __init__(self, ann: nn.Module, calibration: Any, forward: Forward | None, layout: Layout = None) -> None:
+        data = batches(calibration)
+        if layout is None and not _takes(ann, data, forward):
+            layout = layout_of(data, ann, forward)
+        self.forward, self.layout = forward, layout or False
+        self.everything = [_read(batch, ann, forward, self.layout) for batch in data]
         parts = [_split(batch) for batch in self.everything]
         self.fitted = [fit.inputs for fit, _ in parts if len(fit)]
         self.judges = [judge for _, judge in parts if len(judge)]
@@ -83,6 +87,20 @@ def _read(batch: Any, ann: nn.Module, forward: Forward | None, layout: Layout) -
         dtype = next((p.dtype for p in ann.parameters() if p.is_floating_point()), None)
         inputs = time_first(inputs, 1 if layout == "batch_first" else 0, dtype)
     return Batch(inputs, target if isinstance(target, Tensor) else None, bool(layout))
+
+
+def _takes(ann: nn.Module, data: Iterable[Any], forward: Forward | None) -> bool:
+    """Return whether the network runs on batches as they are: on two samples of the first."""
+    first = next(iter(data), None)
+    if first is None:
+        return True
+    few = tuple(v[:2] if isinstance(v, Tensor) else v for v in _read(first, ann, forward, False).inputs)
+    try:
+        with evaluating(ann):
+            answers(ann, Batch(few, None, False))
+    except CalibrationError:  # it says how the network fails
+        return False
+    return True
 
 
 def _split(whole: Batch) -> tuple[Batch, Batch]:

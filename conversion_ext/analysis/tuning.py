@@ -74,7 +74,7 @@ def tune(
     _check(T, latency, neurons, spikes, budget)
     began = time.monotonic()
     metric_of(metric)
-    data = Data(ann, calibration, forward, sequence_layout(sequence) or False)
+    data = Data(ann, calibration, forward, sequence_layout(sequence))
     options: dict[str, Any] = {"backend": backend, "progress": progress}
     search = Search(ann, data, Limits(latency, neurons, spikes), metric, options, began, budget)
     search.run(families, T)

@@ -22,7 +22,7 @@ from conversion_ext.data.batches import Forward, batches, call_inputs, check_inp
 from conversion_ext.data.distributed import all_or_none, gathered, merged, processes, rank
 from conversion_ext.data.inputs import device_of, streamed, tensors_of
 from conversion_ext.data.sequences import FramesAsSamples, Layout, layout_of, sequence_layout
-from conversion_ext.errors import CalibrationError, UnsupportedError, require, warn
+from conversion_ext.errors import CalibrationError, UnsupportedError, require
 from conversion_ext.network.record import Options
 from conversion_ext.normalizers import Normalizer
 from conversion_ext.operators.sites import SiteKind
@@ -100,7 +100,6 @@ def read(
         layout = layout_of(frames, ann, options.forward) if unnamed else None
         if layout is None:
             raise
-    warn(f"The network takes single frames, so batches are read as sequences of them: sequence={layout!r}.")
     return read(ann, recipe, data, example_input, replace(options, sequence=layout))
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from conversion_ext.data.batches import Forward, call_inputs, target_of
 from conversion_ext.data.inputs import device_of
-from conversion_ext.errors import CalibrationError, require
+from conversion_ext.errors import CalibrationError, require, warn
 from conversion_ext.graph.layers import CONVOLUTIONS
 
 __all__ = ["FramesAsSamples", "Layout", "frames_as_samples", "layout_of", "sequence_layout", "time_axis", "time_first"]
@@ -61,7 +61,8 @@ def time_axis(x: Tensor, dims: int | None, samples: int | None, sequence: Layout
 def layout_of(data: Iterable[Any], model: nn.Module, forward: Forward | None) -> Layout:
     """Return the layout of batches with a dimension more than the model's first convolution takes, else None.
 
-    The targets tell which axis is the batch. Raises CalibrationError where they do not.
+    Ask where the model does not take them; a warning tells what they are taken for. The targets tell which axis is the
+    batch. Raises CalibrationError where they do not.
     """
     first = next(iter(data), None)
     convolution = next((module for module in model.modules() if isinstance(module, CONVOLUTIONS)), None)
@@ -74,7 +75,10 @@ def layout_of(data: Iterable[Any], model: nn.Module, forward: Forward | None) ->
     if not inputs or not isinstance(inputs[0], Tensor):
         return None
     axis = time_axis(inputs[0], dims, samples, None, "The first calibration batch")
-    return (None, "time_first", "batch_first")[0 if axis is None else axis + 1]
+    layout = (None, "time_first", "batch_first")[0 if axis is None else axis + 1]
+    if layout is not None:
+        warn(f"The network takes single frames, so batches are read as sequences of them: sequence={layout!r}.")
+    return layout
 
 
 def time_first(inputs: tuple[Any, ...], axis: int, dtype: torch.dtype | None) -> tuple[Any, ...]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -114,6 +114,7 @@ def finetune(
     fold: bool = False,
     training: Training | None = None,
     progress: bool = True,
+    **others: NoReturn,
 ) -> FinetuneResult:
     """Return ``snn`` fine-tuned for T steps, or as it was if no epoch did better on data held out.
 
@@ -152,6 +153,7 @@ def finetune(
         fold: fold thresholds into the weights at the end.
         training: optimizer, rate, seed, checkpoint, accelerator: ``cx.training.Training(rate=3e-3)``.
         progress: show progress bars.
+        others: none; what ``Training`` takes, such as ``checkpoint``, is given in ``training``.
 
     Returns:
         The best network, and the history of all epochs; ``print`` shows a table.
@@ -164,7 +166,7 @@ def finetune(
     for name, value in (("T", T), ("epochs", epochs)):
         whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
         require(whole, f"{name}={value!r}: give an integer >= 1.")
-    settings = _training(training)
+    settings = _training(training, others)
     metric_of(metric)
     check_trainable(snn, learn)
     _check_teacher(distillation, teacher)
@@ -201,7 +203,12 @@ def finetune(
     return _result(snn, loop, f"{type(rule).__name__}, {type(optimizer).__name__}", example if fold else None)
 
 
-def _training(training: Training | None) -> Training:
+def _training(training: Training | None, others: Mapping[str, Any]) -> Training:
+    for name in others:
+        known = "rate" if name == "lr" else name
+        elsewhere = known in Training.__annotations__
+        write = f"training=cx.training.Training({known}=...)" if elsewhere else "one of those that its help lists"
+        raise TypeError(f"finetune() has no argument {name}=; write {write}.")
     require(
         training is None or isinstance(training, Training),
         f"training={training!r}: give cx.training.Training(...), or None for its defaults.",

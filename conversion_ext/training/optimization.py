@@ -64,6 +64,11 @@ class Training:
             "own, Accelerator(mixed_precision=...).",
         )
         require(
+            self.checkpoint is None or isinstance(self.checkpoint, str | Path),
+            f"Training(checkpoint={self.checkpoint!r}): name a file.",
+            TypeError,
+        )
+        require(
             self.rate is None or self.rate > 0, f"Training(rate={self.rate!r}): the learning rate is a positive number."
         )
         require(

@@ -104,13 +104,17 @@ def test_tuning_and_training_take_frames():
         cx.evaluate(found.snn, loader(), progress=False).score[-1:],
         cx.evaluate(found.snn, [(FRAMES, Y)], progress=False).score[-1:],
     )
+    with pytest.warns(UserWarning, match="read as sequences of them: sequence='batch_first'"):
+        seen = cx.tune(ANN, loader(), 4, backend="reference", budget=1e-6, progress=False)
+    assert seen.snn.conversion.thresholds.keys() == found.snn.conversion.thresholds.keys()
+    assert seen.candidates[0].score == found.candidates[0].score
     snn = converted()
     result = cx.finetune(snn, loader(), T=T, epochs=2, teacher=ANN, validation=loader(), progress=False)
     assert result.history[0].score == float(cx.evaluate(snn, loader(), progress=False).score[-1])
-    seen: list[Tensor] = []
+    shown: list[Tensor] = []
     options: dict[str, Any] = {"training": cx.training.Training(rate=1e-9), "validation": loader(), "progress": False}
-    cx.finetune(snn, [(FRAMES, Y)], T=T, loss=lambda o, y: seen.append(o.detach()) or o.sum(), **options)
-    torch.testing.assert_close(seen[0].mean(0), cx.simulate(snn, x_seq=X_SEQ).output, rtol=1e-4, atol=1e-5)
+    cx.finetune(snn, [(FRAMES, Y)], T=T, loss=lambda o, y: shown.append(o.detach()) or o.sum(), **options)
+    torch.testing.assert_close(shown[0].mean(0), cx.simulate(snn, x_seq=X_SEQ).output, rtol=1e-4, atol=1e-5)
 
 
 def test_layouts_are_checked():

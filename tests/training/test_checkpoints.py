@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from typing import Any
 
 import pytest
@@ -84,6 +85,32 @@ def test_a_file_that_is_no_checkpoint_is_refused_in_our_words(tmp_path, content)
     assert "weights_only" not in str(caught.value)
 
 
+def test_a_bit_that_has_changed_is_noticed(tmp_path):
+    """Of the bytes of tensors, which torch.load takes as they are."""
+    path = tmp_path / "run.pt"
+    tuned(path)
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as parts:
+        data = max(parts.infolist(), key=lambda part: part.file_size)
+    content[data.header_offset + 140 + data.file_size // 4] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(ValueError, match=r"is no checkpoint of finetune\(\): it is empty, damaged"):
+        tuned(path, loss=Refused())
+
+
+def test_arguments_that_have_another_place_name_it():
+    snn = cx.convert(network(), X, backend="reference", progress=False)
+    training = "training=cx.training.Training"
+    for name, place in {
+        "checkpoint": rf"{training}\(checkpoint=...\)", "lr": rf"{training}\(rate=...\)",
+        "seed": rf"{training}\(seed=...\)", "nothing": "one of those that its help lists",
+    }.items():  # fmt: skip
+        with pytest.raises(TypeError, match=rf"finetune\(\) has no argument {name}=; write {place}"):
+            cx.finetune(snn, (X, Y), T=2, **{name: 1})  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"Training\(checkpoint=5\): name a file"):
+        Training(checkpoint=5)  # type: ignore[arg-type]
+
+
 def test_a_place_that_cannot_be_written_is_noticed_before_training(tmp_path):
     with pytest.raises(ValueError, match="cannot be written .* a folder that exists"):
         tuned(tmp_path / "missing" / "run.pt", loss=Refused())
@@ -100,6 +127,9 @@ def test_names_and_digests_are_the_same_in_every_process():
     assert " at 0x" not in name_of(Refused())
     assert name_of(ThroughTime(surrogate=mean_loss)) == name_of(ThroughTime(surrogate=mean_loss))
     assert data_digest([(X, Y)]) == data_digest([(X.clone(), Y)]) != data_digest([(X, Y + 1)])
+    other = X.clone()
+    other[-1] += 1
+    assert data_digest(TensorDataset(X, Y)) != data_digest(TensorDataset(other, Y))
 
 
 def test_every_option_of_a_loader_is_kept():
