@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import builtins
 import functools
 import math
 import operator
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
+from torch import Tensor
 from torch.fx import Node
 
-__all__ = ["BatchNumber", "Numbers"]
+__all__ = ["BatchNumber", "Numbers", "lengths_as_sizes"]
+
+_LEN, _LOCK, _USERS = builtins.len, threading.Lock(), list[None]()
 
 
 class Numbers(Protocol):
@@ -92,3 +98,26 @@ for _name in ("neg", "pos", "abs"):
     setattr(BatchNumber, f"__{_name}__", functools.partialmethod(_unary, getattr(operator, _name)))
 BatchNumber.__bool__ = lambda self: _combine(bool, self)
 BatchNumber.__ceil__ = lambda self: _combine(math.ceil, self)
+
+
+@contextmanager
+def lengths_as_sizes() -> Iterator[None]:
+    """Let ``len(x)`` of a tensor return ``x.shape[0]`` meanwhile; the builtin makes a plain integer of any number.
+
+    In all threads at once, since there is one builtin; of what is no tensor, and outside of a recording, it is as ever.
+    """
+    with _LOCK:
+        _USERS.append(None)
+        builtins.len = _length
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _USERS.pop()
+            builtins.len = _length if _USERS else _LEN
+
+
+def _length(value: Any, /) -> int:
+    if isinstance(value, Tensor) and type(value).__len__ is Tensor.__len__ and value.dim():
+        return value.shape[0]
+    return _LEN(value)

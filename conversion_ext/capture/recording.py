@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 from torch.overrides import TorchFunctionMode
 
-from conversion_ext.capture.batch_number import BatchNumber
+from conversion_ext.capture.batch_number import BatchNumber, lengths_as_sizes
 from conversion_ext.capture.calls import method_called, node_of
 from conversion_ext.capture.definitions import DEFINITIONS
 from conversion_ext.capture.module_calls import Step, patched
@@ -67,7 +67,7 @@ class Recording(RecordedValues, TorchFunctionMode):
             node = self.graph.placeholder(name)
             self.know(own, other, lambda node=node: node)
             tensors.append(own)
-        with patched(self.model, self._step), self, torch.no_grad():
+        with patched(self.model, self._step), lengths_as_sizes(), self, torch.no_grad():
             self.graph.output(self._output(call(tensors)))
         return self.graph
 
@@ -254,9 +254,10 @@ class Recording(RecordedValues, TorchFunctionMode):
                     "returns a number or a tensor that is not computed from the input.",
                     "Return what is computed from the input alone.",
                 )
+        returned = self.arguments(result)  # which refuses what it does not know
         if not self.depends(result):
             raise RefusedError("returns nothing that is computed from the input.", "Return a tensor.")
-        return self.arguments(result)
+        return returned
 
     def _hard_coded(self, error: Exception, of_layer: bool) -> Exception:
         why = str(error).strip().partition("\n")[0].rstrip(".")

@@ -16,6 +16,7 @@ __all__ = ["called", "line_of_error", "user_lines"]
 _ROOMS = ("capture", "graph", "conversion", "calibration", "data")
 _OURS = tuple(str(Path(__file__).parents[1] / room) for room in _ROOMS)
 _SKIPPED = (f"{Path(torch.__file__).parent}{os.sep}", "<", *_OURS)
+LONGEST = 120  # characters of a line that are quoted
 _START = "capture_and_compare"  # what lies further out called the capture and is no part of the network
 
 
@@ -51,4 +52,5 @@ def _line(file: str, number: int | None) -> str:
     """Return ``net.py:12: x = F.relu(x)``; Python 3.10 knows no number for some instructions of its own."""
     if number is None:
         return Path(file).name
-    return f"{Path(file).name}:{number}: {linecache.getline(file, number).strip()}"
+    text = linecache.getline(file, number).strip()
+    return f"{Path(file).name}:{number}: {text if len(text) <= LONGEST else text[: LONGEST - 3] + '...'}"

@@ -88,10 +88,6 @@ def _length(recording: Recording, tensor: Tensor, dim: int, first: int, other: i
     return BatchNumber(first, other, recording, lambda: recording.create("call_method", "size", (tensor, dim), {}))
 
 
-def _len(recording: Recording, func: Any, args: Any, kwargs: Any) -> Any:
-    return args[0].shape[0]
-
-
 def _reverse(recording: Recording, func: Any, args: Any, kwargs: Any) -> Any:
     return recording.function(Tensor.flip, (args[0], 0), {})
 
@@ -295,7 +291,7 @@ def _stale() -> Node:
 
 
 SPECIAL: Mapping[str, Callable[[Recording, Any, Any, Any], Any]] = MappingProxyType({
-    "size": _size, "to": _to, "type_as": _type_as, "cpu": _move, "cuda": _move, "__len__": _len,
+    "size": _size, "to": _to, "type_as": _type_as, "cpu": _move, "cuda": _move,
     "__setitem__": _assign, "__reversed__": _reverse, "max": _extreme, "min": _extreme, "where": _where,
     "masked_fill": _masked_fill, "max_pool1d_with_indices": _pool_with_indices,
     "max_pool2d_with_indices": _pool_with_indices, "max_pool3d_with_indices": _pool_with_indices,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -44,7 +45,7 @@ def fold(body: GraphModule, inputs: Sequence[Any]) -> list[str]:
     of an edge differ a :class:`ChannelScale` stays: on an identity shortcut that is lambda_in / lambda_out
     (Hu et al., 2021). ``inputs`` is an example, of which one sample is run to learn the shapes.
     """
-    propagate(body, (*inputs, Steps(1)))
+    propagate(body, (*inputs, Steps(1)), values=False)
     data = [node for node in body.graph.nodes if graph.info(node).is_data]
     contexts = {node: context_of(body, node) for node in data}
     operators = {node: _operator(body, node) for node in data}
@@ -159,18 +160,21 @@ def _scale_edge(
 
 def _install(body: GraphModule, folded: Mapping[Node, nn.Module]) -> list[str]:
     """Put the folded modules in place; weights that were tied and still are equal stay tied."""
+    parameters = [
+        (node, module, name, getattr(body.get_submodule(str(node.target)), name, None))
+        for node, module in folded.items()
+        for name, _ in module.named_parameters(recurse=False)
+    ]
+    times = Counter(id(original) for *_, original in parameters if original is not None)
     tied: dict[tuple[int, bytes], nn.Parameter] = {}
     uses: dict[int, list[tuple[str, nn.Parameter]]] = {}
-    for node, module in folded.items():
-        old = body.get_submodule(str(node.target))
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            original = getattr(old, name, None)
-            if original is None:
-                continue
-            key = (id(original), bytes_of(parameter))
-            shared = tied.setdefault(key, parameter)
-            setattr(module, name, shared)
-            uses.setdefault(id(original), []).append((f"{graph.key_of(node)}.{name}", shared))
+    for node, module, name, original in parameters:
+        if times[id(original)] < 2:
+            continue
+        parameter = getattr(module, name)
+        shared = tied.setdefault((id(original), bytes_of(parameter)), parameter)
+        setattr(module, name, shared)
+        uses.setdefault(id(original), []).append((f"{graph.key_of(node)}.{name}", shared))
     for node, module in folded.items():
         owner, _, name = str(node.target).rpartition(".")
         setattr(body.get_submodule(owner), name, module)

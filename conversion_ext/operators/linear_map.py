@@ -116,16 +116,22 @@ def mean(node: Node, module: nn.Module | None) -> Operator | Problem:
     rank = len(input_shape(node))
     named = all(isinstance(d, int) for d in dims) and bool(dims)
     if not named or any((d % rank if rank else d) == 0 for d in dims):
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        return Problem(
-            graph.key_of(node),
-            f"{name} over the batch dimension or over everything mixes samples.",
-            "Name the dimensions to reduce, without 0.",
-            graph.describe(node),
-        )
+        return mixes_samples(node, module)
     mixed = tuple(sorted(d % rank if rank else d for d in dims))
     keeps = argument(node, 2, ("keepdim",), False)
     return LinearMap(mixed, removed=not keeps, convex=node.target in (torch.mean, "mean"))
+
+
+@register_operator(torch.max, torch.min, "max", "min", torch.amax, torch.amin)
+def mixes_samples(node: Node, module: nn.Module | None) -> Problem:
+    """A reduction over the batch; over other dimensions, extremes are max-pools since the graph was captured."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return Problem(
+        graph.key_of(node),
+        f"{name} over the batch dimension or over everything mixes samples.",
+        "Name the dimensions to reduce, without 0.",
+        graph.describe(node),
+    )
 
 
 @register_operator(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, F.interpolate, F.upsample)

@@ -47,6 +47,9 @@ SHAPES = {
     "branch on dim()": lambda y: y if y.dim() == 4 else y[None],
     "branch on len(shape)": lambda y: y[None] if len(y.shape) != 4 else y * 2,
     "loop over a size": lambda y: sum(y[:, i] for i in range(y.size(1))),
+    "batch size by len()": lambda y: (
+        y.reshape(len(y), -1) + torch.zeros(1, 1).expand(len(y), 144) + torch.ones(len(y), 1)
+    ),
     "is_cuda": lambda y: y.half() if y.is_cuda else y,
     "dtype": lambda y: y * 2 if y.dtype == torch.float32 else y,
     "isinstance": lambda y: y + 1 if isinstance(y, Tensor) else y,
@@ -535,6 +538,35 @@ def test_parts_that_are_written_in_place(function: Callable[[Tensor], Tensor], b
             (out - expected).norm() / expected.norm() for out in cx.simulate(snn, X, 256, at=(16, 256)).outputs
         )
         assert late < min(0.02, 0.3 * early)
+
+
+def test_the_builtin_len_is_back_and_the_same_for_all_else() -> None:
+    """While one thread records, another measures its own tensors and lists."""
+    import builtins
+
+    known, lengths = builtins.len, []
+
+    def forward(y: Tensor) -> Tensor:
+        other = threading.Thread(target=lambda: lengths.append((len([1, 2]), len(torch.zeros(5, 2)), type(len(X)))))
+        other.start()
+        other.join()
+        return y.reshape(len(y), -1)
+
+    capture(Net(forward).eval(), (X,))
+    assert builtins.len is known
+    assert set(lengths) == {(2, 5, int)}
+
+
+@pytest.mark.parametrize(
+    ("returned", "reason"),
+    [
+        (lambda y: (part for part in (y,)), "returns a generator"), (lambda y: (), "nothing that is computed from the"),
+        (lambda y: types.SimpleNamespace(y=y), "a SimpleNamespace"), (lambda y: y / y.max(), "max over the batch dim"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_returned_is_named(returned: Any, reason: str) -> None:
+    (problem,) = cx.check(Net(returned).eval(), X)
+    assert reason in problem.reason
 
 
 def test_one_fault_in_place_is_one_problem() -> None:

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
 import conversion_ext as cx
@@ -290,3 +291,28 @@ def test_what_is_random_in_a_network_is_seeded_by_the_generator_given():
     assert torch.equal(counts(3), counts(3))
     assert not torch.equal(counts(3), counts(4))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+class Rows(TorchDispatchMode):
+    """Counts the samples that go through the convolutions, meta tensors left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.convolution.default and not args[0].is_meta:
+            self.rows += len(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_example_runs_few_times():
+    """As the network, as the graph, rewritten, to see samples apart and to calibrate: once each, and not for shapes."""
+    ann, x = (
+        nn.Sequential(small(), nn.Unflatten(1, (3, 1, 1)), nn.Conv2d(3, 2, 1), nn.ReLU(), nn.Flatten()).eval(),
+        X[:1],
+    )
+    for work, most in ((lambda: cx.check(ann, x), 4), (lambda: cx.convert(ann, x, progress=False), 5)):
+        with Rows() as counted:
+            work()
+        assert 2 * 1 < counted.rows <= 2 * most

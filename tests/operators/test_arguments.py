@@ -57,7 +57,8 @@ CALLS: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
     "expand": [((4, 4, 4, 4), {}), ((-1, -1, -1, -1), {})], "repeat": [((1, 2, 1, 1), {}), ((2, 1, 1, 1), {})],
     **{f"avg_pool{d}d": [((2,), {}), ((2,), {"stride": 1, "padding": 1, "ceil_mode": True, "count_include_pad": False})]
        for d in (1, 2, 3)},
-    "mean": REDUCTIONS, "sum": REDUCTIONS,
+    **dict.fromkeys(("mean", "sum"), REDUCTIONS), **dict.fromkeys(("amax", "amin"), [*REDUCTIONS[:-1], ((), {})]),
+    **dict.fromkeys(("max", "min"), [((), {}), ((1,), {}), ((Y,), {})]),
     **{f"adaptive_avg_pool{d}d": [((2,), {})] for d in (1, 2, 3)},
     **{f"max_pool{d}d": [((2,), {}), ((2, 1, 1), {"ceil_mode": True}), ((2,), {"dilation": 2}),
                          ((2,), {"return_indices": True})] for d in (1, 2, 3)},
