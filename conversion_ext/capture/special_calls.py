@@ -14,6 +14,7 @@ from torch.fx import Node
 
 from conversion_ext.capture.batch_number import BatchNumber
 from conversion_ext.capture.calls import method_called
+from conversion_ext.capture.contractions import contraction_of, tensordot_equation
 from conversion_ext.capture.definitions import DEFINITIONS
 from conversion_ext.capture.recorded_values import Known, RefusedError
 from conversion_ext.graph import meta_device
@@ -178,6 +179,43 @@ def _masked_fill(recording: Recording, func: Any, args: Any, kwargs: Any) -> Any
     return _where(recording, torch.where, (mask, value, x), {})
 
 
+def _einsum(recording: Recording, func: Any, args: Any, kwargs: Any) -> Any:
+    """Return a sum of products; with a constant it is a linear layer."""
+    equation, *operands = args
+    operands = operands[0] if len(operands) == 1 and isinstance(operands[0], tuple | list) else operands
+    found = _contracted(recording, equation, operands)
+    return recording.function(func, args, kwargs) if found is None else found
+
+
+def _tensordot(recording: Recording, func: Any, args: Any, kwargs: Any) -> Any:
+    a, b, dims = (*args, *(kwargs[name] for name in ("a", "b", "dims") if name in kwargs), 2)[:3]
+    if not isinstance(dims, int | list | tuple):
+        return recording.function(func, args, kwargs)
+    equation = tensordot_equation((a.dim(), b.dim()), dims)
+    found = _contracted(recording, equation, (a, b))
+    return recording.function(func, args, kwargs) if found is None else found
+
+
+def _matmul(recording: Recording, func: Any, args: Any, kwargs: Any) -> Any:
+    """Return a product of matrices; with a constant on the left it is a linear layer too."""
+    left, right = args if len(args) > 1 else (*args, *kwargs.values())
+    if func.__name__ == "__rmatmul__":
+        left, right = right, left
+    found = _contracted(recording, "ij,...jk->...ik", (left, right)) if right.dim() > 2 else None  # noqa: PLR2004
+    return recording.function(func, args, kwargs) if found is None else found
+
+
+def _contracted(recording: Recording, equation: Any, operands: Any) -> Tensor | None:
+    """Return the sum of products of data and a constant, None where it is another one."""
+    data = [i for i, operand in enumerate(operands) if recording.depends(operand)]
+    if not isinstance(equation, str) or len(operands) != 2 or len(data) != 1:  # noqa: PLR2004 (of two tensors)
+        return None
+    contraction = contraction_of(equation, [operand.dim() for operand in operands], data[0])
+    if contraction is None:
+        return None
+    return recording.defined(contraction, (operands[data[0]], operands[1 - data[0]]), {})
+
+
 def _new_tensor(recording: Recording, func: Any, args: Any, kwargs: Any) -> Tensor:
     return torch.as_tensor(args[1], dtype=kwargs.get("dtype", args[0].dtype), device=recording.device).clone()
 
@@ -299,6 +337,7 @@ SPECIAL: Mapping[str, Callable[[Recording, Any, Any, Any], Any]] = MappingProxyT
     "adaptive_max_pool3d_with_indices": _pool_with_indices,
     **dict.fromkeys(("gt", "ge", "lt", "le", "greater", "less", "greater_equal", "less_equal"), _compare),
     "new_tensor": _new_tensor, "full": _full, "full_like": _full, "new_full": _full,
+    "einsum": _einsum, "tensordot": _tensordot, **dict.fromkeys(("matmul", "__matmul__", "__rmatmul__"), _matmul),
     **dict.fromkeys(_CONSTRUCTORS, _constructor),
     **dict.fromkeys(("squeeze_", "unsqueeze_", "transpose_", "swapaxes_", "swapdims_", "t_"), _turned),
     **dict.fromkeys(("zero_", "fill_", "masked_fill_", *(f"{name}_" for name in DEFINITIONS)), _overwritten),

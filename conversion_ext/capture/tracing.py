@@ -207,8 +207,9 @@ def _failure(
         reason, remedy = error.args
     elif tensors:
         shapes = " and ".join(str(list(value.shape)) for value in tensors)
-        reason = f"fails on an example of shape {shapes}: {_sentence(error)}"
-        remedy = "Check the example, and convert(forward=...), which says how a batch is passed."
+        reason, remedy = f"fails on an example of shape {shapes}: {_sentence(error)}", "Check the example."
+        if isinstance(error, TypeError | LookupError):
+            remedy = "Check the example, and convert(forward=...), which says how a batch is passed."
     else:
         symbols = type(error).__name__ == "TraceError" or "Proxy" in str(error) or "symbolic tracing" in str(error)
         why = "it uses shapes or values of its input in Python" if symbols else _sentence(error)

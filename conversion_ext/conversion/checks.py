@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from conversion_ext.capture.environment import in_plain_modes
 from conversion_ext.capture.preparation import examine, silence_of
@@ -24,6 +25,8 @@ def check_network(ann: Any) -> None:
     """Raise where ``ann`` is no network, or one that is converted already."""
     require(isinstance(ann, nn.Module), f"ann must be a torch.nn.Module, got {type(ann).__name__}.", TypeError)
     require(not isinstance(ann, SpikingNetwork), "ann is a converted network already; pass the trained one.", TypeError)
+    lazy = next((name for name, value in ann.named_parameters() if is_lazy(value)), None)
+    require(lazy is None, f"{lazy} has no size before the network has seen an input; call it on a batch once.")
 
 
 def check_options(T: Any, forward: Any, generator: Any, **switches: Any) -> None:

@@ -130,6 +130,7 @@ def check_inputs(inputs: tuple[Any, ...], model: nn.Module, where: str) -> None:
             f"{where} holds a number without a batch, shape []; give every input as a tensor [N, ...].",
             CalibrationError,
         )
+        require(not value.is_complex(), f"{where} is {value.dtype}; spikes carry real numbers.", CalibrationError)
         require(value.numel() > 0, f"{where} is empty: shape {list(value.shape)}.", CalibrationError)
         if parameter is not None and value.device != parameter.device:
             raise CalibrationError(

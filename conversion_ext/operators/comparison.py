@@ -45,7 +45,8 @@ def choice(node: Node, module: nn.Module | None) -> Operator | Problem:
     operator.gt, operator.ge, operator.lt, operator.le, operator.eq, operator.ne, operator.and_, operator.or_,
     torch.gt, torch.ge, torch.lt, torch.le, torch.eq, torch.ne, torch.greater, torch.less, torch.greater_equal,
     torch.less_equal, torch.logical_and, torch.logical_or, torch.logical_not, torch.heaviside, torch.argmax,
-    torch.argmin, torch.bitwise_not, "greater", "less", "greater_equal", "less_equal", "logical_and", "logical_or",
+    torch.argmin, torch.bitwise_not, "gt", "ge", "lt", "le", "eq", "ne",
+    "greater", "less", "greater_equal", "less_equal", "logical_and", "logical_or",
     "logical_not", "argmax", "argmin", "heaviside", "__invert__", "bitwise_not", operator.invert,
 )  # fmt: skip
 def step(node: Node, module: nn.Module | None) -> Operator | Problem:

@@ -25,7 +25,7 @@ class Lookup(Operator):
         return [ones(shape) for shape in context.shapes]
 
 
-@register_operator(nn.Embedding)
+@register_operator(nn.Embedding, nn.EmbeddingBag)
 def embedding(node: Node, module: nn.Module | None) -> Operator:
-    """Look up rows."""
+    """Look up rows, or the means of some."""
     return Lookup()

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import conversion_ext as cx
 from conversion_ext.integer import integers
@@ -34,6 +35,7 @@ class Net(nn.Module):
         with torch.no_grad():
             self.norm.running_mean.normal_()  # type: ignore[union-attr]
             self.norm.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
+        self.kernel = nn.Parameter(torch.randn(4, 4, 2))
 
     def forward(self, x: Tensor) -> Tensor:
         self.x = x
@@ -140,3 +142,33 @@ def test_rounding_is_refused_in_one_sentence(name: str) -> None:
     (problem,) = cx.check(ann, torch.randn(4, 3, 6, 4))
     assert "rounds values" in problem.reason
     assert "QCFS" in problem.remedy
+
+
+CONTRACTIONS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "sum over channels": lambda n, y: torch.einsum("nchw,cd->ndhw", y, n.matrix),
+    "the weight first": lambda n, y: torch.einsum("dc,nchw->ndhw", n.rows, y),
+    "behind any dimensions": lambda n, y: torch.einsum("n...i,ij->n...j", y, n.matrix),
+    "two dimensions at once": lambda n, y: torch.tensordot(y, n.kernel, dims=([1, 3], [0, 1])),
+    "the last dimension": lambda n, y: torch.tensordot(y, n.matrix, 1),
+    "to one number": lambda n, y: torch.einsum("nchw,chw->n", y, n.kernel[:, :, :1].expand(4, 4, 6).mT)[:, None],
+    "a matrix on the left": lambda n, y: n.rows @ y.flatten(2),
+}
+
+
+@pytest.mark.parametrize("name", CONTRACTIONS)
+@pytest.mark.parametrize("backend", ["spikingjelly", "snntorch"])
+def test_sums_of_products_with_constants_are_weight_layers(name: str, backend: str) -> None:
+    """They are right, see spikes, and count as many operations as torch does."""
+    ann = Net(CONTRACTIONS[name]).double().eval()
+    x = torch.randn(4, 3, 6, 4, dtype=torch.float64)
+    with FlopCounterMode(display=False) as counted, torch.no_grad():
+        expected = ann(x)
+    snn = cx.convert(ann, x, recipe=cx.Recipe(cx.Maximum(granularity=cx.PerLayer())), backend=backend, progress=False)
+    early, late = ((out - expected).norm() / expected.norm() for out in cx.simulate(snn, x, 512, at=(32, 512)).outputs)
+    assert late < min(0.02, 0.2 * early)
+    layers = [row for row in snn.conversion.table() if row.kind == "synapse"]
+    assert [row.sees for row in layers] == [Family.ANALOG, Family.BINARY]
+    second = next(layer for layer in cx.synops(snn, x, 4, ann=ann).layers if layer.key == layers[1].key)
+    products = counted.get_total_flops() / 2 / len(x) - 3 * 9 * 4 * 24  # those of the convolution, padding included
+    assert second.macs == products
+    assert second.synops > 0
