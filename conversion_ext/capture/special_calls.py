@@ -188,7 +188,7 @@ def _einsum(recording: Recording, func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _tensordot(recording: Recording, func: Any, args: Any, kwargs: Any) -> Any:
-    a, b, dims = (*args, *(kwargs[name] for name in ("a", "b", "dims") if name in kwargs), 2)[:3]
+    a, b, dims, *_ = [*args, *(kwargs[name] for name in ("a", "b", "dims") if name in kwargs), 2]
     if not isinstance(dims, int | list | tuple):
         return recording.function(func, args, kwargs)
     equation = tensordot_equation((a.dim(), b.dim()), dims)
