@@ -1,6 +1,6 @@
 """Laws 9a and 9b on vision transformers of torchvision and timm, narrow and shallow, that react to their input.
 
-ConvNeXt is among the convolutional networks of ``test_zoo``.
+With them ConvNeXt of timm, whose LayerNorms and MLPs are theirs; that of torchvision is in ``test_zoo``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.live import live_inputs, make_live
 
 pytest.importorskip("timm")
 pytest.importorskip("torchvision")
-SIZE = 16
+SIZE, STEPS = 16, 16
 
 
 def vit() -> nn.Module:
@@ -58,13 +58,21 @@ def mixer() -> nn.Module:
     return MlpMixer(img_size=SIZE, patch_size=8, num_blocks=1, embed_dim=8, num_classes=4)
 
 
-FAMILIES = {f.__name__: f for f in (vit, swin, timm_vit, deit, timm_swin, mixer)}
+def convnext() -> nn.Module:
+    from timm.models.convnext import ConvNeXt
+
+    return ConvNeXt(depths=(1, 1, 1, 1), dims=(8, 8, 16, 16), num_classes=4, patch_size=2)
+
+
+FAMILIES = {f.__name__: f for f in (vit, swin, timm_vit, deit, timm_swin, mixer, convnext)}
+SIZES = {"convnext": 2 * SIZE}  # it halves its input four times, and the last convolution is of 2x2
 
 
 def network(name: str) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
-    ann: Any = make_live(FAMILIES[name](), 3, SIZE, SIZE).double()
-    return ann, live_inputs(ann, 3, SIZE, SIZE, samples=4)
+    shape = (3, *2 * (SIZES.get(name, SIZE),))
+    ann: Any = make_live(FAMILIES[name](), *shape).double()
+    return ann, live_inputs(ann, *shape, samples=4)
 
 
 @pytest.mark.slow
@@ -76,11 +84,11 @@ def test_every_site_and_the_whole_are_exact(name: str, backend: str) -> None:
     assert cx.check(ann, x) == []
     options: dict[str, Any] = {"recipe": cx.Recipe(cx.Maximum()), "backend": backend, "progress": False}
     snn = cx.convert(ann, x, **options)
-    laws.assert_is_ann_of_rates(ann, snn, (x[:2],), T=4)
+    laws.assert_is_ann_of_rates(ann, snn, (x[:2],), T=STEPS)
     with torch.no_grad():
-        torch.testing.assert_close(cx.simulate(snn, x, 4).output, ann(x), rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(cx.simulate(snn, x, STEPS).output, ann(x), rtol=1e-8, atol=1e-8)
     spiking = cx.convert(ann, x, relay=True, **options)
-    laws.assert_sites_exact(spiking, (x[:2],), T=4)
+    laws.assert_sites_exact(spiking, (x[:2],), T=STEPS)
     layers = [row for row in spiking.conversion.table() if row.kind == "synapse"]
     assert [row.key for row in layers[1:] if row.sees not in SPIKES] == []
 
