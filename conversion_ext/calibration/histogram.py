@@ -20,9 +20,10 @@ DROPPED_BITS = 14
 PER_OCTAVE = 1 << (23 - DROPPED_BITS)
 LAYER_OCTAVES = 254  # every normal float32
 CHANNEL_OCTAVES = 24  # 22,720 channels of a ResNet-50 x 24 x 512 int32 counters are 1.04 GiB
+# Counters are of the narrowest kind that no count of numbers overflows: most sites of a transformer see few of them.
+COUNTERS = ((torch.int16, (1 << 15) - 1), (torch.int32, (1 << 31) - 1), (torch.int64, (1 << 63) - 1))
 MOST_ROWS = 1 << 20  # channels x octaves of one table: 2 GiB, and an index below `NOT_POSITIVE`
 NOT_POSITIVE = (1 << 30) - 1
-INT32_MAX = (1 << 31) - 1
 SLICE = 1 << 19  # elements worked on at a time: few enough for a cache, enough to occupy threads
 
 
@@ -54,7 +55,7 @@ class Histogram:
         self.top = torch.full((channels,), -1, dtype=torch.int32, device=device)
         self.below = torch.zeros(channels, dtype=torch.int64, device=device)
         size = channels * self.depth * PER_OCTAVE + 1  # the table and one slot for all the rest
-        self.counters = torch.zeros(size, dtype=torch.int32, device=device)
+        self.counters = torch.zeros(size, dtype=COUNTERS[0][0], device=device)
 
     @property
     def table(self) -> Tensor:
@@ -99,10 +100,9 @@ class Histogram:
         self.below += below + shift_into(table, self.top - top, self.table)
 
     def _enlarge(self, count: int) -> None:
-        """Set ``count`` and spill the counters to int64 before one of them could overflow."""
+        """Set ``count`` and widen the counters before one of them could overflow."""
         self.count = count
-        if count > INT32_MAX and self.counters.dtype == torch.int32:
-            self.counters = self.counters.long()
+        self.counters = self.counters.to(next(dtype for dtype, most in COUNTERS if count <= most))
 
     def _raise(self, top: Tensor) -> None:
         """Move the windows up to the octaves ``top`` [C]."""

@@ -119,15 +119,7 @@ def convert(
     if budget_s is not None and data is not None and not isinstance(data, Calibration):
         data = first_samples(data, model, prepared.inputs, plan.passes, forward, budget_s)
     with Progress(progress and rank() == 0, plan.passes) as bar:
-        seen = observe(prepared, recipe.normalizer, data, forward, bar)
-        _require_positive(prepared.outputs, seen.stats)
-        thresholds = thresholds_of(model, sites, seen.stats, recipe, T)
-        # One for all output neurons, or their counts would not compare.
-        thresholds |= {key: thresholds[key].amax() for key in prepared.outputs}
-        for key in prepared.outputs:
-            if doubt := recipe.readout.doubt(_first_spikes(prepared, seen.stats.get(key), thresholds[key], recipe)):
-                warn(doubt)
-                notes.append(doubt)
+        thresholds, samples = _observed(prepared, recipe, data, forward, T, bar)
         captured = copy.deepcopy(model) if calibrated else model
         assemble(model, sites, thresholds, recipe, framework, generator or torch.Generator().manual_seed(0))
         set_clocks(model, T)
@@ -143,7 +135,7 @@ def convert(
                 recipe = replace(recipe, readout=MeanOutput(weights=weights))
     if isinstance(data, FirstSamples) and data.cut:
         notes.append(
-            f"budget_s={budget_s}: {seen.samples} samples were read, the rest of the calibration data was not."
+            f"budget_s={budget_s}: {samples} samples were read, the rest of the calibration data was not."
         )
     notes += fold_units(model, prepared.inputs) if fold else []
     if recipe.pool == "sum":
@@ -153,7 +145,7 @@ def convert(
             tuner.install(model)
     channels_last(model)
     record = Record(
-        name, T, framework.name, fold, seen.samples, tuple(site.key for site in sites), tuple(notes),
+        name, T, framework.name, fold, samples, tuple(site.key for site in sites), tuple(notes),
         installed_versions("conversion-ext", "torch", "spikingjelly", "snntorch"), recipe,
         options=options,
     )  # fmt: skip
@@ -161,6 +153,22 @@ def convert(
     reset(snn)
     logger.info("converted: %r", snn.conversion)
     return snn  # type: ignore[return-value]
+
+
+def _observed(
+    prepared: Prepared, recipe: Recipe, data: Any, forward: Forward | None, T: int | None, bar: Progress
+) -> tuple[dict[str, Tensor], int]:
+    """Return the threshold of every site and the number of samples seen; what was recorded of them is freed."""
+    seen = observe(prepared, recipe.normalizer, data, forward, bar)
+    _require_positive(prepared.outputs, seen.stats)
+    thresholds = thresholds_of(prepared.model, prepared.sites, seen.stats, recipe, T)
+    # One for all output neurons, or their counts would not compare.
+    thresholds |= {key: thresholds[key].amax() for key in prepared.outputs}
+    for key in prepared.outputs:
+        if doubt := recipe.readout.doubt(_first_spikes(prepared, seen.stats.get(key), thresholds[key], recipe)):
+            warn(doubt)
+            prepared.notes.append(doubt)
+    return thresholds, seen.samples
 
 
 def _require_positive(outputs: Sequence[str], stats: Mapping[str, Any]) -> None:

@@ -242,23 +242,39 @@ def test_absolute_records_the_magnitude() -> None:
         recorded.merge(plain)
 
 
-def test_counters_spill_to_64_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    batches = torch.randn(30, 3, 50).split(10)
-    narrow = stats_of(batches, PerChannel())
-    monkeypatch.setattr(statistics, "INT32_MAX", 700)  # of 1500 numbers per channel
+@pytest.mark.parametrize(("most", "before", "after"), [((700, 1 << 31), 16, 32), ((400, 700), 32, 64)])
+def test_counters_widen_before_they_overflow(
+    monkeypatch: pytest.MonkeyPatch, most: tuple[int, int], before: int, after: int
+) -> None:
+    batches = torch.randn(30, 3, 50, generator=torch.Generator().manual_seed(0)).split(10)  # 1500 of each channel
+    plain = stats_of(batches, PerChannel())
+    kinds = {16: torch.int16, 32: torch.int32, 64: torch.int64}
+    monkeypatch.setattr(statistics, "COUNTERS", tuple(zip(kinds.values(), (*most, 1 << 62), strict=True)))
     wide = stats_of(batches, PerChannel())
     left, right = (stats_of(part, PerChannel()) for part in (batches[:1], batches[1:]))
-    assert left.bins().counts.dtype == torch.int32
+    assert left.bins().counts.dtype == kinds[before]
     left.merge(right)
     for stats in (wide, left):
-        assert stats.bins().counts.dtype == torch.int64
-        assert torch.equal(stats.bins().counts, narrow.bins().counts.long())
+        assert stats.bins().counts.dtype == kinds[after]
+        assert torch.equal(stats.bins().counts.long(), plain.bins().counts.long())
+
+
+def test_counts_beyond_16_bits_are_right() -> None:
+    """A channel of as many equal numbers as 16 bits hold, and more: none is lost, whatever batch they came in."""
+    x = torch.ones(1, 2, (1 << 15) - 1)
+    stats = stats_of([x], PerChannel())
+    assert stats.bins().counts.dtype == torch.int16
+    assert stats.positive_count.tolist() == [(1 << 15) - 1] * 2
+    stats.update(torch.ones(1, 2, 2))
+    stats.merge(copy.deepcopy(stats))
+    assert stats.bins().counts.max() == stats.count == 2 * ((1 << 15) + 1)
+    assert stats.positive_count.tolist() == [stats.count] * 2
 
 
 def test_counts_beyond_32_bits_are_right() -> None:
     state = stats_of([torch.ones(1, 1)], PerLayer()).state_dict()
     nearly = (1 << 31) - 3
-    state["counters"] = state["counters"] * nearly
+    state["counters"] = state["counters"].int() * nearly
     stats = ActivationStats.from_state_dict({**state, "count": nearly})
     stats.update(torch.ones(10, 1))
     stats.merge(copy.deepcopy(stats))
