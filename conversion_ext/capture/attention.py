@@ -163,16 +163,17 @@ OPENED: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-def open_attention(model: nn.Module) -> None:
-    """Replace every attention layer and encoder of a private copy by its open form, in place; inner ones first."""
+def open_attention(model: nn.Module) -> nn.Module:
+    """Return a private copy with every attention layer and encoder in its open form; inner ones are replaced first."""
     opened: dict[nn.Module, nn.Module] = {}
-    for parent in reversed(list(model.modules())):
-        for name, child in list(parent.named_children()):
-            form = OPENED.get(type(child))
-            if form is not None:
-                if child not in opened:
-                    opened[child] = form(child).eval()
-                setattr(parent, name, opened[child])
+    for module in reversed(list(model.modules())):
+        for name, child in list(module._modules.items()):  # noqa: SLF001 (named_children() gives a shared one once)
+            if child in opened:
+                setattr(module, name, opened[child])
+        form = OPENED.get(type(module))
+        if form is not None:
+            opened[module] = form(module).eval()
+    return opened.get(model, model)
 
 
 def _inverted(mask: Tensor) -> Tensor:

@@ -19,8 +19,8 @@ QUANTIZED = "torch.ao.nn.qat"
 FUSED = "torch.ao.nn.intrinsic"
 
 
-def bake(model: nn.Module) -> None:
-    """Rewrite ``model`` in place; its function stays the same, except where a warning is given.
+def bake(model: nn.Module) -> nn.Module:
+    """Return ``model``, rewritten in place; its function stays the same, except where a warning is given.
 
     Raises UnsupportedError naming every module that has no plain form.
     """
@@ -28,7 +28,7 @@ def bake(model: nn.Module) -> None:
     problems = [problem for path, module in model.named_modules() if (problem := _refused(path, module)) is not None]
     if problems:
         raise UnsupportedError("; ".join(map(str, problems)), tuple(problems))
-    open_attention(model)
+    model = open_attention(model)
     for module in model.modules():
         kind = type(module).__module__
         if kind.startswith(SPIKINGJELLY_LAYERS):
@@ -42,6 +42,7 @@ def bake(model: nn.Module) -> None:
             f"The quantizers of activations behind {', '.join(quantizers)} are left out: "
             "spikes quantize to what T steps can express. Weights keep their levels."
         )
+    return model
 
 
 def _refused(path: str, module: nn.Module) -> Problem | None:

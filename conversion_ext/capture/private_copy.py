@@ -87,8 +87,7 @@ def private_copy(ann: nn.Module, hooks: bool = True) -> nn.Module:
         if type(module._modules.get("_guards_fn")).__name__ == "GuardsFn":  # noqa: SLF001 (torch.export's check of shapes)
             module.add_module("_guards_fn", _Nothing())
     model.eval()
-    bake(model)
-    return model
+    return bake(model)
 
 
 def _computes_weight(hook: Any) -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from conversion_ext.recipes.adaptation import adapt_cao2015, max_to_average, replace_relu
+from conversion_ext.recipes.centring import center_features
 from conversion_ext.recipes.recipe import Recipe
 from conversion_ext.registry import Registry, import_siblings
 
 __all__ = [
     "adapt_cao2015",
+    "center_features",
     "for_steps",
     "get",
     "items",

@@ -1,21 +1,30 @@
 """Vision transformers with spikes into their linear layers, beside SpikingJelly's recipes for transformers.
 
-    python -m tests.benchmarks.attention [vit swin] [--images 2000] [--part test] [--write tests/benchmarks/RESULTS.md]
-    python -m tests.benchmarks.attention --cost          # torchvision's vit_b_16: time and memory
+    python -m tests.benchmarks.attention --store FILE [--networks vit swin] [--methods ...] [--steps 4 8 16 32]
+        [--part test] [--images 2000] [--limit ROWS] [--write tests/benchmarks/RESULTS.md]
+    python -m tests.benchmarks.attention --large         # torchvision's vit_b_16: time and memory
 
-Accuracies of one network, one calibration set (256 training images) and the same images for all, with 95 % intervals of
-the paired difference to the ANN. Develop with ``--part held-out``; the test images are for the figures alone.
+A row is a network, a method and T: accuracy, and the gap to the ANN in points with its paired 95 % interval, of one
+calibration set (256 training images) and the same images for all. One line of JSON per finished row goes to FILE, so
+that rows can be computed one by one; what is in FILE is printed, and written between the markers of ``--write``.
+Develop with ``--part held-out``; the test images are for the figures alone.
+
 SpikingJelly runs as its example does: the image at the first step, then zeros, outputs summed; of the scales of its
-thresholds that in ``SCALES`` which is best on held-out images.
+thresholds that in ``SCALES`` which is best on held-out images. The quantised ANNs have activations rounded to what T
+steps of each of our recipes can express.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import multiprocessing
+import re
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,9 +38,47 @@ from tests.benchmarks.train import HELD_OUT, trained
 
 BEGIN, END = "<!-- attention:begin -->", "<!-- attention:end -->"
 CALIBRATION, BATCH, DEVELOPED = 256, 100, 200
-RATE, WEIGHTED = (4, 8, 16, 32), (4, 8)
+STEPS = (4, 8, 16, 32)
 SCALES = (0.7, 1.0, 1.4)
+RECIPES = ("default-attention", "default-attention-weighted")
+STA, TD = "SpikingJelly STA, spiking encoders", "SpikingJelly TD (floats, no spikes)"
 Run = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What runs, and what is known of it beside its outputs; None where there is nothing to tell."""
+
+    run: Run
+    latency: int | None = None
+    driven: float | None = None
+    energy: float | None = None
+    bits: int | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table; accuracies in per cent, gaps in points; ``refused`` tells why there are none."""
+
+    network: str
+    method: str
+    T: int
+    part: str
+    images: int
+    ann: float
+    accuracy: float = 0.0
+    gap: float = 0.0
+    interval: float = 0.0
+    latency: int | None = None
+    driven: float | None = None
+    energy: float | None = None
+    bits: int | None = None
+    refused: str = ""
+
+    @property
+    def key(self) -> tuple[str, str, int, str]:
+        """What it is a row of."""
+        return self.network, self.method, self.T, self.part
 
 
 def decided(run: Run, images: Tensor) -> Tensor:
@@ -66,56 +113,95 @@ def spikingjelly(ann: nn.Module, calibration: Tensor, T: int, scale: float | Non
     return run
 
 
-def best_of_spikingjelly(ann: nn.Module, calibration: Tensor, T: int) -> Run:
+def best_of_spikingjelly(ann: nn.Module, calibration: Tensor, T: int) -> Converted:
     """Return STA with the scale that is best on held-out images."""
     images, labels = (part[-HELD_OUT:][:DEVELOPED] for part in load("fashion-mnist").train.tensors)
     runs = [spikingjelly(ann, calibration, T, scale) for scale in SCALES]
-    return max(runs, key=lambda run: int((decided(run, images) == labels).sum()))
+    return Converted(max(runs, key=lambda run: int((decided(run, images) == labels).sum())))
 
 
-def ours(ann: nn.Module, calibration: Tensor, T: int, recipe: str) -> tuple[Run, Any]:
-    """Return our conversion and the network."""
+def equal_of_spikingjelly(ann: nn.Module, calibration: Tensor, T: int) -> Converted:
+    """Return the recipe of equal function."""
+    return Converted(spikingjelly(ann, calibration, T, None))
+
+
+def ours(recipe: str, ann: nn.Module, calibration: Tensor, T: int, *, rounded: bool = False) -> Converted:
+    """Return our conversion; ``rounded``: the ANN with activations rounded to what its T steps can express."""
     snn = cx.convert(ann, calibration, T=T, recipe=recipe, backend="reference", progress=False)
-    return lambda x: cx.simulate(snn, x, T, at=(T,)).output, snn
+    count = cx.synops(snn, calibration[:BATCH], T)
+    if rounded:
+        return Converted(cx.twin(snn, T), bits=count.bits)
+    latency = cx.simulate(snn, calibration[:2], T).latency_steps
+    share = 100 * snn.conversion.table().spike_driven
+    run: Run = lambda x: cx.simulate(snn, x, T, at=(T,)).output  # noqa: E731
+    return Converted(run, latency, share, count.energy().ratio)
 
 
-def rows(ann: nn.Module, images: Tensor, labels: Tensor) -> Iterator[str]:
-    """Yield the rows of the table of one network."""
-    calibration = load("fashion-mnist").train.tensors[0][:CALIBRATION]
+METHODS: dict[str, Callable[[nn.Module, Tensor, int], Converted]] = {
+    **{name: partial(ours, name) for name in RECIPES},
+    **{f"quantised ANN of {name}": partial(ours, name, rounded=True) for name in RECIPES},
+    STA: best_of_spikingjelly,
+    TD: equal_of_spikingjelly,
+}
+
+
+def measured(network: str, method: str, T: int, part: str, count: int) -> Row:
+    """Return the row of a method, on the first ``count`` images of a part of the data."""
+    data, ann = load("fashion-mnist"), trained(network)
+    tensors = data.test.tensors if part == "test" else [v[-HELD_OUT:] for v in data.train.tensors]
+    images, labels = (tensor[:count] for tensor in tensors)
     right = decided(ann, images) == labels
-
-    def row(name: str, T: Any, run: Run, rest: Sequence[str] = ("", "", "")) -> str:
-        hit = decided(run, images) == labels
-        gap = right.double() - hit.double()
-        bound = 1.96 * float(gap.std()) / len(gap) ** 0.5
-        figures = f"{100 * float(hit.double().mean()):.2f} | {100 * float(gap.mean()):.2f} ± {100 * bound:.2f}"
-        return f"| {name} | {T} | {figures} | " + " | ".join(rest) + " |"
-
-    yield f"| ANN | | {100 * float(right.double().mean()):.2f} | | | | |"
-    for recipe, counts in (("default-attention", RATE), ("default-attention-weighted", WEIGHTED)):
-        for T in counts:
-            run, snn = ours(ann, calibration, T, recipe)
-            latency = cx.simulate(snn, images[:2], T).latency_steps
-            count = cx.synops(snn, images[:BATCH], T)
-            ratio = count.energy().ratio
-            share = f"{100 * snn.conversion.table().spike_driven:.1f} %"
-            yield row(f"`{recipe}`", T, run, (str(latency), share, f"{ratio:.2f}"))
-            if T in WEIGHTED:
-                yield row(f"its ANN, activations rounded to {count.bits} bits", T, cx.twin(snn, T))
-    theirs: list[tuple[str, int, Callable[[], Run]]] = [
-        ("SpikingJelly STA, spiking encoders", 8, lambda: best_of_spikingjelly(ann, calibration, 8)),
-        ("SpikingJelly STA, spiking encoders", 32, lambda: best_of_spikingjelly(ann, calibration, 32)),
-        ("SpikingJelly TD (floats, no spikes)", 8, lambda: spikingjelly(ann, calibration, 8, None)),
-    ]
-    for name, T, convert in theirs:
-        try:
-            yield row(name, T, convert())
-        except Exception as error:  # of many kinds: what they do not convert
-            yield f"| {name} | {T} | refused: {type(error).__name__} | | | | |"
+    row = Row(network, method, T, part, len(images), 100 * float(right.double().mean()))
+    try:
+        converted = METHODS[method](ann, data.train.tensors[0][:CALIBRATION], T)
+    except Exception as error:  # of many kinds: what others do not convert
+        if method in (STA, TD):
+            reason = re.sub(r" at 0x[0-9a-f]+", "", str(error).splitlines()[0])
+            return replace(row, refused=f"{type(error).__name__}: {reason}")
+        raise
+    hit = decided(converted.run, images) == labels
+    gap = right.double() - hit.double()
+    half = 1.96 * float(gap.std()) / len(gap) ** 0.5
+    known = {name: value for name, value in vars(converted).items() if name != "run"}
+    found = {"accuracy": 100 * float(hit.double().mean()), "gap": 100 * float(gap.mean()), "interval": 100 * half}
+    return replace(row, **found, **known)
 
 
-def cost(T: int = 4) -> Iterator[str]:
-    """Yield what torchvision's vit_b_16 with random weights takes: conversion, one image in T steps, memory.
+def markdown(rows: Sequence[Row]) -> list[str]:
+    """Return the lines of one table for each network and part."""
+    lines: list[str] = []
+    for network, part in dict.fromkeys((row.network, row.part) for row in rows):
+        own = [row for row in rows if (row.network, row.part) == (network, part)]
+        lines += ["", f"{network}, {own[0].images:,} {part} images, ANN {own[0].ann:.2f} %:", ""]
+        lines += ["| method | T | accuracy, % | gap, points | latency | driven by spikes | energy |", "|---" * 7 + "|"]
+        order = {name: place for place, name in enumerate(METHODS)}
+        lines += [shown(row) for row in sorted(own, key=lambda row: (order[row.method], row.T))]
+    return lines
+
+
+def shown(row: Row) -> str:
+    """Return a row of the table."""
+    name = f"`{row.method}`" if row.method in RECIPES else row.method
+    if row.refused:
+        return f"| {name} | {row.T} | refused ({row.refused}) | | | | |"
+    name += "" if row.bits is None else f", {row.bits} bits"
+    rest = ("" if row.latency is None else str(row.latency), "" if row.driven is None else f"{row.driven:.1f} %",
+            "" if row.energy is None else f"{row.energy:.2f}")  # fmt: skip
+    figures = f"{row.accuracy:.2f} | {row.gap:.2f} ± {row.interval:.2f}"
+    return f"| {name} | {row.T} | {figures} | " + " | ".join(rest) + " |"
+
+
+def large(T: int = 4) -> Iterator[str]:
+    """Yield what torchvision's vit_b_16 takes, each recipe and framework in a process of its own."""
+    for backend in ("spikingjelly", "snntorch"):
+        for name in RECIPES:
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(1, context) as pool:
+                yield pool.submit(cost, name, backend, T).result()
+
+
+def cost(name: str, backend: str, T: int) -> str:
+    """Return what vit_b_16 with random weights takes: conversion, one image in T steps, memory of this process.
 
     Tuners are left out: how long they take depends on the calibration data, and what they leave behind runs as fast.
     """
@@ -129,16 +215,17 @@ def cost(T: int = 4) -> Iterator[str]:
         ann(x)
         alone = min(_seconds(lambda: ann(x))[0] for _ in range(3))
     before = _peak()
-    for name in ("default-attention", "default-attention-weighted"):
-        recipe = replace(cx.recipes.for_steps(name, T), tuners=())
-        converting, snn = _seconds(partial(cx.convert, ann, x, T=T, recipe=recipe, backend="reference", progress=False))
-        run = partial(cx.simulate, snn, x, T, at=(T,))
-        run()
-        taken = min(_seconds(run)[0] for _ in range(2))
-        yield (
-            f"{name}: converted on one image in {converting / alone:.1f} x, run at T={T} in {taken / alone:.1f} x "
-            f"the ANN's {alone:.2f} s of a core; peak memory {_peak():.2f} GiB, {before:.2f} of them before"
-        )
+    recipe = replace(cx.recipes.for_steps(name, T), tuners=())
+    converting, snn = _seconds(partial(cx.convert, ann, x, T=T, recipe=recipe, backend=backend, progress=False))
+    converted = _peak()
+    run = partial(cx.simulate, snn, x, T, at=(T,))
+    run()
+    taken = min(_seconds(run)[0] for _ in range(2))
+    return (
+        f"{name}, {backend}: converted on one image in {converting / alone:.1f} x, run at T={T} in "
+        f"{taken / alone:.1f} x the ANN's {alone:.2f} s of a core; peak of memory {before:.2f} GiB with the ANN alone, "
+        f"{converted:.2f} GiB after the conversion, {_peak():.2f} GiB after the simulation"
+    )
 
 
 def _peak() -> float:
@@ -154,32 +241,37 @@ def _seconds(function: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def main() -> None:
-    """Print the tables, and write them between the markers of a file."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("networks", nargs="*", default=["vit", "swin"])
-    parser.add_argument("--images", type=int, default=2000)
+    """Compute what is missing, print the tables, and write them between the markers of a file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", type=Path, help="where finished rows are kept")
+    parser.add_argument("--networks", nargs="*", default=["vit", "swin"])
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--steps", nargs="*", type=int, default=list(STEPS))
     parser.add_argument("--part", choices=("held-out", "test"), default="held-out")
-    parser.add_argument("--cost", action="store_true", help="time and memory of vit_b_16 alone")
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--limit", type=int, help="rows to compute in this run")
+    parser.add_argument("--large", action="store_true", help="time and memory of vit_b_16 alone")
     parser.add_argument("--write", type=Path, help="a file with the markers attention:begin and attention:end")
     arguments = parser.parse_args()
-    if arguments.cost:
-        for line in cost():
+    if arguments.large:
+        for line in large():
             print(line, flush=True)
         return
-    data = load("fashion-mnist")
-    tensors = data.test.tensors if arguments.part == "test" else [v[-HELD_OUT:] for v in data.train.tensors]
-    images, labels = (part[: arguments.images] for part in tensors)
-    lines: list[str] = []
-    for name in arguments.networks:
-        lines += ["", f"{name}, {len(images)} {arguments.part} images:", ""]
-        lines += ["| network | T | accuracy, % | gap, points | latency | driven by spikes | energy |", "|---" * 7 + "|"]
-        print("\n".join(lines[-4:]), flush=True)
-        for line in rows(trained(name), images, labels):
-            lines.append(line)
-            print(line, flush=True)
+    if arguments.store is None:
+        parser.error("--store FILE keeps the rows, which are many; name one.")
+    lines = arguments.store.read_text().splitlines() if arguments.store.exists() else []
+    rows = {row.key: row for row in (Row(**json.loads(line)) for line in lines)}
+    wanted = [(n, m, T, arguments.part) for n in arguments.networks for m in arguments.methods for T in arguments.steps]
+    for key in [key for key in wanted if key not in rows][: arguments.limit]:
+        rows[key] = measured(*key, arguments.images)
+        with arguments.store.open("a") as file:
+            file.write(json.dumps(asdict(rows[key])) + "\n")
+        print(shown(rows[key]), flush=True)
+    table = markdown([row for row in rows.values() if row.part == arguments.part])
+    print("\n".join(table))
     if arguments.write:
         before, rest = arguments.write.read_text().split(BEGIN)
-        arguments.write.write_text("\n".join([before + BEGIN, *lines, "", END + rest.split(END)[1]]))
+        arguments.write.write_text("\n".join([before + BEGIN, *table, "", END + rest.split(END)[1]]))
 
 
 if __name__ == "__main__":
