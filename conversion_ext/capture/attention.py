@@ -156,10 +156,77 @@ class OpenEncoder(nn.Module):
         return x if self.norm is None else self.norm(x)
 
 
+class OpenDecoderLayer(nn.Module):
+    """``nn.TransformerDecoderLayer`` written out: attention to itself, to ``memory``, and two linear layers."""
+
+    def __init__(self, layer: nn.TransformerDecoderLayer) -> None:
+        super().__init__()
+        self.norm_first = layer.norm_first
+        self.self_attn, self.multihead_attn = layer.self_attn, layer.multihead_attn
+        self.linear1, self.linear2, self.activation = layer.linear1, layer.linear2, layer.activation
+        self.norm1, self.norm2, self.norm3 = layer.norm1, layer.norm2, layer.norm3
+
+    def forward(
+        self,
+        tgt: Tensor,
+        memory: Tensor,
+        tgt_mask: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        tgt_key_padding_mask: Tensor | None = None,
+        memory_key_padding_mask: Tensor | None = None,
+        tgt_is_causal: bool = False,
+        memory_is_causal: bool = False,
+    ) -> Tensor:
+        """Return the output, shaped as ``tgt``."""
+        own: dict[str, Any] = {"attn_mask": tgt_mask, "key_padding_mask": tgt_key_padding_mask}
+        other: dict[str, Any] = {"attn_mask": memory_mask, "key_padding_mask": memory_key_padding_mask}
+
+        def attend_self(x: Tensor) -> Tensor:
+            return self.self_attn(x, x, x, need_weights=False, **own)[0]
+
+        def attend_memory(x: Tensor) -> Tensor:
+            return self.multihead_attn(x, memory, memory, need_weights=False, **other)[0]
+
+        def feed(x: Tensor) -> Tensor:
+            return self.linear2(self.activation(self.linear1(x)))
+
+        x = tgt
+        for norm, branch in ((self.norm1, attend_self), (self.norm2, attend_memory), (self.norm3, feed)):
+            x = x + branch(norm(x)) if self.norm_first else norm(x + branch(x))
+        return x
+
+
+class OpenDecoder(nn.Module):
+    """``nn.TransformerDecoder`` written out: its layers one after the other, then its norm."""
+
+    def __init__(self, decoder: nn.TransformerDecoder) -> None:
+        super().__init__()
+        self.layers, self.norm = decoder.layers, decoder.norm
+
+    def forward(
+        self,
+        tgt: Tensor,
+        memory: Tensor,
+        tgt_mask: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        tgt_key_padding_mask: Tensor | None = None,
+        memory_key_padding_mask: Tensor | None = None,
+        tgt_is_causal: bool | None = None,
+        memory_is_causal: bool = False,
+    ) -> Tensor:
+        """Return the output, shaped as ``tgt``."""
+        x = tgt
+        for layer in self.layers:
+            x = layer(x, memory, tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask)
+        return x if self.norm is None else self.norm(x)
+
+
 OPENED: dict[type[nn.Module], type[nn.Module]] = {
     nn.MultiheadAttention: OpenAttention,
     nn.TransformerEncoderLayer: OpenEncoderLayer,
     nn.TransformerEncoder: OpenEncoder,
+    nn.TransformerDecoderLayer: OpenDecoderLayer,
+    nn.TransformerDecoder: OpenDecoder,
 }
 
 

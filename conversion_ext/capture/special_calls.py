@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -174,9 +175,20 @@ def _compare(recording: Recording, func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _masked_fill(recording: Recording, func: Any, args: Any, kwargs: Any) -> Any:
-    """Return ``where(mask, value, x)``."""
+    """Return ``where(mask, value, x)``, as a product and a sum with numbers where the mask is made of indices."""
     x, mask, value = (*args, *kwargs.values())
-    return _where(recording, torch.where, (mask, value, x), {})
+    compared = recording.compared.get(id(mask), ())
+    rates = any(isinstance(each, Tensor) and each.is_floating_point() for each in compared)
+    if rates or not isinstance(value, int | float) or not (recording.depends(mask) and recording.depends(x)):
+        return _where(recording, torch.where, (mask, value, x), {})
+
+    def chosen(masked: float, kept: float) -> Any:
+        numbers = (torch.full((), each, dtype=x.dtype, device=recording.device) for each in (masked, kept))
+        return recording.function(torch.where, (mask, *numbers), {})
+
+    if value != -math.inf:
+        x = recording.function(torch.mul, (x, chosen(0.0, 1.0)), {})
+    return x if value == 0 else recording.function(torch.add, (x, chosen(float(value), 0.0)), {})
 
 
 def _einsum(recording: Recording, func: Any, args: Any, kwargs: Any) -> Any:

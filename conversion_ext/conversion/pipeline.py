@@ -134,9 +134,7 @@ def convert(
             if weights and _weighs(recipe, options):
                 recipe = replace(recipe, readout=MeanOutput(weights=weights))
     if isinstance(data, FirstSamples) and data.cut:
-        notes.append(
-            f"budget_s={budget_s}: {samples} samples were read, the rest of the calibration data was not."
-        )
+        notes.append(f"budget_s={budget_s}: {samples} samples were read, the rest of the calibration data was not.")
     notes += fold_units(model, prepared.inputs) if fold else []
     if recipe.pool == "sum":
         add_up(model)

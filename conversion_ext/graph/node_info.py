@@ -33,6 +33,7 @@ class NodeInfo:
         skip: Whether the user keeps it out of the conversion.
         refused: Whether a pass refused it.
         normal: Mean and standard deviation [C] that a BatchNorm gives its output.
+        discrete: Whether the value is of integers or booleans: indices, masks.
     """
 
     key: str = ""
@@ -44,6 +45,7 @@ class NodeInfo:
     skip: bool = False
     refused: bool = False
     normal: tuple[Tensor, Tensor] | None = None
+    discrete: bool = False
 
     @property
     def is_data(self) -> bool:
@@ -74,7 +76,9 @@ def note(node: Node, **facts: Any) -> None:
 def carry(old: Node, new: Node, **facts: Any) -> None:
     """Let ``new``, which stands in the place of ``old``, have its key, line and shape, but for the ``facts`` given."""
     known = info(old)
-    kept = NodeInfo(key=known.key, line=known.line, known=known.known, shape=known.shape, batch=known.batch)
+    kept = NodeInfo(
+        key=known.key, line=known.line, known=known.known, shape=known.shape, batch=known.batch, discrete=known.discrete
+    )  # fmt: skip
     new.meta[KEY] = replace(kept, **facts)
 
 

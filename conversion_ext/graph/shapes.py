@@ -46,7 +46,11 @@ class Shapes:
             self.shapes[node] = _shapes(value)
         else:
             self.constants[node] = value
-        note(node, known=True, shape=self.shapes.get(node), memory=self._storages.memory(value))
+        tensors = tensors_in(value)
+        discrete = bool(tensors) and not any(v.is_floating_point() or v.is_complex() for v in tensors)
+        note(
+            node, known=True, shape=self.shapes.get(node), memory=self._storages.memory(value), discrete=discrete
+        )  # fmt: skip
 
     def _for_two(self, node: Node, run: Environment, value: Any) -> Any:
         """Return what a node that depends on sizes alone is for two samples; ``value`` where that is not known."""

@@ -25,8 +25,9 @@ from conversion_ext.registry import Registry
 from conversion_ext.types import Family
 
 __all__ = [
-    "Activation", "Choices", "Constant", "Elementwise", "NodeContext", "Operator", "Rule", "argument", "compress",
-    "context_of", "covers", "first", "numbers_alone", "ones", "operator_of", "operators", "register_operator",
+    "Activation", "Choices", "Constant", "Elementwise", "Lookup", "NodeContext", "Operator", "Rule", "argument",
+    "compress", "context_of", "covers", "first", "numbers_alone", "ones", "operator_of", "operators",
+    "register_operator",
 ]  # fmt: skip
 
 Units = Tensor | None
@@ -167,6 +168,20 @@ class Constant(Operator):
         return bool(inputs) and all(inputs)
 
 
+@dataclass(frozen=True)
+class Lookup(Operator):
+    """A function of indices and masks alone, such as a row of a table: the current of a constant input, in unit 1.
+
+    Nothing of it is a rate, so that conditions, counts and casts are exact at every step.
+    """
+
+    def output_unit(self, context: NodeContext, units: Sequence[Units], requested: Units) -> Any:
+        return graph.map_sizes(context.out_shape, ones)
+
+    def input_units(self, context: NodeContext, units: Sequence[Units], output: Any) -> list[Units]:
+        return [ones(shape) for shape in context.shapes]
+
+
 @dataclass
 class NodeContext:
     """One node with what its operator needs to know of it: tensor inputs, their shapes and the output's (batch 1)."""
@@ -256,6 +271,9 @@ def operator_of(model: GraphModule, node: Node) -> Operator | Problem:
     module = graph.module_of(model, node)
     if graph.info(node).skip:
         return Activation(SiteKind.GRADED)
+    data = [source for source in node.all_input_nodes if graph.info(source).is_data]
+    if graph.info(node).is_data and data and all(graph.info(source).discrete for source in data):
+        return Lookup()
     rule = operators.find(node.target) if module is None else _rule_of_module(module)
     if rule is None:
         called = type(module).__name__ if module is not None else _name(node.target)

@@ -54,7 +54,7 @@ def step(node: Node, module: nn.Module | None) -> Operator | Problem:
     return numbers_alone(
         node,
         "it is a step between two values, and beside it no number of time steps is enough for a rate to be right.",
-        "Use it as torch.where(x > y, a, b), or keep the module around it whole with skip=.",
+        "Use it as torch.where(x > y, a, b), give a mask as an input, or keep the module around it whole with skip=.",
     )
 
 

@@ -94,6 +94,9 @@ class OpenAttentionCalls:
         """Return the node of what is added to the scores, or None."""
         if causal:
             return _constant(model, node, added_by(torch.ones(sizes, dtype=torch.bool).tril()))
+        if mask is not None and info(mask).discrete and mask.op != "get_attr":
+            kept, masked = (_constant(model, node, torch.tensor(added)) for added in (0.0, -math.inf))
+            return model.graph.call_function(torch.where, (mask, kept, masked))
         if mask is None or mask.op != "get_attr":
             return mask
         return _constant(model, node, added_by(attribute_of(model, mask)))
