@@ -84,7 +84,7 @@ class FortyFiveNanometres(EnergyModel):
 
 
 NOT_COUNTED = (
-    "pooling, sums of tensors, softmax, graded functions and products of two values such as those of attention",
+    "pooling, sums of tensors, softmax and other graded functions",
     "biases and constant currents, which a neuron adds in its update",
     "making the input's spikes, routing, idle hardware, and memory unless the energy model includes them",
 )
@@ -93,12 +93,12 @@ ESTIMATE = "This is an estimate from counted operations and published constants;
 
 @dataclass(frozen=True)
 class LayerCount:
-    """What one weight layer (or scale) does for one sample in T steps; weights that are 0 do nothing.
+    """What one weight layer, scale or product of two values does for one sample in T steps; zero weights do nothing.
 
     ``sees``: the family of its input; ``macs``: of the ANN, once; ``events``: input spikes times the outputs each
     reaches, borders and strides taken exactly; ``synops``: the same with a burst of k counted k times; ``analog_macs``:
-    multiplications with inputs that are no spikes and not 0, once where the input does not depend on time;
-    ``weights``: how many are not 0; ``outputs``: how many values it computes.
+    multiplications with inputs that are no spikes and not 0, once where the input does not depend on time, those of
+    products of two values at every step; ``weights``: how many are not 0; ``outputs``: how many values it computes.
     """
 
     key: str
@@ -115,9 +115,9 @@ class LayerCount:
 class OperationCount(Report):
     """Operations of one sample (mean over those given) in T steps; ``str()`` is a report.
 
-    ``layers``: one per weight layer, in graph order; ``neurons``: {site: number of neurons}; ``spikes``: {site: spikes}
-    (signed and multi-level ones by magnitude); ``bits``: of the activations of the twin, an ANN with as many levels as
-    T steps; ``macs``: of the ANN; ``not_counted``: what the numbers leave out.
+    ``layers``: one per weight layer, scale or product of two values, in graph order; ``neurons``: {site: number of
+    neurons}; ``spikes``: {site: spikes} (signed and multi-level ones by magnitude); ``bits``: of the activations of the
+    twin, an ANN with as many levels as T steps; ``macs``: of the ANN; ``not_counted``: what the numbers leave out.
     """
 
     layers: tuple[LayerCount, ...]
@@ -140,12 +140,12 @@ class OperationCount(Report):
 
     @property
     def analog_macs(self) -> float:
-        """Multiplications that the spiking network still does: the image's layer, and inputs that are no spikes."""
+        """Multiplications that the spiking network still does: image's layer, inputs that are no spikes, products."""
         return sum(layer.analog_macs for layer in self.layers)
 
     @property
     def spike_driven(self) -> float:
-        """Which share of the multiply-adds of weight layers and scales works on spikes in the spiking network."""
+        """Which share of the multiply-adds, products of two values included, works on spikes in the spiking network."""
         driven = sum(layer.macs for layer in self.layers if layer.sees in SPIKES and not layer.analog_macs)
         return driven / max(1.0, sum(layer.macs for layer in self.layers))
 
@@ -167,7 +167,7 @@ class OperationCount(Report):
         rows += [("sum", "", *(f"{v:,.0f}" for v in (self.macs, self.synops, self.events, self.analog_macs)))]
         spikes = sum(self.spikes.values())
         notes = (
-            f"{100 * self.spike_driven:.1f} % of the multiply-adds of weight layers work on spikes.",
+            f"{100 * self.spike_driven:.1f} % of the multiply-adds work on spikes.",
             f"Per sample in {self.T} steps: {spikes:,.0f} spikes, {self.updates:,.0f} updates of neurons.",
             self.energy().sentence,
             f"Not counted: {'; '.join(self.not_counted)}.",

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +19,9 @@ from conversion_ext.data.sequences import Layout
 from conversion_ext.errors import CalibrationError, require
 from conversion_ext.graph.layers import WEIGHTS
 from conversion_ext.network.spiking_network import SpikingNetwork
+from conversion_ext.network.table import macs_of_product
 from conversion_ext.nn.channel_scale import ChannelScale
+from conversion_ext.nn.matrix_product import MatrixProduct
 from conversion_ext.operators.base import operator_of
 from conversion_ext.operators.movement import mixed
 from conversion_ext.operators.synapse import Synapse
@@ -44,8 +47,10 @@ def synops(
     at borders and under strides); a spike of -1 or of any weight costs the same, a burst of k costs k (``events``
     counts it once).
     Inputs that are no spikes (the image, averages and sums of spikes, graded values) cost a MAC per weight; the image's
-    layer runs once, since its current is constant, and at every step with a random encoder or a sequence of frames. The
-    ANN's MACs are those of the converted graph, or of ``ann`` where it is given, zero weights left out as well.
+    layer runs once, since its current is constant, and at every step with a random encoder or a sequence of frames. A
+    product of two values, as in attention, is done with the sums so far at every step, ``A_t B_t``, one MAC for each of
+    the ANN. The ANN's MACs are those of the converted graph, or of ``ann`` where it is given, zero weights left out as
+    well.
 
     Args:
         snn: a converted network whose weights hold the thresholds.
@@ -70,7 +75,7 @@ def synops(
     families, runner = _families(snn), Runner(snn, T, None, {"generator": generator})
     run, samples, macs = None, 0, None
     spikes: dict[str, float] = {}
-    with _seen(snn.body, list(families)) as seen:
+    with _seen(snn.body, list(families)) as seen, _multiplied(snn) as products:
         for batch in batches_of(snn, data, sequence=sequence):
             run, samples = runner(batch.inputs, batch.sequence, last=True), samples + len(batch)
             for key, sent in run.spikes.items():
@@ -78,11 +83,13 @@ def synops(
             macs = _ann_macs(snn, ann, batch.samples()) if ann is not None and macs is None else macs
     require(run is not None, "The data holds no batch; pass at least one.", CalibrationError)
     assert run is not None
-    layers = tuple(
-        _layer(key, module, sees, rows, seen[module], samples)
+    found = {
+        key: _layer(key, module, sees, rows, seen[module], samples)
         for module, (key, sees, rows) in families.items()
         if module in seen
-    )
+    }
+    found |= {product.key: product.count(samples) for product in products}
+    layers = tuple(found[row.key] for row in snn.conversion.table() if row.key in found)
     levels = max((site.levels for site in snn.sites().values()), default=1)
     return OperationCount(
         layers,
@@ -128,6 +135,41 @@ def _seen(model: nn.Module, modules: list[nn.Module]) -> Iterator[dict[nn.Module
             handle.remove()
 
 
+@dataclass
+class _Product:
+    """How often a product of two values was computed, in rows of dimension 0."""
+
+    key: str
+    macs: int
+    shape: torch.Size
+    rows: int = 0
+
+    def count(self, samples: int) -> LayerCount:
+        """Return the counts of one sample: nothing of it is a spike."""
+        times = self.rows / (samples * self.shape[0])
+        return LayerCount(self.key, Family.GRADED, self.macs, 0.0, 0.0, times * self.macs, 0, self.shape.numel())
+
+
+@contextmanager
+def _multiplied(snn: SpikingNetwork) -> Iterator[list[_Product]]:
+    """While open, count how often each product of two values is computed."""
+    products: list[_Product] = []
+    handles = []
+    for node, module in graph.modules_called(snn.body, MatrixProduct):
+        product = _Product(graph.key_of(node), macs_of_product(node), graph.info(node).shape)
+
+        def hook(module: nn.Module, args: Any, output: Tensor, product: _Product = product) -> None:
+            product.rows += len(output)
+
+        products.append(product)
+        handles.append(module.register_forward_hook(hook))
+    try:
+        yield products
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def _layer(key: str, module: nn.Module, sees: Family, rows: int, seen: list[Tensor], samples: int) -> LayerCount:
     """Return the counts of one layer from what it saw, in as many rows for each sample."""
     reach = _reach(module)
@@ -158,10 +200,11 @@ def _reach(module: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def _ann_macs(snn: SpikingNetwork, ann: nn.Module, inputs: tuple[Any, ...]) -> float:
-    """Return the MACs of one sample of ``ann``, pruned and parametrized weights baked in, functional layers too."""
+    """Return the MACs of one sample of ``ann``, weights baked in that hooks compute, products of two values too."""
     options = snn.record.options
     model = prepare(ann, inputs, options.skip, options.leaf)
-    total = 0.0
+    products = [node for node in model.graph.nodes if getattr(operator_of(model, node), "bilinear", False)]
+    total = float(sum(map(macs_of_product, products)))
 
     def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
         nonlocal total

@@ -25,7 +25,7 @@ from conversion_ext.operators.synapse import Synapse
 from conversion_ext.tables import Report, Sheet, plain
 from conversion_ext.types import SPIKES, Family
 
-__all__ = ["Conversion", "Row", "Table"]
+__all__ = ["Conversion", "Row", "Table", "macs_of_product"]
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class Conversion(Report):
         if isinstance(operator, Synapse):
             return Row(key, "synapse", sees, emits, macs=_macs(node, module))
         if isinstance(operator, Spiking) or operator.stateful:
-            macs = _macs_of_product(node) if isinstance(module, MatrixProduct) else 0
+            macs = macs_of_product(node) if isinstance(module, MatrixProduct) else 0
             return Row(key, type(module).__name__, sees, emits, macs=macs)
         return None
 
@@ -226,7 +226,7 @@ def _macs(node: Node, layer: Any) -> int:
     return shape.numel() * weight[0].numel() if weight.dim() > 1 else shape.numel()
 
 
-def _macs_of_product(node: Node) -> int:
+def macs_of_product(node: Node) -> int:
     """Return the multiply-adds of a product of two matrices of one sample."""
     shape, first = graph.info(node).shape, graph.info(node.all_input_nodes[0]).shape
     return shape.numel() * first[-1] if isinstance(shape, torch.Size) and isinstance(first, torch.Size) else 0

@@ -112,7 +112,8 @@ def _map(function: Any, value: Any) -> Any:
 
 
 @register_operator(
-    nn.Flatten, nn.Unflatten, nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle, torch.flatten, torch.reshape,
+    nn.Flatten, nn.Unflatten, nn.Unfold, nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle, torch.flatten,
+    torch.reshape,
     torch.transpose, torch.permute, torch.squeeze, torch.unsqueeze, torch.cat, torch.concat, torch.concatenate,
     torch.stack, torch.chunk, torch.split, torch.unbind, torch.movedim, torch.swapaxes, torch.narrow, torch.roll,
     torch.flip, "view", "reshape", "flatten", "transpose", "permute", "squeeze", "unsqueeze", "chunk", "split",

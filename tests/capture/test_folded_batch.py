@@ -61,6 +61,24 @@ def heads(net: Any, x: Tensor) -> Tensor:
     return net.head(y.view(N, 2, L, C // 2).transpose(1, 2).reshape(N, L * C))
 
 
+def pixels(net: Any, x: Tensor) -> Tensor:
+    """MobileViT: rows of patches in the batch, then attention among equal pixels of all patches."""
+    x = F.relu(net.conv(x))
+    N, channels, H, W = x.shape
+    high, wide = H // WINDOW, W // WINDOW
+    y = x.reshape(N * channels * high, WINDOW, wide, WINDOW).transpose(1, 2)
+    y = y.reshape(N, channels, high * wide, WINDOW**2).transpose(1, 3).reshape(N * WINDOW**2, high * wide, -1)
+    y = torch.softmax(y @ y.transpose(1, 2), -1) @ y
+    y = y.view(N, WINDOW**2, high * wide, -1).transpose(1, 3).reshape(N * channels * high, wide, WINDOW, WINDOW)
+    y = y.transpose(1, 2).reshape(N, channels, high * WINDOW, wide * WINDOW)
+    return net.head((x + y).flatten(1))
+
+
+def patches(net: Any, x: Tensor) -> Tensor:
+    """Overlapping patches by nn.Unfold, each with a layer of its own features."""
+    return net.head(F.relu(net.each(net.unfold(F.relu(net.conv(x))).transpose(1, 2))).flatten(1))
+
+
 def linear(o: int = C) -> nn.Linear:
     return nn.Linear(C, o)
 
@@ -72,6 +90,17 @@ NETWORKS: dict[str, tuple[Any, tuple[int, ...]]] = {
     ),
     "frames": (lambda: Net(frames, conv=nn.Conv2d(2, 3, 3), head=nn.Linear(12, 3)), (3, 2, 4, 4)),
     "flattened": (lambda: Net(flattened, conv=nn.Conv2d(2, 3, 3), head=nn.Linear(9, 3)), (3, 2, 4, 4)),
+    "pixels": (lambda: Net(pixels, conv=nn.Conv2d(2, 3, 3, padding=1), head=nn.Linear(48, 3)), (2, SIZE, SIZE)),
+    "patches": (
+        lambda: Net(
+            patches,
+            conv=nn.Conv2d(2, 2, 3),
+            unfold=nn.Unfold(3, padding=1),
+            each=nn.Linear(18, 3),
+            head=nn.Linear(12, 3),
+        ),
+        (2, SIZE, SIZE),
+    ),
     "heads": (lambda: Net(heads, q=linear(), k=linear(), v=linear(), head=nn.Linear(12, 3)), (3, C)),
 }
 

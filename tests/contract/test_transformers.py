@@ -10,11 +10,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import conversion_ext as cx
 from conversion_ext.backends import available
+from conversion_ext.nn.channel_scale import ChannelScale
 from conversion_ext.types import SPIKES
 from tests import laws
+from tests.benchmarks.train import trained
 from tests.live import live_inputs, make_live
 
 pytest.importorskip("timm")
@@ -102,3 +106,50 @@ def test_errors_fall_as_one_over_T(name: str) -> None:
     with torch.no_grad():
         errors = [float((cx.simulate(snn, x, T).output - ann(x)).norm()) for T in (256, 1024)]
     assert errors[1] <= 0.45 * errors[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["default-attention", "default-attention-weighted"])
+@pytest.mark.parametrize("name", ["vit", "swin"])
+def test_shares_and_energies_are_those_of_an_independent_count(name: str, recipe: str) -> None:
+    """torch counts the operations of the ANN, hooks the spikes that linear layers see; on the trained networks."""
+    T, ann = 4, trained(name)
+    x = torch.rand(6, 1, 28, 28, generator=torch.Generator().manual_seed(0)) + 0.1
+    snn: Any = cx.convert(ann, x, T=T, recipe=recipe, backend="reference", progress=False)
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        ann.train()(x[:1])  # in evaluation torch takes a path for all of attention at once, which is not counted
+    ann.eval()
+    operations = {str(target): flops // 2 for target, flops in counter.get_flop_counts()["Global"].items()}
+    first = sum(n for target, n in operations.items() if "convolution" in target)
+    products = sum(n for target, n in operations.items() if "bmm" in target)
+    total = sum(operations.values())
+    assert {"aten.convolution", "aten.addmm", "aten.bmm"} <= operations.keys()
+    assert min(first, products) > 0
+    table = snn.conversion.table()
+    assert sum(row.macs for row in table) == total
+    assert table.spike_driven == pytest.approx(1 - (first + products) / total, rel=1e-12)
+
+    additions, scaled = 0, 0
+
+    def see(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
+        nonlocal additions, scaled
+        if isinstance(layer, nn.Linear):
+            additions += int(given[0].count_nonzero()) * layer.out_features
+        else:
+            scaled += int(given[0].count_nonzero())
+
+    handles = [
+        layer.register_forward_pre_hook(see)
+        for layer in snn.body.modules()
+        if isinstance(layer, nn.Linear | ChannelScale)
+    ]
+    count = cx.synops(snn, x, T)
+    for handle in handles:
+        handle.remove()
+    assert count.synops == pytest.approx(additions / len(x), rel=1e-9)
+    assert count.analog_macs == pytest.approx(first + T * products + scaled / len(x), rel=1e-9)
+    scales = count.macs - total  # one product for each value that is scaled
+    assert count.spike_driven == pytest.approx((total - first - products) / count.macs, rel=1e-9)
+    energy = 0.9 * additions / len(x) + 4.6 * (first + T * products + scaled / len(x))
+    assert count.energy().ratio == pytest.approx(4.6 * (total + scales) / energy, rel=1e-9)
+    assert cx.synops(snn, x, T, ann=ann).macs == total

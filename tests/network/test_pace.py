@@ -129,7 +129,10 @@ def test_the_table_says_which_share_of_the_work_spikes_drive() -> None:
     assert table.spike_driven == pytest.approx(1 - (analog + sum(products)) / total)
     assert f"{100 * table.spike_driven:.1f} % of {total:,} multiply-adds work on spikes." in str(table)
     count = cx.synops(snn, x, 4)
-    scales = count.macs - (total - sum(products))  # one product for each value that is scaled
+    scales = count.macs - total  # one product for each value that is scaled
     assert 0 <= scales < 0.05 * total
+    assert [(r.macs, r.analog_macs) for r in count.layers if r.sees is Family.GRADED and r.macs == 300] == [
+        (300, 4 * 300)
+    ] * 2
     assert count.spike_driven == pytest.approx((total - sum(products) - analog) / count.macs)
     assert f"{100 * count.spike_driven:.1f} % of the multiply-adds" in str(count)

@@ -41,7 +41,9 @@ class BatchSize:
         foreign = []
         for node in model.graph.nodes:
             tensor = node.args[0] if node.args else None
-            if node.op not in ("call_function", "call_method") or not isinstance(tensor, Node) or _is_size(tensor):
+            if node.op not in ("call_function", "call_method") or not isinstance(tensor, Node):
+                continue
+            if _is_size(tensor) or _origins(tensor):  # a number
                 continue
             for size in node.all_input_nodes:
                 if info(size).batch and info(tensor).batch:
