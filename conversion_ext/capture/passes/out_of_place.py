@@ -156,6 +156,8 @@ def _memory(node: Node) -> tuple[Memory, ...]:
 def _elsewhere(user: Node, changed: Node) -> bool:
     """Return whether ``user`` only takes views of what ``changed`` does not touch."""
     memory, place = _memory(user), _memory(changed)
+    if user.op == "output":
+        return False
     if len(memory) > 1 and all(part.target is operator.getitem for part in user.users):
         return all(_elsewhere(part, changed) for part in user.users)
     return bool(memory and place) and all(m.storage == place[0].storage for m in memory) and not overlap(memory, place)
