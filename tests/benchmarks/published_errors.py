@@ -28,11 +28,12 @@ SHOWN = 8  # sites of a table
 BATCH = 16
 
 
-def table(network: str, method: str, T: int, folder: Path, count: int) -> str:
-    """Return the errors of a conversion as markdown."""
+def table(network: str, method: str, T: int, folder: Path, count: int, calibrated: int | None) -> str:
+    """Return the errors of a conversion, on ``calibrated`` images or as many as in the other tables, as markdown."""
     published = NETWORKS[network]
     ann, train = published.make(folder), published.images(folder, "train")
-    calibration = train.part(0, published.held_out if method.endswith(WITHOUT_LABELS) else published.calibration)
+    usual = published.held_out if method.endswith(WITHOUT_LABELS) else published.calibration
+    calibration = train.part(0, calibrated or usual)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         snn = METHODS[method](ann, calibration, T).snn
@@ -40,7 +41,7 @@ def table(network: str, method: str, T: int, folder: Path, count: int) -> str:
     sites = decompose(snn, batches, T, ann=ann).sites
     chosen = sorted({round(i * (len(sites) - 1) / (SHOWN - 1)) for i in range(SHOWN)})
     lines = [
-        f"{network}, {method}, T = {T}, {count} training images, {len(sites)} sites",
+        f"{network}, {method}, T = {T}, calibrated on {len(calibration)} images, {count} others, {len(sites)} sites",
         "",
         f"| site | depth | {' | '.join(PARTS)} |",
         "|---|---|" + "---|" * len(PARTS),
@@ -56,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="*", default=ROWS)
     parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--calibration", type=int, help="so many images, for a table in less time")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--write", type=Path, help="a markdown file that gets the tables")
     given = parser.parse_args(arguments)
@@ -64,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("the networks or images are not there: see tests/benchmarks/published_networks.py")
     torch.manual_seed(0)
     with torch.no_grad():
-        tables = [table(*row.split(":")[:2], int(row.split(":")[2]), folder, given.images) for row in given.rows]
+        rows = [(network, method, int(T)) for network, method, T in (row.split(":") for row in given.rows)]
+        tables = [table(*row, folder, given.images, given.calibration) for row in rows]
     text = "\n\n".join(tables)
     print(text)
     if given.write:
