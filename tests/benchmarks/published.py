@@ -227,12 +227,15 @@ METHODS: dict[str, Callable[[nn.Module, Images, int], Converted]] = {
 }  # fmt: skip
 
 
-def measure(network: str, method: str, T: int, folder: Path, split: str, count: int) -> Iterator[Row]:
+def measure(
+    network: str, method: str, T: int, folder: Path, split: str, count: int, calibrated: int | None
+) -> Iterator[Row]:
     """Convert, run and compare with the ANN; a rival gives a row for every T up to the one asked for."""
     published = NETWORKS[network]
     ann = published.make(folder)
     train = published.images(folder, "train")
-    calibration = train.part(0, published.held_out if method.endswith(WITHOUT_LABELS) else published.calibration)
+    usual = published.held_out if method.endswith(WITHOUT_LABELS) else published.calibration
+    calibration = train.part(0, calibrated or usual)
     judged = train.part(published.held_out, len(train)) if split == "train" else published.images(folder, "test")
     judged = judged.part(0, count)
     start = time.process_time()
@@ -359,6 +362,7 @@ def main() -> None:
     parser.add_argument("--steps", nargs="*", type=int, default=[2, 4, 8])
     parser.add_argument("--split", choices=("train", "test"), default="train")
     parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--calibration", type=int, help="images that calibrate, by default as many as is usual")
     parser.add_argument("--limit", type=int, help="rows to compute in this run")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--write", type=Path, help="a markdown file that gets the tables")
@@ -377,7 +381,7 @@ def main() -> None:
     with torch.no_grad():
         for network, method, T in missing:
             assert folder is not None
-            for row in measure(network, method, T, folder, arguments.split, arguments.images):
+            for row in measure(network, method, T, folder, arguments.split, arguments.images, arguments.calibration):
                 rows[row.key] = row
                 with arguments.store.open("a") as file:
                     file.write(json.dumps(asdict(row)) + "\n")
