@@ -125,6 +125,23 @@ def _baddbmm(input: Any, batch1: Tensor, batch2: Tensor, *, beta: float = 1, alp
     return _addmm(input, batch1, batch2, beta=beta, alpha=alpha)
 
 
+def _clamp_min(input: Tensor, min: Any) -> Tensor:
+    return torch.clamp(input, min=min)
+
+
+def _clamp_max(input: Tensor, max: Any) -> Tensor:
+    return torch.clamp(input, max=max)
+
+
+def _instance_norm(
+    input: Tensor, running_mean: Any = None, running_var: Any = None, weight: Any = None, bias: Any = None,
+    use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    if use_input_stats:
+        return F.group_norm(input, input.shape[1], weight, bias, eps)
+    return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+
+
 def _hstack(tensors: Any) -> Tensor:
     return torch.cat(list(tensors), 0 if tensors[0].dim() == 1 else 1)
 
@@ -149,5 +166,6 @@ DEFINITIONS: Mapping[Any, Callable[..., Any]] = MappingProxyType({
     "lp_pool2d": _lp_pool(F.avg_pool2d), "lp_pool3d": _lp_pool(F.avg_pool3d),
     "repeat_interleave": _repeat_interleave, "tensor_split": _tensor_split, "std_mean": _mean_and(torch.std),
     "var_mean": _mean_and(torch.var), "aminmax": _aminmax, "softmin": _softmin, "rsub": _rsub, "lerp": _lerp,
-    "addcmul": _addcmul, "addcdiv": _addcdiv, "baddbmm": _baddbmm, "hstack": _hstack,
+    "addcmul": _addcmul, "addcdiv": _addcdiv, "baddbmm": _baddbmm, "hstack": _hstack, "clamp_min": _clamp_min,
+    "clamp_max": _clamp_max, "instance_norm": _instance_norm,
 })  # fmt: skip

@@ -314,6 +314,13 @@ FUNCTIONS = {
     "cosine similarity": lambda y: F.cosine_similarity(y + 0.1, y.flip(1) + 0.1, 1),
     "pairwise distance": lambda y: F.pairwise_distance(y.flatten(1), y.flatten(1).flip(1)),
     "glu": lambda y: F.glu(y, 1),
+    "clamp_min": lambda y: (y - 0.2).clamp_min(0),
+    "clamp_max": lambda y: torch.clamp_max(y, 0.3),
+    "clamps in place": lambda y: (y - 0.2).clamp_min_(0).clamp_max_(max=0.3),
+    "instance_norm": lambda y: F.instance_norm(y, eps=0.1),
+    "instance_norm by statistics": lambda y: F.instance_norm(
+        y, torch.ones(4).to(y), torch.ones(4).to(y), use_input_stats=False
+    ),
     "sums of pools": lambda y: nn.LPPool2d(1, 2)(y) + 0.0,
 }
 
