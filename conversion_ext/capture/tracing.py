@@ -92,14 +92,17 @@ def capture_and_compare(
         except Exception as error:
             raise _failure(tracer.failed, model, error) from error
         return _finished(model, graph, {}, skipped), None
-    call = _Call(example)
+    call, before = _Call(example), _kept_tensors(model)
     reference, failed = _reference(model, call)
+    kept_for_next = sorted(_kept_tensors(model) - before)
     recognize_quantized(model, lambda module: module in kept or module in skipped or isinstance(module, types))
     recording = Recording(model, whole, _device(model, call.tensors))
     try:
         with random_states_kept():
             graph = recording.record(call.tensors, call.names(model), lambda tensors: call(model, tensors))
     except Exception as error:
+        if kept_for_next and not isinstance(error, RefusedError):
+            raise _cache(model, *kept_for_next[0][:2]) from error
         raise _failure(recording.failed, model, error, call.tensors) from error
     if failed is not None:
         raise _failure(None, model, failed, call.tensors) from failed
@@ -148,6 +151,22 @@ def _reference(model: nn.Module, call: _Call) -> tuple[Reference | None, Excepti
     except Exception as error:  # of the user's own code
         remove_hooks(model)
         return None, error
+
+
+def _kept_tensors(model: nn.Module) -> set[tuple[str, str, int]]:
+    """Return (path of the module, attribute, identity) of tensors that are neither parameters nor buffers."""
+    modules = model.named_modules()
+    return {(path, name, id(v)) for path, m in modules for name, v in vars(m).items() if isinstance(v, Tensor)}
+
+
+def _cache(model: nn.Module, path: str, name: str) -> UnsupportedError:
+    """Return the error of a network that keeps a tensor of one call for the next."""
+    problem = Problem(
+        path or type(model).__name__,
+        f"keeps a tensor of one call for the next in its attribute {name!r}, as a cache of keys and values does.",
+        "Give the network without it, with the whole sequence in one call.",
+    )
+    return UnsupportedError(str(problem), (problem,))
 
 
 def _finished(model: nn.Module, graph: Graph, constants: dict[str, Tensor], skipped: set[nn.Module]) -> GraphModule:

@@ -47,7 +47,8 @@ def choice(node: Node, module: nn.Module | None) -> Operator | Problem:
     torch.less_equal, torch.logical_and, torch.logical_or, torch.logical_not, torch.heaviside, torch.argmax,
     torch.argmin, torch.bitwise_not, "gt", "ge", "lt", "le", "eq", "ne",
     "greater", "less", "greater_equal", "less_equal", "logical_and", "logical_or",
-    "logical_not", "argmax", "argmin", "heaviside", "__invert__", "bitwise_not", operator.invert,
+    "logical_not", "argmax", "argmin", "heaviside", "__invert__", "bitwise_not", operator.invert, torch.topk, "topk",
+    torch.sort, "sort", torch.argsort, "argsort",
 )  # fmt: skip
 def step(node: Node, module: nn.Module | None) -> Operator | Problem:
     """Conditions on data: they jump, and no rate comes close to a jump; of sizes they are numbers."""

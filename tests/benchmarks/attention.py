@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.attention --store FILE [--networks vit swin] [--methods ...] [--steps 4 8 16 32]
         [--part test] [--images 2000] [--limit ROWS] [--write tests/benchmarks/RESULTS.md]
-    python -m tests.benchmarks.attention --large         # torchvision's vit_b_16: time and memory
+    python -m tests.benchmarks.attention --large [--methods ...] [--frameworks ...]    # vit_b_16: time and memory
 
 A row is a network, a method and T: accuracy, and the gap to the ANN in points with its paired 95 % interval, of one
 calibration set (256 training images) and the same images for all. One line of JSON per finished row goes to FILE, so
@@ -191,10 +191,10 @@ def shown(row: Row) -> str:
     return f"| {name} | {row.T} | {figures} | " + " | ".join(rest) + " |"
 
 
-def large(T: int = 4) -> Iterator[str]:
+def large(names: Sequence[str], frameworks: Sequence[str], T: int = 4) -> Iterator[str]:
     """Yield what torchvision's vit_b_16 takes, each recipe and framework in a process of its own."""
-    for backend in ("spikingjelly", "snntorch"):
-        for name in RECIPES:
+    for backend in frameworks:
+        for name in names:
             context = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(1, context) as pool:
                 yield pool.submit(cost, name, backend, T).result()
@@ -251,10 +251,11 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--limit", type=int, help="rows to compute in this run")
     parser.add_argument("--large", action="store_true", help="time and memory of vit_b_16 alone")
+    parser.add_argument("--frameworks", nargs="*", default=["spikingjelly", "snntorch"], help="of --large")
     parser.add_argument("--write", type=Path, help="a file with the markers attention:begin and attention:end")
     arguments = parser.parse_args()
     if arguments.large:
-        for line in large():
+        for line in large([name for name in arguments.methods if name in RECIPES], arguments.frameworks):
             print(line, flush=True)
         return
     if arguments.store is None:

@@ -18,6 +18,7 @@ from conversion_ext.backends import available
 from conversion_ext.nn.channel_scale import ChannelScale
 from conversion_ext.types import SPIKES
 from tests import laws
+from tests.benchmarks.attention_forms import FORMS, said
 from tests.benchmarks.train import trained
 from tests.live import live_inputs, make_live
 
@@ -153,3 +154,19 @@ def test_shares_and_energies_are_those_of_an_independent_count(name: str, recipe
     energy = 0.9 * additions / len(x) + 4.6 * (first + T * products + scaled / len(x))
     assert count.energy().ratio == pytest.approx(4.6 * (total + scales) / energy, rel=1e-9)
     assert cx.synops(snn, x, T, ann=ann).macs == total
+
+
+CONVERT = {
+    name for name in FORMS if not any(word in name for word in ("values", "complex", "cache", "best", "among", "0"))
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_form_converts_or_is_refused_in_a_sentence(name: str) -> None:
+    problems = said(name)
+    assert (problems == []) == (name in CONVERT)
+    for problem in problems:
+        assert problem.remedy
+        assert problem.reason[0].islower()
+        assert problem.reason.endswith((".", ":"))
+        assert len(f"{problem.reason} {problem.remedy}") < 320
