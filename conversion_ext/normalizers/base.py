@@ -1,7 +1,6 @@
 """The contract of a normalizer: from what a site's activations look like to the site's threshold."""
 
-from __future__ import annotations
-
+# Annotations are objects, not text: fields are inherited, and a reader of a subclass looks up text in its own module.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -53,11 +52,11 @@ class Normalizer:
         """How many times the calibration data is run."""
         return 1
 
-    def statistics(self, site: Site) -> Statistics | None:
+    def statistics(self, site: Site) -> "Statistics | None":
         """Return what collects at ``site`` all that ``thresholds`` needs; None for the distribution of activations."""
         return None
 
-    def threshold(self, stats: ActivationStats, levels: int | None) -> Tensor:
+    def threshold(self, stats: "ActivationStats", levels: int | None) -> Tensor:
         """Return the threshold of the site whose activations ``stats`` describes; 0 where they tell nothing."""
         raise TypeError(f"{type(self).__name__} must define threshold() or thresholds().")
 

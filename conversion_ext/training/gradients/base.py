@@ -1,7 +1,6 @@
 """How the gradient of a loss gets through time: rules as values, one loss or one for each part of the steps."""
 
-from __future__ import annotations
-
+# Annotations are objects, not text: fields are inherited, and a reader of a subclass looks up text in its own module.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
