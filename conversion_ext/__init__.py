@@ -1,4 +1,20 @@
-"""Turn trained PyTorch networks into spiking ones, inside SpikingJelly and snnTorch."""
+"""Turn trained PyTorch networks into spiking ones, inside SpikingJelly and snnTorch.
+
+```python
+import conversion_ext as cx
+
+snn = cx.convert(ann, calibration_batches, T=4)  # modules of SpikingJelly, or with backend="snntorch" of snnTorch
+run = cx.simulate(snn, images, T=4)              # run.output [N, classes]: the mean over the steps
+print(cx.evaluate(snn, test_loader, T=4, ann=ann))
+```
+
+In the order of a project: `check` tells what cannot be converted, `convert` converts, `simulate` and `evaluate` run,
+`forecast` tells the accuracy that more steps would give, `diagnose` what is lost and where, `tune` finds the best
+network within a latency, `finetune` trains on with surrogate gradients, `synops` counts operations, `save` and `load`
+keep the result. A `Recipe` holds the choices of a conversion: neurons (`neurons`), thresholds (`normalizers`),
+corrections (`tuners`), input and output (`encoders`, `readouts`). `python -m conversion_ext methods` lists everything
+that is registered, and `register_recipe` and its like add to it.
+"""
 
 from __future__ import annotations
 
