@@ -21,6 +21,7 @@ PARTS = (
     ("unevenness", STRIPES.format("90deg", "#009E73"), "spikes earlier or later than evenly spaced"),
 )
 ALIKE = 0.995  # from here on nothing is to be gained
+STARTS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.96)  # of an axis to 1, whose quarters are round numbers
 MARKED = 16  # steps, for which each has its spot
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 66rem; margin: 0 auto; padding: 1rem; }
@@ -131,8 +132,7 @@ def _course(diagnosis: Diagnosis) -> Iterator[str]:
     if len(values) < 2:
         return
     left, top, width, height = 58, 10, 420, 180
-    low = max(0.0, math.floor(10 * min(values)) / 10)
-    low = low if low < 0.9 else 0.9
+    low = max(start for start in STARTS if start <= min(values))
 
     def at(t: int, value: float) -> tuple[float, float]:
         return left + width * (t - 1) / (len(values) - 1), top + height * (1 - (value - low) / (1 - low))
@@ -169,7 +169,7 @@ def _bars(diagnosis: Diagnosis) -> Iterator[str]:
     if diagnosis.errors is None:
         return
     rows = [(s.key, [_finite(getattr(s, f"{name}_error")) for name, _, _ in PARTS]) for s in diagnosis.errors.sites]
-    longest = max((sum(parts) for _, parts in rows), default=0.0) or 1.0
+    longest = 4 * _round_step(max((sum(parts) for _, parts in rows), default=0.0) / 4)
     yield "<h2>Errors by layer</h2><p>Root mean squares relative to the activation of the ANN.</p><ul class=key>"
     yield from (f"<li><i style='background:{color}'></i>{name}: {what}</li>" for name, color, what in PARTS)
     yield "</ul><div class=bars>"
@@ -180,8 +180,16 @@ def _bars(diagnosis: Diagnosis) -> Iterator[str]:
             for value, (name, color, _) in pieces
         )
         yield f"<span>{_text(key)}</span><div class=bar>{bar}</div>"
-    marks = "".join(f"<span>{longest * k / 4:.2g}</span>" for k in range(5))
+    marks = "".join(f"<span>{longest * k / 4:.3g}</span>" for k in range(5))
     yield f"<span></span><div class=scale>{marks}</div></div>"
+
+
+def _round_step(least: float) -> float:
+    """Return the smallest of 1, 2, 2.5 and 5 times a power of ten that is no smaller than ``least``; 0.25 for 0."""
+    if least <= 0:
+        return 0.25
+    power = 10.0 ** math.floor(math.log10(least))
+    return next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= least)
 
 
 def _table(diagnosis: Diagnosis) -> Iterator[str]:

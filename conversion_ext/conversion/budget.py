@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Iterable, Iterator
 from types import TracebackType
@@ -18,6 +17,7 @@ from conversion_ext.data.distributed import gathered
 from conversion_ext.data.inputs import tensors_of
 from conversion_ext.data.progress import bar
 from conversion_ext.errors import require
+from conversion_ext.tuners.memory import resident
 from conversion_ext.tuners.walk import OutputStop, SiteStop, SynapseStop
 
 __all__ = ["FirstSamples", "Plan", "Progress", "check_budget", "first_samples"]
@@ -74,8 +74,9 @@ class Progress:
 
     def add(self, passes: float) -> None:
         """Go on by what has been done."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-        self.bar.set_postfix_str(f"peak memory {peak:,} MiB", refresh=False)
+        taken = resident() >> 20
+        if taken:
+            self.bar.set_postfix_str(f"memory {taken:,} MiB", refresh=False)
         self.bar.update(min(passes, self.bar.total - self.bar.n))
 
     def reach(self, passes: float) -> None:

@@ -67,18 +67,21 @@ def _repeated(net: nn.Module, x: Tensor, T: int) -> Run:
 def medians(runs: Mapping[str, Run], repeats: int, device: str = "cpu") -> dict[str, float]:
     """Return the median seconds of each run, after one to warm up; they take turns, so all see the same machine.
 
-    What ``device`` is still at work on is waited for, before a run and after it.
+    What ``device`` is still at work on is waited for, before a run and after it. On one thread of a CPU seconds are the
+    processor's own, which other programs on the machine do not lengthen.
     """
+    alone = device == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter
     wait = torch.get_device_module(device).synchronize
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for round_ in range(repeats + 1):
         for name, run in runs.items():
             wait()
-            start = time.perf_counter()
+            start = clock()
             run()
             wait()
             if round_:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 

@@ -29,6 +29,8 @@ __all__ = ["Engine"]
 # Bytes of an average activation of one call on a CPU: more steps per call save Python, and weights are read less often,
 # until activations leave a cache of a few MiB. Measured on the 28x28 networks of tests/benchmarks at batch 1 to 64.
 CACHE = 5 << 20
+# Bytes of its largest activation: more than 32 MiB the allocator would fetch anew from the system each time.
+LARGEST = 20 << 20
 
 
 class Engine:
@@ -56,12 +58,14 @@ class Engine:
         self.sites = snn.sites()
         self.state = NetworkState(snn)
         sizes = [graph.info(n).shape.numel() for n in snn.body.graph.nodes if graph.info(n).is_tensor]
-        self.size = sum(sizes) / max(1, len(sizes))
+        size, largest = sum(sizes) / max(1, len(sizes)), max(sizes, default=1)
+        self.rows = max(1, int(min(CACHE / (4 * size), LARGEST / (4 * largest))))
+        """How many samples of one step go into one call."""
 
     @property
     def most(self) -> int:
-        """How many samples of one step stay in a cache."""
-        return max(1, int(CACHE / (4 * self.size)))
+        """How many samples of a large batch go into one call, with as many steps as there is room for then."""
+        return max(1, self.rows // 2)
 
     def schedule(self, T: int | None, block: int | None = None, length: int | None = None) -> Schedule:
         """Return the schedule of a run: see :func:`schedule`."""
@@ -73,7 +77,7 @@ class Engine:
             time_chunk is None or time_chunk >= plan.T or not any(site.clock for site in self.sites.values()),
             f"time_chunk={time_chunk}: this network looks ahead, so all T={plan.T} steps are one call; leave it out.",
         )
-        chunk = max(plan.min_first_call, time_chunk // plan.block if time_chunk else int(CACHE / (4 * N * self.size)))
+        chunk = max(plan.min_first_call, time_chunk // plan.block if time_chunk else self.rows // N)
         for steps in (plan.warm_up, plan.T // plan.block):
             yield from (min(chunk, steps - first) for first in range(0, steps, chunk))
 

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from conversion_ext.tuners.memory import resident, trim
+
 __all__ = ["TensorStore", "pack", "unpack"]
 
-BUDGET = 1 << 30  # bytes in memory before tensors go to disk
+BUDGET = 1 << 29  # bytes in memory before tensors go to disk
 
 
 class TensorStore:
@@ -26,6 +28,7 @@ class TensorStore:
     def __init__(self, budget: int = BUDGET) -> None:
         self.budget = budget
         self.held = 0
+        self._before = resident()
         self._entries: dict[Any, Tensor | Path] = {}
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._files = 0
@@ -72,6 +75,11 @@ class TensorStore:
             entry.unlink()
         elif entry is not None:
             self.held -= _size(entry)
+
+    def give_back(self) -> None:
+        """Give free memory back to the system, if the process has grown far beyond what is kept here."""
+        if resident() - self._before > 2 * self.budget:
+            trim()
 
 
 def pack(spikes: Tensor) -> Tensor:

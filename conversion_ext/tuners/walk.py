@@ -70,6 +70,7 @@ def walk(task: Task) -> Iterator[SiteStop | SynapseStop | OutputStop]:
                     pair.advance(stop)
                     yield stop
                     stop.close()
+                    store.give_back()
         finally:
             reset(task.body)
 

@@ -22,6 +22,7 @@ __all__ = ["WeightCompensation"]
 
 # Neighbouring output positions of a convolution say nearly the same: so many rows of a regression are as good as all.
 ROWS, ROWS_PER_FEATURE = 20_000, 30
+BYTES = 128 << 20  # of the rows of a grouped layer, which has so many of them for each group; beyond, fewer rows
 BLOCK = 192  # features of a block of a Gram matrix
 
 
@@ -100,7 +101,8 @@ class _Rows:
             return torch.tensor(target[:, 0].numel()), torch.tensor(target.shape[2:])
 
         rows, sums = self.stop.exact_sum(sizes)
-        sparse, strides = float(rows) / max(ROWS, ROWS_PER_FEATURE * self.width), list[int]()
+        wanted = max(ROWS_PER_FEATURE * self.width, min(ROWS, BYTES // (4 * self.groups * self.width)))
+        sparse, strides = float(rows) / wanted, list[int]()
         for axis, size in enumerate(sums / self.stop.count):
             even = int(sparse ** (1 / (self.axes - axis)))
             strides.append(max(1, min(even, int(size))))

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import conversion_ext as cx
 from conversion_ext.network.spiking_network import SpikingNetwork
-from tests.benchmarks.speed import leaky
+from tests.benchmarks.speed import leaky, stock
 from tests.benchmarks.speed import network as speed_network
 
 Run = Callable[[], object]
@@ -117,7 +117,7 @@ def theirs(
         return _reset_and(net, lambda: net(x.expand(T, *x.shape)))
 
     def looped() -> Run:
-        net = leaky(ann, x)
+        net = stock(ann, x, leaky)
         return _reset_and(net, lambda: [net(x) for _ in range(T)], snntorch.utils.reset)
 
     yield "SpikingJelly s, torch", single

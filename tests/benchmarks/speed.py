@@ -2,11 +2,13 @@
 
 One trained network per table; medians of runs that take turns in one process, as ratios to T forward passes of the ANN
 (BatchNorm folded, eager, NCHW), so that format (channels-last, bfloat16) and engine can be told apart. SpikingJelly is
-``RateCodingRecipe`` in both step modes; snnTorch a loop over the ANN with its ReLUs made stock ``Leaky``. Peak memory
-is that of a process of its own for every run (``--memory``, Linux). ``compile=True`` is timed after its first call,
-whose seconds stand in the name of the row, and left out where torch cannot compile; the early exit is for a loss of 0.1
-points. ``--device cuda`` puts everything on a GPU, where each framework takes what fused kernels it has (SpikingJelly:
-in step mode "m"). A short run: ``--networks vgg --batches 64 --T 8``.
+``RateCodingRecipe`` in both step modes (its stock neurons in the ANN where that refuses ReLU6); snnTorch a loop over
+the ANN with its ReLUs made stock ``Leaky``. On one thread of a CPU seconds are the processor's, which others on the
+machine do not change. Peak memory is that of a process of its own for every run (``--memory``, Linux). ``compile=True``
+is timed after its first call, whose seconds stand in the name of the row, and left out where torch cannot compile; the
+early exit is for a loss of 0.1 points. ``--brief`` leaves all that out. ``--device cuda`` puts everything on a GPU,
+where each framework takes what fused kernels it has (SpikingJelly: in step mode "m"). A short run: ``--networks vgg
+--batches 64 --T 8``.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ import snntorch.utils
 import torch
 from spikingjelly.activation_based import functional
 from spikingjelly.activation_based.ann2snn import Converter, RateCodingRecipe
+from spikingjelly.activation_based.base import StepModule
+from spikingjelly.activation_based.neuron import IFNode
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
@@ -35,17 +39,22 @@ from conversion_ext.data import load
 from conversion_ext.demo.bench import Run, forwards, loop, medians, ours
 from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.readouts.confidence import Confidence
+from tests.benchmarks import published_networks
 from tests.benchmarks.train import HELD_OUT, trained
 
-NETWORKS = ("vgg", "resnet20", "resnet18")
+IMAGENET = ("resnet18", "efficientnet_lite0")
+NETWORKS = ("vgg", "resnet20", *IMAGENET)
+FLOOR = "weight layers alone"
+BRIEF = ("ANN x T", "ANN x T, BatchNorm not folded", FLOOR, "simulate float32", "SpikingJelly s", "SpikingJelly m")
 RULED = 1024  # images that an early exit is calibrated on
 
 
 def network(name: str) -> tuple[nn.Module, Tensor]:
-    """Return a network and images: trained ones on held-out Fashion-MNIST, resnet18 with random weights on noise."""
-    if name == "resnet18":
+    """Return a network and images: trained ones on held-out Fashion-MNIST, those of ImageNet's size on noise."""
+    if name in IMAGENET:
         torch.manual_seed(0)
-        return resnet18().eval(), torch.rand(64, 3, 224, 224)
+        ann = resnet18().eval() if name == "resnet18" else published_networks.NETWORKS[name].make(Path())
+        return ann, torch.rand(64, 3, 224, 224)
     return trained(name), load("fashion-mnist").train.tensors[0][-HELD_OUT:]
 
 
@@ -53,10 +62,9 @@ def contenders(
     ann: nn.Module, snn: SpikingNetwork, x: Tensor, calibration: Tensor, T: int
 ) -> Iterator[tuple[str, Run]]:
     """Yield (name, run) of everything that is compared."""
-    batches = [(part, torch.zeros(len(part))) for part in calibration.split(64)]
     yield from forwards(ann, x, T)
-    if len(x) == 1:
-        yield "weight layers alone, T steps as one batch", weight_layers(ann, x, T)
+    yield "ANN x T, BatchNorm not folded", loop(ann, x, T, lambda network: None)
+    yield FLOOR, weight_layers(ann, x, T)
     yield from ours(snn, x, T)
     yield "loop over our SpikingJelly modules", loop(snn, x, T)
     for form, dtype in (
@@ -64,7 +72,7 @@ def contenders(
         (torch.channels_last, None),
         (torch.channels_last, torch.bfloat16),
     ):
-        theirs = Converter(RateCodingRecipe(batches, mode="99.9%")).convert(ann).eval().to(memory_format=form)
+        theirs = spikingjelly(ann, calibration).eval().to(memory_format=form)
         theirs = theirs if dtype is None else theirs.to(dtype)
         given = x.to(dtype or x.dtype, memory_format=form)
         suffix = f"{' channels-last' if form is torch.channels_last else ''}{' bfloat16' if dtype else ''}"
@@ -72,7 +80,7 @@ def contenders(
         multi = copy.deepcopy(theirs)
         functional.set_step_mode(multi, "m")
         yield f"SpikingJelly m{suffix}", _sequence(multi, given, T)
-    yield "snnTorch loop", loop(leaky(ann, x), x, T, snntorch.utils.reset)
+    yield "snnTorch loop", loop(stock(ann, x, leaky), x, T, snntorch.utils.reset)
 
 
 def prepared(snn: SpikingNetwork, x: Tensor, T: int, rule: Confidence | None) -> Iterator[tuple[str, Run]]:
@@ -115,7 +123,10 @@ def _sequence(snn: nn.Module, x: Tensor, T: int) -> Run:
 
 
 def weight_layers(ann: nn.Module, x: Tensor, T: int) -> Run:
-    """Return what no simulation of one image can do without: its weight layers, channels-last, the first one once."""
+    """Return what no simulation can do without: its weight layers, channels-last, the first one once.
+
+    The steps of one image are a batch, those of more images one call each.
+    """
     model = prepare(ann, (x,)).to(memory_format=torch.channels_last)
     calls: list[tuple[nn.Module, Tensor]] = []
     hooks = [
@@ -128,23 +139,71 @@ def weight_layers(ann: nn.Module, x: Tensor, T: int) -> Run:
     for hook in hooks:
         hook.remove()
     (first, image), *others = calls
-    wide = [(layer, given.repeat(T, *[1] * (given.dim() - 1))) for layer, given in others]
+    together = T if len(x) == 1 else 1
+    wide = [(layer, torch.cat([given] * together)) for layer, given in others]  # which keeps channels last
 
     def run() -> None:
         with torch.inference_mode():
             first(image)
             for layer, given in wide:
-                layer(given)
+                for _ in range(T // together):
+                    layer(given)
 
     return run
 
 
-def leaky(ann: nn.Module, x: Tensor) -> nn.Module:
-    """Return the network with stock snnTorch neurons; thresholds do not matter for time."""
+def spikingjelly(ann: nn.Module, calibration: Tensor) -> nn.Module:
+    """Return what SpikingJelly converts, or the network with its stock neurons where it refuses the activations."""
+    if any(isinstance(module, nn.ReLU6) for module in ann.modules()):
+        return Folded(stock(ann, calibration[:1], lambda: IFNode(v_reset=None)))
+    batches = [(part, torch.zeros(len(part))) for part in calibration.split(64)]
+    return Converter(RateCodingRecipe(batches, mode="99.9%")).convert(ann)
+
+
+class Folded(StepModule, nn.Module):
+    """A network with SpikingJelly's neurons in both step modes; its layers see the steps as one batch."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.step_mode = network, "s"
+        self.neurons = {name: Unfolded(each) for name, each in network.named_modules() if isinstance(each, IFNode)}
+        for name, each in self.neurons.items():
+            network.set_submodule(name, each)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the outputs [N, ...] of a step, or in step mode "m" those of all [T, N, ...]."""
+        if self.step_mode == "s":
+            return self.network(x)
+        for each in self.neurons.values():
+            each.steps = len(x)
+        return self.network(x.flatten(0, 1)).unflatten(0, (len(x), -1))
+
+
+class Unfolded(nn.Module):
+    """A neuron that sees the steps of a batch [T * N, ...]."""
+
+    def __init__(self, neuron: IFNode) -> None:
+        super().__init__()
+        self.neuron, self.steps = neuron, 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the spikes of x."""
+        if self.neuron.step_mode == "s":
+            return self.neuron(x)
+        return self.neuron(x.unflatten(0, (self.steps, -1))).flatten(0, 1)
+
+
+def leaky() -> nn.Module:
+    """Return snnTorch's neuron."""
+    return snntorch.Leaky(beta=1.0, init_hidden=True)
+
+
+def stock(ann: nn.Module, x: Tensor, neuron: Callable[[], nn.Module]) -> nn.Module:
+    """Return the network with ``neuron()`` in the place of each activation; thresholds do not matter for time."""
     model = prepare(ann, (x,))
     for name, module in list(model.named_modules()):
-        if isinstance(module, nn.ReLU):
-            model.set_submodule(name, snntorch.Leaky(beta=1.0, init_hidden=True))
+        if isinstance(module, nn.ReLU | nn.Hardtanh):
+            model.set_submodule(name, neuron())
     return model
 
 
@@ -194,7 +253,7 @@ def peak(name: str, contender: str, batch: int, T: int, device: str) -> int:
 def only(name: str, contender: str, batch: int, T: int, device: str) -> int:
     """Run one contender; return by how many MiB that raised the peak memory of this process, or of its GPU."""
     # No data set is loaded, and calibration sees one image, or these would set the peak.
-    ann, images = network(name) if name == "resnet18" else (trained(name), torch.rand(batch, 1, 28, 28))
+    ann, images = network(name) if name in IMAGENET else (trained(name), torch.rand(batch, 1, 28, 28))
     ann, images = ann.to(device), images.to(device)
     runs = contenders(ann, convert(ann, images[:1]), images[:batch], images[:1], T)
     run = next(run for name, run in runs if name == contender)
@@ -219,6 +278,7 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16, 64])
     parser.add_argument("--T", nargs="+", type=int, default=[4, 32, 128])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--brief", action="store_true", help="the ANN, ours in float32 and SpikingJelly's two alone")
     parser.add_argument("--memory", action="store_true", help="peak memory too, each in a process of its own")
     parser.add_argument("--accuracy", type=int, default=0, metavar="IMAGES", help="accuracy of every precision too")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
@@ -237,21 +297,25 @@ def main() -> None:
     for name in options.networks:
         ann, images = network(name)
         ann, images = ann.to(device), images.to(device)
-        labels = None if name == "resnet18" else load("fashion-mnist").train.tensors[1][-HELD_OUT:].to(device)
-        snn = convert(ann, images[:64])
+        labels = None if name in IMAGENET else load("fashion-mnist").train.tensors[1][-HELD_OUT:].to(device)
+        few = images[: 4 if name in IMAGENET else 64]  # that calibrate, for time alone
+        snn = convert(ann, few)
         for T in options.T:
             rule = None if labels is None else exit_rule(snn, images[-RULED:], labels[-RULED:], T)
             for batch in options.batches:
                 print(f"\n{name}, batch {batch}, T = {T}\n")
                 print("| run | ms per image | x ANN | SpikingJelly's best / it | MiB |\n|---|---|---|---|---|")
-                apart = dict(contenders(ann, snn, images[:batch], images[:64], T))
-                runs = apart | dict(prepared(snn, images[:batch], T, rule))
+                apart = dict(contenders(ann, snn, images[:batch], few, T))
+                runs = apart if options.brief else apart | dict(prepared(snn, images[:batch], T, rule))
+                runs = {run: call for run, call in runs.items() if not options.brief or run in BRIEF}
                 seconds = medians(runs, options.repeats, device)
                 unit = next(iter(seconds.values()))
                 best = min(s for run, s in seconds.items() if run in ("SpikingJelly s", "SpikingJelly m"))
                 for run, s in seconds.items():
                     memory = peak(name, run, batch, T, device) if options.memory and run in apart else ""
                     print(f"| {run} | {1e3 * s / batch:.3f} | {s / unit:.2f} | {best / s:.2f} | {memory} |", flush=True)
+        if options.brief:
+            continue
         calibration = images[:1000]
         found = ", ".join(f"{run} {s:.2f} s" for run, s in calibration_seconds(ann, calibration, device).items())
         print(f"\n{name}: conversion with {len(calibration)} images: {found}")

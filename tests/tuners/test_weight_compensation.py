@@ -48,6 +48,29 @@ def test_chosen_positions_are_those_of_all(name):
     assert torch.equal(patches(x, layer, chosen), every[(slice(None), slice(None), *chosen)].flatten(1, -2))
 
 
+def test_the_rows_of_a_layer_of_many_groups_take_bounded_memory(monkeypatch):
+    ann = make_live(
+        nn.Sequential(nn.Conv2d(2, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, groups=16)), 2, 12, 12
+    )
+    x = live_inputs(ann, 2, 12, 12, samples=64)
+    seen = list[int]()
+
+    def error() -> float:
+        return float((cx.simulate(converted(ann, x, 4, anchor=0.0), x, 4).output - ann(x).detach()).square().mean())
+
+    def counted(values: torch.Tensor, *rest: object) -> torch.Tensor:
+        read = patches(values, *rest)
+        seen.append(4 * read.shape[0] * read.shape[1] * (read.shape[2] + 1))
+        return read
+
+    monkeypatch.setattr(weight_compensation, "ROWS_PER_FEATURE", 5)
+    least = error()  # 64 x 10 x 10 rows
+    monkeypatch.setattr(weight_compensation, "BYTES", 1 << 20)
+    monkeypatch.setattr(weight_compensation, "patches", counted)
+    assert error() < 1.1 * least
+    assert sum(seen) < 1.5 * (1 << 20)  # 4.1 MB of all rows; positions are dropped in whole strides
+
+
 def test_a_part_of_the_positions_is_nearly_as_good_as_all(monkeypatch):
     """Fitted to every fourth position: over all positions it loses less than a tenth of what fitting to all gains."""
     ann = make_live(nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1)), 2, 12, 12)
