@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 import conversion_ext as cx
+from conversion_ext import graph
 from conversion_ext.backends import available, get_backend
 from conversion_ext.backends.base import Backend, advance_in_place
 from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.neurons import IF, LIF, BurstIF, Filtered, Neuron, SignedEncoder, SignedIF, advance, compiled
+from conversion_ext.simulation import engine
 from conversion_ext.simulation.engine import Engine
 from conversion_ext.types import Reset
 from tests import zoo
@@ -141,7 +143,7 @@ def test_modules_of_the_users_get_the_order_they_know():
     assert snn(images()).shape == (4, 2)
 
 
-def test_steps_per_call_are_chosen_by_what_a_cache_holds():
+def test_steps_per_call_are_chosen_by_what_a_cache_holds(monkeypatch: pytest.MonkeyPatch):
     build, shape = zoo.SMALL["residual"]
     x = torch.rand(2, *shape)
     snn = cx.convert(build().eval(), x, backend="reference", progress=False)
@@ -153,10 +155,16 @@ def test_steps_per_call_are_chosen_by_what_a_cache_holds():
     calls.clear()
     cx.simulate(snn, x.repeat(8192, *[1] * len(shape)), 4)
     steps, samples = zip(*calls, strict=True)
-    assert set(steps) == {1}
-    assert len(calls) > 4  # slices, one after the other
-    assert sum(samples) == 4 * 16384
+    assert set(steps) == {2}  # slices of half of what a cache holds, for as many steps as that leaves room for
+    assert len(calls) > 4  # one after the other
+    assert sum(samples) == 4 / 2 * 16384
     assert max(samples) - min(samples) <= 1
+    calls.clear()
+    largest = max(graph.info(node).shape.numel() for node in snn.body.graph.nodes if graph.info(node).is_tensor)
+    monkeypatch.setattr(engine, "LARGEST", 4 * 6 * largest)  # bytes of six samples of one step
+    cx.simulate(snn, x.repeat(4, *[1] * len(shape)), 4)
+    assert calls and all(k * n <= 6 for k, n in calls)
+    assert sum(k * n for k, n in calls) == 4 * 8
 
 
 def test_a_network_is_split_once_and_again_after_a_change():
