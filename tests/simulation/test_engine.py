@@ -163,7 +163,8 @@ def test_steps_per_call_are_chosen_by_what_a_cache_holds(monkeypatch: pytest.Mon
     largest = max(graph.info(node).shape.numel() for node in snn.body.graph.nodes if graph.info(node).is_tensor)
     monkeypatch.setattr(engine, "LARGEST", 4 * 6 * largest)  # bytes of six samples of one step
     cx.simulate(snn, x.repeat(4, *[1] * len(shape)), 4)
-    assert calls and all(k * n <= 6 for k, n in calls)
+    assert calls
+    assert all(k * n <= 6 for k, n in calls)
     assert sum(k * n for k, n in calls) == 4 * 8
 
 
