@@ -106,9 +106,9 @@ def mobile_fpn() -> nn.Module:
 
 
 def eeg(name: str, **options: Any) -> Stranger:
-    """Return a network of braindecode for 8 channels and 2 seconds at 100 Hz."""
+    """Return a network of braindecode for 8 channels, by default 2 seconds at 100 Hz."""
     signal: dict[str, Any] = {"n_chans": 8, "n_outputs": 2, "n_times": 200, **options}
-    return Stranger("braindecode", of(f"braindecode.models:{name}", **signal), (8, 200))
+    return Stranger("braindecode", of(f"braindecode.models:{name}", **signal), (signal["n_chans"], signal["n_times"]))
 
 
 STRANGERS: dict[str, Stranger] = {
