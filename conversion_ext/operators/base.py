@@ -272,7 +272,8 @@ def operator_of(model: GraphModule, node: Node) -> Operator | Problem:
     if graph.info(node).skip:
         return Activation(SiteKind.GRADED)
     data = [source for source in node.all_input_nodes if graph.info(source).is_data]
-    if graph.info(node).is_data and data and all(graph.info(source).discrete for source in data):
+    discrete = graph.info(node).is_data and data and all(graph.info(source).discrete for source in data)
+    if discrete and (module is None or graph.is_stock(module)):
         return Lookup()
     rule = operators.find(node.target) if module is None else _rule_of_module(module)
     if rule is None:

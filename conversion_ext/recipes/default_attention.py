@@ -8,15 +8,16 @@ layer is corrected against the ANN.
 
 Use them for ViT, DeiT, Swin, MLP-Mixer and torch's encoders. ``default-attention`` sends a rate and decides after T
 steps; ``default-attention-weighted`` sends spikes whose weight falls with time, each site a step behind its input: a
-few steps later, and with a fraction of the error from T = 4 on. A feature is the last dimension of a tensor, so
+few steps later, and with a fraction of the error from T = 4 on. Where features stay far from 0 for all inputs,
+``recipes.center_features`` takes their mean out of the spikes first. A feature is the last dimension of a tensor, so
 networks of convolutions are better served by ``default``.
 
 What is not converted, with the reason that ``check`` gives: attention that works on values of data in Python or returns
 the positions of maxima; operations that mix the samples of a batch; samples folded in behind positions
 (``[N, L, ...] -> [L N, ...]``, put the batch first); recurrent layers; nested tensors; attention masks computed from
-values by ``==`` or ``argmax``. Kept analog, and said so in ``table()``: the layer that sees the image, the products of
-attention, LayerNorm, softmax and GELU. Look-ahead runs whole sequences; it cannot be ticked live, since functions of
-sums cannot wait for their input.
+values by ``==`` or ``argmax`` (those of tokens, positions and inputs of booleans are exact). Kept analog, and said so
+in ``table()``: the layer that sees the image, the products of attention, LayerNorm, softmax and GELU. Look-ahead runs
+whole sequences; it cannot be ticked live, since functions of sums cannot wait for their input.
 """
 
 from __future__ import annotations

@@ -175,3 +175,20 @@ def test_a_mask_of_values_is_refused_in_one_sentence() -> None:
     (problem,) = cx.check(ann, torch.randn(4, LENGTH, E))
     assert "a step between two values" in str(problem)
     assert "give a mask as an input" in str(problem)
+
+
+def test_an_operator_of_the_user_comes_first() -> None:
+    """A layer of the user's own that reads tokens is what its rule says, here refused."""
+
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(WORDS, E)
+
+        def forward(self, t: Tensor) -> Tensor:
+            return self.table(t)
+
+    own = cx.Problem("words", "this table is of the user's own.", "Take another.")
+    cx.register_operator(Words)(lambda node, module: own)
+    ann = nn.Sequential(Words(), nn.ReLU(), nn.Flatten(), nn.Linear(LENGTH * E, 3))
+    assert cx.check(ann, tokens()) == [own]
