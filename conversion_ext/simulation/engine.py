@@ -30,7 +30,7 @@ __all__ = ["Engine"]
 # until activations leave a cache of a few MiB. Measured on the 28x28 networks of tests/benchmarks at batch 1 to 64.
 CACHE = 5 << 20
 # Bytes of its largest activation: more than 32 MiB the allocator would fetch anew from the system each time.
-LARGEST = 20 << 20
+LARGEST = 30 << 20
 
 
 class Engine:
@@ -64,8 +64,8 @@ class Engine:
 
     @property
     def most(self) -> int:
-        """How many samples of a large batch go into one call, with as many steps as there is room for then."""
-        return max(1, self.rows // 2)
+        """How many samples of a large batch go into one call, so that there is room for some steps of them."""
+        return max(1, self.rows // 4)
 
     def schedule(self, T: int | None, block: int | None = None, length: int | None = None) -> Schedule:
         """Return the schedule of a run: see :func:`schedule`."""
