@@ -178,6 +178,11 @@ def _mixed(three: Any, two: Any) -> str:
     rows = _rows(three, two)
     if not rows:
         return f"gives a tensor of shape {tuple(three.shape)} for a batch of 3: dimension 0 is not the batch."
+    if three.shape[1:] != two.shape[1:]:
+        return (
+            f"gives a tensor of shape {tuple(three.shape)} for a batch of 3 and {tuple(two.shape)} for a batch of 2: "
+            "more than dimension 0 depends on the batch."
+        )
     if _agree(three[rows:], two):
         return ""
     if rows > 1 and _agree(three.unflatten(0, (rows, 3))[:, 1:].flatten(0, 1), two):

@@ -179,6 +179,8 @@ def test_samples_that_exit_early_take_their_rows_along() -> None:
     ("function", "key", "reason"),
     [
         (lambda n, x: x.transpose(0, 1).flatten(0, 1), "transpose", "dimension 0 is not the batch"),
+        (lambda n, x: x.flatten(1) @ x.flatten(1).t().relu(), "t", "dimension 0 is not the batch"),
+        (lambda n, x: F.linear(x.flatten(1), x.flatten(1)).relu(), "linear", "more than dimension 0 depends"),
         (lambda n, x: x.transpose(0, 1).reshape(-1, 4).relu(), "transpose", "dimension 0 is not the batch"),
         (lambda n, x: x.flatten(0, 1).roll(1, 0), "roll", "depends on the other samples"),
         (lambda n, x: F.softmax(x.flatten(0, 1), 0), "softmax", "depends on the other samples"),
