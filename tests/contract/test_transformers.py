@@ -100,10 +100,11 @@ def test_every_site_and_the_whole_are_exact(name: str, backend: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
-def test_errors_fall_as_one_over_T(name: str) -> None:
+@pytest.mark.parametrize("backend", available())
+def test_errors_fall_as_one_over_T(name: str, backend: str) -> None:
     """Law 9b."""
     ann, x = network(name)
-    snn = cx.convert(ann, x, recipe=cx.Recipe(cx.Maximum()), relay=True, backend="reference", progress=False)
+    snn = cx.convert(ann, x, recipe=cx.Recipe(cx.Maximum()), relay=True, backend=backend, progress=False)
     with torch.no_grad():
         errors = [float((cx.simulate(snn, x, T).output - ann(x)).norm()) for T in (256, 1024)]
     assert errors[1] <= 0.45 * errors[0]
