@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import conversion_ext as cx
 from conversion_ext.backends import available
+from conversion_ext.operators import operators
 from tests import laws
 from tests.capture.test_attention import randomized
 
@@ -177,7 +178,7 @@ def test_a_mask_of_values_is_refused_in_one_sentence() -> None:
     assert "give a mask as an input" in str(problem)
 
 
-def test_an_operator_of_the_user_comes_first() -> None:
+def test_an_operator_of_the_user_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """A layer of the user's own that reads tokens is what its rule says, here refused."""
 
     class Words(nn.Module):
@@ -189,6 +190,7 @@ def test_an_operator_of_the_user_comes_first() -> None:
             return self.table(t)
 
     own = cx.Problem("words", "this table is of the user's own.", "Take another.")
+    monkeypatch.setattr(operators, "_entries", dict(operators._entries))  # what is registered goes with the test
     cx.register_operator(Words)(lambda node, module: own)
     ann = nn.Sequential(Words(), nn.ReLU(), nn.Flatten(), nn.Linear(LENGTH * E, 3))
     assert cx.check(ann, tokens()) == [own]

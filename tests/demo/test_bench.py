@@ -18,9 +18,18 @@ def test_runs_take_turns_and_the_first_does_not_count(monkeypatch: pytest.Monkey
         order.append(name)
         now += next(durations[name])
 
-    monkeypatch.setattr("conversion_ext.demo.bench.time.perf_counter", lambda: now)
+    for clock in ("perf_counter", "process_time"):  # which of them depends on the threads of this machine
+        monkeypatch.setattr(f"conversion_ext.demo.bench.time.{clock}", lambda: now)
     assert bench.medians({"a": lambda: run("a"), "b": lambda: run("b")}, 3) == {"a": 2.0, "b": 7.0}
     assert order == ["a", "b"] * 4
+
+
+@pytest.mark.parametrize(("threads", "clock"), [(1, "process_time"), (2, "perf_counter")])
+def test_one_thread_is_timed_by_the_processor(monkeypatch: pytest.MonkeyPatch, threads: int, clock: str) -> None:
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+    now = [0.0]
+    monkeypatch.setattr(f"conversion_ext.demo.bench.time.{clock}", lambda: now[0])
+    assert bench.medians({"a": lambda: now.insert(0, now[0] + 4.0)}, 1) == {"a": 4.0}
 
 
 def test_the_clock_is_read_when_the_device_has_done_its_work(monkeypatch: pytest.MonkeyPatch) -> None:

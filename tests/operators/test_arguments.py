@@ -84,7 +84,9 @@ CALLS: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
     **dict.fromkeys(
         ("gt", "ge", "lt", "le", "eq", "ne", "greater", "less", "greater_equal", "less_equal", "and_", "or_",
          "logical_and", "logical_or"), [((0.3,), {}), ((Y,), {})]),
-    **dict.fromkeys(("logical_not", "bitwise_not", "invert", "__invert__", "argmax", "argmin"), [((), {})]),
+    **dict.fromkeys(("logical_not", "bitwise_not", "invert", "__invert__", "argmax", "argmin", "sort", "argsort"),
+                    [((), {})]),
+    "topk": [((2,), {}), ((2, 1), {"largest": False})],
     "heaviside": [((Y,), {})],
     "to": [((torch.float32,), {}), ((torch.float64,), {})], "type": [((torch.float32,), {})],
     **dict.fromkeys(("float", "double", "half", "bfloat16", "int", "long", "short", "bool", "cfloat", "cdouble"),
