@@ -185,11 +185,11 @@ def _bars(diagnosis: Diagnosis) -> Iterator[str]:
 
 
 def _round_step(least: float) -> float:
-    """Return the smallest of 1, 2, 2.5 and 5 times a power of ten that is no smaller than ``least``; 0.25 for 0."""
+    """Return the smallest round number that is no smaller than ``least``; 0.25 for 0."""
     if least <= 0:
         return 0.25
     power = 10.0 ** math.floor(math.log10(least))
-    return next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= least)
+    return next(step * power for step in (1, 1.5, 2, 2.5, 3, 4, 5, 10) if step * power >= least)
 
 
 def _table(diagnosis: Diagnosis) -> Iterator[str]:
