@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -121,18 +123,12 @@ class OpenEncoderLayer(nn.Module):
         is_causal: bool = False,
     ) -> Tensor:
         """Return the output, shaped as ``src``."""
-        x = src
-        if self.norm_first:
-            x = x + self._attend(self.norm1(x), src_mask, src_key_padding_mask)
-            return x + self._feed(self.norm2(x))
-        x = self.norm1(x + self._attend(x, src_mask, src_key_padding_mask))
-        return self.norm2(x + self._feed(x))
+        masks: dict[str, Any] = {"attn_mask": src_mask, "key_padding_mask": src_key_padding_mask}
 
-    def _attend(self, x: Tensor, mask: Tensor | None, padding: Tensor | None) -> Tensor:
-        return self.self_attn(x, x, x, attn_mask=mask, key_padding_mask=padding, need_weights=False)[0]
+        def attend_self(x: Tensor) -> Tensor:
+            return self.self_attn(x, x, x, need_weights=False, **masks)[0]
 
-    def _feed(self, x: Tensor) -> Tensor:
-        return self.linear2(self.activation(self.linear1(x)))
+        return _with_shortcuts(src, self.norm_first, (self.norm1, attend_self), (self.norm2, partial(_feed, self)))
 
 
 class OpenEncoder(nn.Module):
@@ -150,10 +146,7 @@ class OpenEncoder(nn.Module):
         is_causal: bool | None = None,
     ) -> Tensor:
         """Return the output, shaped as ``src``."""
-        x = src
-        for layer in self.layers:
-            x = layer(x, mask, src_key_padding_mask)
-        return x if self.norm is None else self.norm(x)
+        return _in_turn(self, src, mask, src_key_padding_mask)
 
 
 class OpenDecoderLayer(nn.Module):
@@ -187,13 +180,8 @@ class OpenDecoderLayer(nn.Module):
         def attend_memory(x: Tensor) -> Tensor:
             return self.multihead_attn(x, memory, memory, need_weights=False, **other)[0]
 
-        def feed(x: Tensor) -> Tensor:
-            return self.linear2(self.activation(self.linear1(x)))
-
-        x = tgt
-        for norm, branch in ((self.norm1, attend_self), (self.norm2, attend_memory), (self.norm3, feed)):
-            x = x + branch(norm(x)) if self.norm_first else norm(x + branch(x))
-        return x
+        branches = (self.norm1, attend_self), (self.norm2, attend_memory), (self.norm3, partial(_feed, self))
+        return _with_shortcuts(tgt, self.norm_first, *branches)
 
 
 class OpenDecoder(nn.Module):
@@ -215,10 +203,7 @@ class OpenDecoder(nn.Module):
         memory_is_causal: bool = False,
     ) -> Tensor:
         """Return the output, shaped as ``tgt``."""
-        x = tgt
-        for layer in self.layers:
-            x = layer(x, memory, tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask)
-        return x if self.norm is None else self.norm(x)
+        return _in_turn(self, tgt, memory, tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask)
 
 
 OPENED: dict[type[nn.Module], type[nn.Module]] = {
@@ -241,6 +226,25 @@ def open_attention(model: nn.Module) -> nn.Module:
         if form is not None:
             opened[module] = form(module).eval()
     return opened.get(model, model)
+
+
+def _with_shortcuts(x: Tensor, norm_first: bool, *branches: tuple[nn.Module, Callable[[Tensor], Tensor]]) -> Tensor:
+    """Return what branches, each with its shortcut and its norm in front of it or behind, make of ``x``."""
+    for norm, branch in branches:
+        x = x + branch(norm(x)) if norm_first else norm(x + branch(x))
+    return x
+
+
+def _feed(layer: Any, x: Tensor) -> Tensor:
+    """Return what the two linear layers of an encoder's or decoder's layer make of ``x``."""
+    return layer.linear2(layer.activation(layer.linear1(x)))
+
+
+def _in_turn(stack: Any, x: Tensor, *others: Any) -> Tensor:
+    """Return what the layers of an encoder or decoder, one after the other, and its norm make of ``x``."""
+    for layer in stack.layers:
+        x = layer(x, *others)
+    return x if stack.norm is None else stack.norm(x)
 
 
 def _inverted(mask: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import operator
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from conversion_ext.capture.batch_number import BatchNumber
 from conversion_ext.capture.source import called, user_lines
 from conversion_ext.graph.structure import leaves_of, map_leaves
 
-__all__ = ["RESERVED", "Known", "RecordedValues", "RefusedError"]
+__all__ = ["RESERVED", "Known", "RecordedValues", "Recording", "RefusedError"]
 
 RESERVED = frozenset({"steps", "self"})  # names of arguments of the converted network
 
@@ -46,6 +46,51 @@ class Known:
         made = self.make()
         self.make = lambda: made
         return made
+
+
+class Recording(Protocol):
+    """What a special call needs of the recording that it belongs to."""
+
+    device: torch.device
+    known: dict[int, Known]
+    fills: dict[int, float]
+    compared: dict[int, tuple[Any, ...]]
+
+    def create(self, op: str, target: Any, args: Any, kwargs: Any) -> Node:
+        """Make a node."""
+        ...
+
+    def compute(self, function: Callable[..., Any], operands: tuple[Any, ...]) -> Node:
+        """Make the node of a number."""
+        ...
+
+    def undecided(self) -> Exception:
+        """Return the error of a network whose course depends on the batch size."""
+        ...
+
+    def know(self, value: Any, other: Any, make: Callable[[], Node], constant: bool = False) -> None:
+        """Remember what the tensors of a result are."""
+        ...
+
+    def function(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Make a node of a call and return its value."""
+        ...
+
+    def note(self, op: str, target: Any, args: Any, kwargs: Any, run: Callable[..., Any]) -> Any:
+        """Run a call at both batch sizes and make a node of it."""
+        ...
+
+    def defined(self, definition: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Record what a function is made of."""
+        ...
+
+    def depends(self, tree: Any) -> bool:
+        """Return whether anything in the arguments comes from the data."""
+        ...
+
+    def at(self, tree: Any, other: bool) -> Any:
+        """Return arguments as they are at one of the two batch sizes."""
+        ...
 
 
 class RecordedValues:

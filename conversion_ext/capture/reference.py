@@ -16,7 +16,7 @@ from torch.fx import GraphModule, Node
 
 from conversion_ext.capture.module_calls import patched
 from conversion_ext.capture.private_copy import effective_hooks, has_hooks, private_copy
-from conversion_ext.capture.special_calls import RefusedError
+from conversion_ext.capture.recorded_values import RefusedError
 from conversion_ext.errors import Problem
 from conversion_ext.graph import describe, key_of
 from conversion_ext.graph.evaluation import Environment

@@ -6,7 +6,7 @@ import math
 import operator
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +15,9 @@ from torch.fx import Node
 
 from conversion_ext.capture.batch_number import BatchNumber
 from conversion_ext.capture.calls import method_called
-from conversion_ext.capture.contractions import contraction_of, tensordot_equation
+from conversion_ext.capture.contractions import CONTRACTIONS
 from conversion_ext.capture.definitions import DEFINITIONS
-from conversion_ext.capture.recorded_values import Known, RefusedError
+from conversion_ext.capture.recorded_values import Recording, RefusedError
 from conversion_ext.graph import meta_device
 from conversion_ext.graph.structure import leaves_of
 from conversion_ext.operators.assignment import with_item
@@ -29,51 +29,6 @@ _CONSTRUCTORS = {
     "zeros": 0.0, "ones": 1.0, "zeros_like": 0.0, "ones_like": 1.0, "new_zeros": 0.0, "new_ones": 1.0,
     "empty": 0.0, "empty_like": 0.0, "new_empty": 0.0,  # what is never read
 }  # fmt: skip
-
-
-class Recording(Protocol):
-    """What a special call needs of the recording that it belongs to."""
-
-    device: torch.device
-    known: dict[int, Known]
-    fills: dict[int, float]
-    compared: dict[int, tuple[Any, ...]]
-
-    def create(self, op: str, target: Any, args: Any, kwargs: Any) -> Node:
-        """Make a node."""
-        ...
-
-    def compute(self, function: Callable[..., Any], operands: tuple[Any, ...]) -> Node:
-        """Make the node of a number."""
-        ...
-
-    def undecided(self) -> Exception:
-        """Return the error of a network whose course depends on the batch size."""
-        ...
-
-    def know(self, value: Any, other: Any, make: Callable[[], Node], constant: bool = False) -> None:
-        """Remember what the tensors of a result are."""
-        ...
-
-    def function(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Make a node of a call and return its value."""
-        ...
-
-    def note(self, op: str, target: Any, args: Any, kwargs: Any, run: Callable[..., Any]) -> Any:
-        """Run a call at both batch sizes and make a node of it."""
-        ...
-
-    def defined(self, definition: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Record what a function is made of."""
-        ...
-
-    def depends(self, tree: Any) -> bool:
-        """Return whether anything in the arguments comes from the data."""
-        ...
-
-    def at(self, tree: Any, other: bool) -> Any:
-        """Return arguments as they are at one of the two batch sizes."""
-        ...
 
 
 def _size(recording: Recording, func: Any, args: Any, kwargs: Any) -> Any:
@@ -189,43 +144,6 @@ def _masked_fill(recording: Recording, func: Any, args: Any, kwargs: Any) -> Any
     if value != -math.inf:
         x = recording.function(torch.mul, (x, chosen(0.0, 1.0)), {})
     return x if value == 0 else recording.function(torch.add, (x, chosen(float(value), 0.0)), {})
-
-
-def _einsum(recording: Recording, func: Any, args: Any, kwargs: Any) -> Any:
-    """Return a sum of products; with a constant it is a linear layer."""
-    equation, *operands = args
-    operands = operands[0] if len(operands) == 1 and isinstance(operands[0], tuple | list) else operands
-    found = _contracted(recording, equation, operands)
-    return recording.function(func, args, kwargs) if found is None else found
-
-
-def _tensordot(recording: Recording, func: Any, args: Any, kwargs: Any) -> Any:
-    a, b, dims, *_ = [*args, *(kwargs[name] for name in ("a", "b", "dims") if name in kwargs), 2]
-    if not isinstance(dims, int | list | tuple):
-        return recording.function(func, args, kwargs)
-    equation = tensordot_equation((a.dim(), b.dim()), dims)
-    found = _contracted(recording, equation, (a, b))
-    return recording.function(func, args, kwargs) if found is None else found
-
-
-def _matmul(recording: Recording, func: Any, args: Any, kwargs: Any) -> Any:
-    """Return a product of matrices; with a constant on the left it is a linear layer too."""
-    left, right = args if len(args) > 1 else (*args, *kwargs.values())
-    if func.__name__ == "__rmatmul__":
-        left, right = right, left
-    found = _contracted(recording, "ij,...jk->...ik", (left, right)) if right.dim() > 2 else None  # noqa: PLR2004
-    return recording.function(func, args, kwargs) if found is None else found
-
-
-def _contracted(recording: Recording, equation: Any, operands: Any) -> Tensor | None:
-    """Return the sum of products of data and a constant, None where it is another one."""
-    data = [i for i, operand in enumerate(operands) if recording.depends(operand)]
-    if not isinstance(equation, str) or len(operands) != 2 or len(data) != 1:  # noqa: PLR2004 (of two tensors)
-        return None
-    contraction = contraction_of(equation, [operand.dim() for operand in operands], data[0])
-    if contraction is None:
-        return None
-    return recording.defined(contraction, (operands[data[0]], operands[1 - data[0]]), {})
 
 
 def _new_tensor(recording: Recording, func: Any, args: Any, kwargs: Any) -> Tensor:
@@ -349,7 +267,7 @@ SPECIAL: Mapping[str, Callable[[Recording, Any, Any, Any], Any]] = MappingProxyT
     "adaptive_max_pool3d_with_indices": _pool_with_indices,
     **dict.fromkeys(("gt", "ge", "lt", "le", "greater", "less", "greater_equal", "less_equal"), _compare),
     "new_tensor": _new_tensor, "full": _full, "full_like": _full, "new_full": _full,
-    "einsum": _einsum, "tensordot": _tensordot, **dict.fromkeys(("matmul", "__matmul__", "__rmatmul__"), _matmul),
+    **CONTRACTIONS,
     **dict.fromkeys(_CONSTRUCTORS, _constructor),
     **dict.fromkeys(("squeeze_", "unsqueeze_", "transpose_", "swapaxes_", "swapdims_", "t_"), _turned),
     **dict.fromkeys(("zero_", "fill_", "masked_fill_", *(f"{name}_" for name in DEFINITIONS)), _overwritten),

@@ -39,8 +39,9 @@ def can_move(body: GraphModule, edges: Edges) -> bool:
 
 def move_scales(body: GraphModule, edges: Edges, values: Mapping[str, Tensor]) -> None:
     """Take the scales of ``body`` away and put scales of ones, shaped as ``values``, on ``edges``."""
+    before = scale_edges(body)
     for node, _ in graph.modules_called(body, ChannelScale):
-        if str(node.target) in scale_edges(body):
+        if str(node.target) in before:
             node.replace_all_uses_with(node.all_input_nodes[0])
             body.graph.erase_node(node)
     nodes = {node.name: node for node in body.graph.nodes}

@@ -59,8 +59,8 @@ class Engine:
         self.state = NetworkState(snn)
         sizes = [graph.info(n).shape.numel() for n in snn.body.graph.nodes if graph.info(n).is_tensor]
         size, largest = sum(sizes) / max(1, len(sizes)), max(sizes, default=1)
+        # How many samples of one step go into one call.
         self.rows = max(1, int(min(CACHE / (4 * size), LARGEST / (4 * largest))))
-        """How many samples of one step go into one call."""
 
     @property
     def most(self) -> int:

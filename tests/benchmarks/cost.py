@@ -31,6 +31,7 @@ import conversion_ext as cx
 from conversion_ext.conversion import pipeline
 from conversion_ext.data.datasets import load
 from conversion_ext.tuners import tuners
+from conversion_ext.tuners.memory import resident
 from tests.benchmarks.published_networks import NETWORKS, available, data_folder, with_convolutions
 from tests.benchmarks.train import HELD_OUT, trained
 
@@ -140,15 +141,9 @@ def only(name: str, T: int, options: argparse.Namespace) -> int:
     with torch.inference_mode():
         ann(batches[0])  # what any use of the network takes is not the conversion's
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-    before = resident()
+    before = resident() >> 20
     convert(ann, batches, T, options)
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10) - before
-
-
-def resident() -> int:
-    """Return the memory of this process now, in MiB."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() >> 20
 
 
 def main() -> None:
