@@ -31,6 +31,7 @@ __all__ = [
     "initial_state",
     "is_framework_subclass",
     "is_hooked",
+    "lasting",
     "learn",
     "named_surrogate",
     "register_backend",
@@ -39,6 +40,9 @@ __all__ = [
 
 # Backends that need a package beside torch: the name is the package's, its extra's and the backend's.
 FRAMEWORKS = ("spikingjelly", "snntorch")
+
+Empty = Callable[[Tensor, torch.dtype], Tensor]
+"""Gives memory of a dtype in the shape and layout of a tensor."""
 
 
 class Backend(Protocol):
@@ -138,8 +142,17 @@ def check_neuron(spec: Neuron, backend: str) -> None:
     )
 
 
-def initial_potential(v_init: Tensor | float, x: Tensor) -> Tensor:
-    """Return ``v_init`` as a potential of its own for input x [N, ...], in the memory layout of x."""
+def lasting(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return memory in the shape and layout of x: it outlives the run that makes it, and who comes next writes to it.
+
+    What is made in inference mode cannot be written to after it.
+    """
+    with torch.inference_mode(False):
+        return torch.empty_like(x, dtype=dtype, requires_grad=False)
+
+
+def initial_potential(v_init: Tensor | float, x: Tensor, empty: Empty = lasting) -> Tensor:
+    """Return ``v_init`` as a potential of its own for input x [N, ...], in memory that ``empty`` gives."""
     start = torch.as_tensor(v_init, dtype=state_dtype(x.dtype), device=x.device)
     fits = start.dim() <= x.dim() and all(
         a in (1, b) for a, b in zip(reversed(start.shape), reversed(x.shape), strict=False)
@@ -149,14 +162,12 @@ def initial_potential(v_init: Tensor | float, x: Tensor) -> Tensor:
         f"The initial potential has shape {list(start.shape)}, which does not broadcast to neurons {list(x.shape)}; "
         "one per neuron fixes the size of the input.",
     )
-    with torch.inference_mode(False):  # outlives the run that makes it, and is written to by whoever comes next
-        v = torch.empty_like(x, dtype=start.dtype, requires_grad=False)
-    return v.copy_(start)
+    return empty(x, start.dtype).copy_(start)
 
 
-def initial_state(spec: Neuron, v_init: Tensor | float, x: Tensor) -> State:
-    """Return the state of ``spec`` before its first step x [N, ...]."""
-    return spec.start(initial_potential(v_init, x))
+def initial_state(spec: Neuron, v_init: Tensor | float, x: Tensor, empty: Empty = lasting) -> State:
+    """Return the state of ``spec`` before its first step x [N, ...], the potential in memory that ``empty`` gives."""
+    return spec.start(initial_potential(v_init, x, empty))
 
 
 def advance_in_place(
@@ -167,16 +178,17 @@ def advance_in_place(
     v_init: Tensor | float,
     count: Tensor | None = None,
     run: Any = advance,
+    empty: Empty = lasting,
 ) -> Tensor:
     """Fast path of ``backend.run`` for inference: update the framework's state tensors with a kernel of ours.
 
     Spikes and final state are bit-identical; there are no gradients, and tensors of the state may be overwritten. (The
     frameworks' forward reads and writes the state several times per step.) Spikes are added to ``count`` [N, ...].
-    ``run``: ``advance`` or ``advance_compiled``.
+    ``run``: ``advance`` or ``advance_compiled``. ``empty`` gives memory for a state that is begun.
     """
     state = backend.state(neuron)
     if state is None:
-        state = initial_state(spec, v_init, x_seq[0])
+        state = initial_state(spec, v_init, x_seq[0], empty)
         backend.set_state(neuron, state)
     else:
         check_state(state[0], x_seq[0], spec)

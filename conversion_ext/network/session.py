@@ -7,9 +7,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
-__all__ = ["Session", "session"]
+from conversion_ext.backends.base import lasting
+
+__all__ = ["Room", "Session", "session"]
+
+Room = Callable[[Any, Tensor, torch.dtype], Tensor]
+"""Gives memory of a dtype, for what has a name, in the shape and layout of a tensor [N, ...]."""
+
+
+def own_room(name: object, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return memory of its own."""
+    return lasting(x, dtype)
 
 
 @dataclass(frozen=True)
@@ -18,11 +29,12 @@ class Session:
 
     ``kernel``: ``advance`` or ``advance_compiled``, which updates the tensors of the framework in its place.
     ``counts``: where sites that ``counts_spikes`` add up their spikes [N, ...], under their keys: cheap while these are
-    in the cache. None: nothing is counted.
+    in the cache. None: nothing is counted. ``room`` gives memory for potentials and counts.
     """
 
     kernel: Callable[..., Any]
     counts: dict[str, Tensor] | None = None
+    room: Room = own_room
 
 
 class _Site(Protocol):
@@ -31,10 +43,13 @@ class _Site(Protocol):
 
 @contextmanager
 def session(
-    sites: Iterable[_Site], kernel: Callable[..., Any], counts: dict[str, Tensor] | None = None
+    sites: Iterable[_Site],
+    kernel: Callable[..., Any],
+    counts: dict[str, Tensor] | None = None,
+    room: Room | None = None,
 ) -> Iterator[None]:
     """Put ``sites`` into a session; without one they call the framework's own forward."""
-    sites, own = list(sites), Session(kernel, counts)
+    sites, own = list(sites), Session(kernel, counts, room or own_room)
     try:
         for site in sites:
             site.session = own

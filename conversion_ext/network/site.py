@@ -221,8 +221,11 @@ class SpikingSite(nn.Module):
     def _run(self, z_seq: Tensor, start: Tensor) -> Tensor:
         # CUDA has the framework's fused kernels, and only its own forward runs the hooks of a user.
         if self.session is not None and not z_seq.is_cuda and not is_hooked(self.neuron):
-            count = self._count(self.session, z_seq[0])
-            return advance_in_place(self.backend, self.neuron, self.spec, z_seq, start, count, self.session.kernel)
+            count, room = self._count(self.session, z_seq[0]), self.session.room
+            return advance_in_place(
+                self.backend, self.neuron, self.spec, z_seq, start, count, self.session.kernel,
+                lambda z, dtype: room((self.key, "v"), z, dtype),
+            )  # fmt: skip
         return self.backend.run(self.neuron, z_seq, start)
 
     @property
@@ -256,7 +259,7 @@ class SpikingSite(nn.Module):
         if session.counts is None or not self.counts_spikes:
             return None
         if self.key not in session.counts:
-            session.counts[self.key] = torch.zeros_like(z, dtype=state_dtype(z.dtype))
+            session.counts[self.key] = session.room((self.key, "count"), z, state_dtype(z.dtype)).zero_()
         return session.counts[self.key]
 
     def restart(self) -> None:

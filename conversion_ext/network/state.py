@@ -79,6 +79,10 @@ class NetworkState:
             return torch.index_select(part, 0, rows, out=torch.empty_like(part[: len(rows)]))
 
         self.apply(kept)
+        self.resize(N, len(index))
+
+    def resize(self, n: int, N: int) -> None:
+        """Expect N samples in the place of n, after the tensors of the state were given as many."""
         for module in self.others:
             if isinstance(module, Stateful):
-                module.forget_shapes()
+                module.resize(n, N)

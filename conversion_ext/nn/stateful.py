@@ -25,6 +25,10 @@ class Signature(NamedTuple):
     dtype: torch.dtype
     device: torch.device
 
+    def resized(self, n: int, N: int) -> Signature:
+        """Return the signature for N samples in the place of n."""
+        return self._replace(shape=torch.Size((self.shape[0] // n * N, *self.shape[1:])))
+
 
 def check_signature(owner: str, seen: Signature | None, x_seq: Tensor) -> Signature:
     """Return the signature of a step of ``x_seq`` [T, N, ...]; raise StateError if it differs from ``seen``."""
@@ -141,9 +145,9 @@ class Stateful(Memory):
     def _initial_fields(self) -> dict[str, Any]:
         return {**super()._initial_fields(), "_seen": (None,) * self.inputs}
 
-    def forget_shapes(self) -> None:
-        """Accept steps of another shape from now on, for whoever has changed the state accordingly."""
-        self._seen = (None,) * self.inputs
+    def resize(self, n: int, N: int) -> None:
+        """Expect steps of N samples in the place of n, for whoever has changed the state accordingly."""
+        self._seen = tuple(None if seen is None else seen.resized(n, N) for seen in self._seen)
 
     def forward(self, *args: Tensor | Steps) -> Tensor:
         """Return the outputs of the steps given, in the layout in which they were given."""

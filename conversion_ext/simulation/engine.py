@@ -13,7 +13,7 @@ from conversion_ext import graph
 from conversion_ext.errors import require
 from conversion_ext.exact import state_dtype
 from conversion_ext.graph.values import map_tensors
-from conversion_ext.network.session import session
+from conversion_ext.network.session import Room, session
 from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.network.state import NetworkState
 from conversion_ext.neurons import advance, advance_compiled
@@ -72,21 +72,28 @@ class Engine:
         return schedule(self.snn, self.sites, T, block, length)
 
     def chunks(self, N: int, plan: Schedule, time_chunk: int | None) -> Iterator[int]:
-        """Yield how many steps (or blocks) to run in each call; no call goes beyond the end of the warm-up."""
+        """Yield how many steps (or blocks) to run in each call, about as many in all.
+
+        No call goes beyond the end of the warm-up.
+        """
         require(
             time_chunk is None or time_chunk >= plan.T or not any(site.clock for site in self.sites.values()),
             f"time_chunk={time_chunk}: this network looks ahead, so all T={plan.T} steps are one call; leave it out.",
         )
         chunk = max(plan.min_first_call, time_chunk // plan.block if time_chunk else self.rows // N)
         for steps in (plan.warm_up, plan.T // plan.block):
-            yield from (min(chunk, steps - first) for first in range(0, steps, chunk))
+            even = max(plan.min_first_call, -(-steps // max(1, -(-steps // chunk))))
+            yield from (min(even, steps - first) for first in range(0, steps, even))
 
     @contextmanager
-    def running(self, counts: dict[str, Tensor]) -> Iterator[None]:
-        """Own the state of the network: no autograd, and it is overwritten where that saves a copy; count spikes."""
+    def running(self, counts: dict[str, Tensor], room: Room | None = None) -> Iterator[None]:
+        """Own the state of the network: no autograd, and it is overwritten where that saves a copy; count spikes.
+
+        ``room`` gives memory for potentials and counts.
+        """
         self.state.apply(lambda part: part.detach().clone())
         try:
-            with session(self.sites.values(), self.run, counts), torch.inference_mode():
+            with session(self.sites.values(), self.run, counts, room), torch.inference_mode():
                 yield
         finally:
             # What was made in inference mode cannot be written to, or have gradients, after it.

@@ -80,12 +80,12 @@ class Recorder:
         return {key: count.sum([*range(1, count.dim())]) + self.before.get(key, 0) for key, count in counts.items()}
 
     def rates(self, T: int | Tensor) -> dict[str, Tensor]:
-        """Return {site: spikes per step} of T steps, for all samples or [N]."""
+        """Return {site: spikes per step} of T steps, for all samples or [N]. It overwrites counts: call it last."""
         counts = self.settled or self._shown(self.counts)
         steps = {
             key: T if isinstance(T, int) else T.view(-1, *[1] * (count.dim() - 1)) for key, count in counts.items()
         }
-        return {key: counts[key] / steps[key] for key in self.sites if key in counts}
+        return {key: _divided(counts[key], steps[key]) for key in self.sites if key in counts}
 
     def recorded(self) -> dict[str, dict[str, Tensor]]:
         """Return {quantity: {site: [T, N, ...]}}."""
@@ -96,3 +96,7 @@ class Recorder:
         """Return values with the samples, and they alone, in ``dim``."""
         N = self.samples
         return {key: v if v.shape[dim] == N else v.unflatten(dim, (N, -1)) for key, v in values.items()}
+
+
+def _divided(count: Tensor, steps: int | Tensor) -> Tensor:
+    return count / steps if count.is_inference() else count.div_(steps)

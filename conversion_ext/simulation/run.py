@@ -13,6 +13,7 @@ from torch import Tensor
 from conversion_ext.data.inputs import tensors_of
 from conversion_ext.errors import StateError, require
 from conversion_ext.graph.values import map_tensors
+from conversion_ext.network.session import Room
 from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.nn.softmax import SpikingSoftmax
 from conversion_ext.readouts.base import Readout
@@ -24,7 +25,7 @@ from conversion_ext.simulation.inputs import encoded, frames, means
 from conversion_ext.simulation.options import RunOptions
 from conversion_ext.simulation.recorder import RECORDS, Recorder
 from conversion_ext.simulation.schedule import Schedule
-from conversion_ext.simulation.slices import joined, joined_state, slices
+from conversion_ext.simulation.slices import Joined, slices
 from conversion_ext.tables import Report, Sheet, plain, spread
 from conversion_ext.types import whole
 
@@ -151,22 +152,30 @@ class Runner:
 
     def _in_turn(self, parts: list[tuple[Any, ...]], plan: Schedule, steps: tuple[int, ...]) -> Simulation:
         """Run slices of a batch, and leave the state that the whole batch would have left."""
-        state, runs, states = self.engine.state, list[Simulation](), list[Any]()
-        for part in parts:
+        state, sizes = self.engine.state, [_samples(part) for part in parts]
+        whole = Joined(sum(sizes))
+        for part, n in zip(parts, sizes, strict=True):
             state.reset()
-            runs.append(self._run(part, plan, steps, False))
-            states.append(state.snapshot())
-        state.restore(joined_state(states))
-        first = runs[0]
-        return Simulation(
-            joined([each.outputs for each in runs], 1), first.at, joined([each.firing_rate for each in runs], 0),
-            joined([each.spikes for each in runs], 0), first.total_steps, first.latency_steps,
-            joined([each.recorded for each in runs], 1),
-        )  # fmt: skip
+            whole.begin(n)
+            run = self._run(part, plan, steps, False, whole.room)
+            whole.add((run.firing_rate, run.spikes, state.snapshot()), 0)
+            whole.add((run.outputs, run.recorded), 1)
+        firing_rate, spikes, left = whole.values(0)
+        outputs, recorded = whole.values(1)
+        state.restore(left)
+        state.resize(sizes[0], sum(sizes))
+        return Simulation(outputs, steps, firing_rate, spikes, plan.total_steps, plan.latency_steps, recorded)
 
-    def _run(self, inputs: tuple[Any, ...], plan: Schedule, steps: tuple[int, ...], sequence: bool) -> Simulation:
+    def _run(
+        self,
+        inputs: tuple[Any, ...],
+        plan: Schedule,
+        steps: tuple[int, ...],
+        sequence: bool,
+        room: Room | None = None,
+    ) -> Simulation:
         engine, left = self.engine, None
-        samples = next(v.shape[1 if sequence else 0] for v in inputs if isinstance(v, Tensor))
+        samples = _samples(inputs, sequence)
         with Recorder(engine.sites, samples, self.record) as recorder:
             if self.exit is not None:
                 steps, decoder = (plan.T,), Decoder(self.readout or self.snn.conversion.recipe.readout)
@@ -174,8 +183,10 @@ class Runner:
                 outputs = output.unsqueeze(0)
             else:
                 chunk = 1 if "potential" in self.record else self.time_chunk  # it is read after a call
-                outputs = run(engine, inputs, plan, steps, recorder, self.readout, chunk, sequence, self.generator)
-        rates, spikes, kept = recorder.rates(plan.T if left is None else left), recorder.spikes(), recorder.recorded()
+                outputs = run(
+                    engine, inputs, plan, steps, recorder, self.readout, chunk, sequence, self.generator, room
+                )
+        spikes, kept, rates = recorder.spikes(), recorder.recorded(), recorder.rates(plan.T if left is None else left)
         return Simulation(outputs, steps, rates, spikes, plan.total_steps, plan.latency_steps, kept, left)
 
     def _check(self, plan: Schedule, steps: tuple[int, ...], sequence: bool) -> None:
@@ -216,12 +227,15 @@ def run(
     time_chunk: int | None = None,
     sequence: bool = False,
     generator: torch.Generator | None = None,
+    room: Room | None = None,
 ) -> Any:
-    """Run the engine on one batch and return the outputs decoded after the steps ``at``."""
+    """Run the engine on one batch and return the outputs decoded after the steps ``at``.
+
+    ``room`` gives memory for potentials and counts.
+    """
     recipe, block, warm_up = engine.snn.conversion.recipe, plan.block, plan.warm_up
     decoder = Decoder(readout or recipe.readout)
-    N = next(v.shape[1 if sequence else 0] for v in inputs if isinstance(v, Tensor))
-    chunks = engine.chunks(N, plan, time_chunk)
+    chunks = engine.chunks(_samples(inputs, sequence), plan, time_chunk)
     if sequence:
         outputs = engine.sequence(means(frames(inputs), block), chunks, block)
     elif recipe.encoder.constant:
@@ -230,7 +244,7 @@ def run(
         read = encoded(recipe.encoder, inputs, plan.warm_up + plan.T, generator)
         outputs = engine.sequence(means(read, block), chunks, block)
     kept: list[list[Tensor]] = []
-    with engine.running(recorder.counts):
+    with engine.running(recorder.counts, room):
         for K, output in outputs:
             if warm_up:
                 warm_up -= K
@@ -240,6 +254,11 @@ def run(
                 continue
             kept += [decoder.decode() for t in decoder.steps(output, K, block) if t in at]
     return decoder.nest([torch.stack(series) for series in zip(*kept, strict=True)])
+
+
+def _samples(inputs: tuple[Any, ...], sequence: bool = False) -> int:
+    """Return N of inputs [N, ...], or of frames [T, N, ...]."""
+    return next(v.shape[1 if sequence else 0] for v in inputs if isinstance(v, Tensor))
 
 
 def _check_readout(recipe: Recipe, readout: Readout | None, block: int) -> None:

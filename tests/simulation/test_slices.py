@@ -8,7 +8,7 @@ import torch
 import conversion_ext as cx
 from conversion_ext.errors import StateError
 from conversion_ext.simulation import engine, run
-from conversion_ext.simulation.slices import slices
+from conversion_ext.simulation.slices import Joined, slices
 from tests.live import live
 
 pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
@@ -51,3 +51,29 @@ def test_inputs_of_unequal_numbers_of_samples_stay_whole():
     inputs = (torch.arange(7), torch.arange(3))
     (only,) = slices(inputs, 2)
     assert only is inputs
+
+
+def test_what_slices_leave_lies_where_the_whole_batch_keeps_it():
+    whole, x = Joined(5), torch.arange(20.0).reshape(10, 2)  # two rows for each sample
+    for n, part in zip((2, 3), x.split((4, 6)), strict=True):
+        whole.begin(n)
+        made = whole.room("v", part, torch.float64).copy_(part)
+        again = whole.room("v", part, torch.float64).fill_(-1)  # begun anew while the first is still held
+        whole.add({"made": made, "copied": part, "again": again, "none": None}, 0)
+        whole.add(part[None], 1)
+    found = whole.values(0)
+    assert torch.equal(found["made"], x.double())
+    assert found["made"].untyped_storage().data_ptr() == made.untyped_storage().data_ptr()
+    assert torch.equal(found["copied"], x)
+    assert torch.equal(found["again"], torch.full_like(found["made"], -1))
+    assert found["none"] is None
+    assert torch.equal(whole.values(1), x[None])
+
+
+def test_calls_hold_about_as_many_steps():
+    snn, _ = converted("residual", 2)
+    runner = engine.Engine(snn)
+    runner.rows = 12
+    assert list(runner.chunks(2, runner.schedule(8), None)) == [4, 4]
+    assert list(runner.chunks(2, runner.schedule(8), 3)) == [3, 3, 2]
+    assert list(runner.chunks(2, runner.schedule(5), None)) == [5]
