@@ -190,6 +190,11 @@ TRAPS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Any, Any]] = {
         lambda: nn.Sequential(BN(3), nn.Conv2d(3, 4, **CONV, padding_mode="reflect"), RELU()), (3, 6, 6), BN, ()),
     "norm_before_flat_linear": (
         lambda: nn.Sequential(nn.MaxPool2d(2), BN(3), nn.Flatten(), nn.Linear(12, 5)), (3, 4, 4), BN, ()),
+    "padded": (lambda: nn.Sequential(nn.ZeroPad2d((2, 2, 1, 1)), nn.Conv2d(3, 4, **CONV), BN(4), RELU(),
+                                     nn.ConstantPad2d(1, 0), nn.Conv2d(4, 4, 3, padding="valid")), (3, 6, 6),
+               (nn.ZeroPad2d, nn.ConstantPad2d), ()),
+    "norm_before_padding": (lambda: nn.Sequential(BN(3), nn.ZeroPad2d(1), nn.Conv2d(3, 4, 3), RELU()), (3, 6, 6),
+                            nn.ZeroPad2d, BN),
     "norm_chain": (lambda: nn.Sequential(BN(3), BN(3), nn.Conv2d(3, 4, 3), BN(4), BN(4)), (3, 6, 6), BN, ()),
     "norm_without_affine": (
         lambda: nn.Sequential(nn.Conv2d(3, 4, 3), BN(4, affine=False), nn.Dropout(), RELU()), (3, 6, 6),

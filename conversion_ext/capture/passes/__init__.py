@@ -15,6 +15,7 @@ from conversion_ext.capture.passes.batch_size import BatchSize
 from conversion_ext.capture.passes.flatten import Flattening
 from conversion_ext.capture.passes.fold_batch_norm import FoldBatchNorm
 from conversion_ext.capture.passes.fold_constants import FoldConstants
+from conversion_ext.capture.passes.fold_padding import FoldPadding
 from conversion_ext.capture.passes.functional_layers import FunctionalLayers
 from conversion_ext.capture.passes.merge_activations import MergeActivations
 from conversion_ext.capture.passes.out_of_place import OutOfPlace
@@ -35,6 +36,7 @@ register_pass("batch_size", BatchSize())
 register_pass("flatten", Flattening())
 register_pass("unshare", Unshare())
 register_pass("remove_noops", RemoveNoops())
+register_pass("fold_padding", FoldPadding())
 register_pass("fold_batch_norm", FoldBatchNorm())
 register_pass("merge_activations", MergeActivations())
 
