@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Node
 
 __all__ = [
-    "ADAPTIVE_AVERAGE_POOLS", "AVERAGE_POOLS", "BATCH_NORMS", "CONVOLUTIONS", "FORWARD_WEIGHTS", "MAX_POOLS",
-    "TRANSPOSED", "WEIGHTS", "affine_of", "along_inputs", "along_outputs", "like", "output_rows", "pads_zeros",
-    "spatial_dims",
+    "ADAPTIVE_AVERAGE_POOLS", "AVERAGE_POOLS", "BATCH_NORMS", "CONSTANT_PADS", "CONVOLUTIONS", "FORWARD_WEIGHTS",
+    "MAX_POOLS", "TRANSPOSED", "WEIGHTS", "affine_of", "along_inputs", "along_outputs", "like", "output_rows",
+    "pads_zeros", "spatial_dims", "zeros_around",
 ]  # fmt: skip
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -24,6 +27,9 @@ MAX_POOLS = (
     nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
 )  # fmt: skip
 AVERAGE_POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+CONSTANT_PADS = (
+    nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d,
+)  # fmt: skip
 ADAPTIVE_AVERAGE_POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 
 
@@ -75,6 +81,24 @@ def pads_zeros(layer: Any) -> bool:
     if layer.padding == "same":
         return any(size > 1 for size in layer.kernel_size)
     return bool(layer.padding) if isinstance(layer.padding, int) else any(layer.padding)
+
+
+def zeros_around(node: Node, layer: Any) -> list[tuple[int, int]] | None:
+    """Return how many zeros a call puts before and behind each dimension, the last one first.
+
+    ``layer`` is the module that it calls, None for a function. None where it is no such call.
+    """
+    if isinstance(layer, CONSTANT_PADS):
+        given = {"pad": layer.padding, "value": layer.value}
+    elif node.target is F.pad:
+        given = inspect.signature(F.pad).bind(*node.args, **node.kwargs).arguments
+    else:
+        return None
+    pad = given["pad"]
+    zeros = given.get("mode", "constant") == "constant" and not given.get("value")
+    if not zeros or not isinstance(pad, tuple | list) or not all(isinstance(n, int) and n >= 0 for n in pad):
+        return None
+    return list(zip(pad[::2], pad[1::2], strict=True))
 
 
 def spatial_dims(layer: Any) -> int:

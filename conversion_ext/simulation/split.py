@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 from torch.fx import Graph, GraphModule, Node
 
 from conversion_ext import graph
+from conversion_ext.simulation.padding import without_padding
 
 # A split compiles two modules, longer than many a step. A body that changes or is copied is split anew.
 _halves: WeakKeyDictionary[GraphModule, tuple[list[Any], tuple[GraphModule, GraphModule]]] = WeakKeyDictionary()
@@ -27,7 +28,8 @@ def halves(body: GraphModule) -> tuple[GraphModule, GraphModule]:
 def split(body: GraphModule) -> tuple[GraphModule, GraphModule]:
     """Return (prologue, main): main(*prologue(*inputs), steps) equals body(*inputs, steps) under constant current.
 
-    The prologue is everything that the ``steps`` input does not reach.
+    The prologue is everything that the ``steps`` input does not reach. In the rest depthwise convolutions pad for
+    themselves.
     """
     varying = graph.varying(body.graph, [graph.steps_of(body)]) - {graph.output_of(body)}
     static = [n for n in body.graph.nodes if n not in varying and n.op not in ("get_attr", "output")]
@@ -43,4 +45,4 @@ def split(body: GraphModule) -> tuple[GraphModule, GraphModule]:
     for node in body.graph.nodes:
         if node in varying or node.op in ("get_attr", "output"):
             copies[node] = after.node_copy(node, copies.__getitem__)
-    return GraphModule(body, before), GraphModule(body, after)
+    return GraphModule(body, before), without_padding(GraphModule(body, after))

@@ -41,7 +41,7 @@ def rewritten(ann, *shape):
         (nn.ConstantPad2d(1, 0.0), C2(2, 4, 3, groups=2, padding=(0, 1)), (2, 5, 5), (1, 2)),
         (Net(lambda n, x: F.pad(x, (1, 1))), C2(2, 3, 3, bias=False), (2, 5, 5), (0, 1)),
         (Net(lambda n, x: F.pad(x, [0, 0, 2, 2], "constant", 0)), C2(2, 3, 3), (2, 5, 5), (2, 0)),
-        (Net(lambda n, x: F.pad(x, (1, 1, 1, 1, 0, 0), value=0.0)), C2(2, 3, 3), (2, 5, 5), (1, 1)),
+        (Net(lambda n, x: F.pad(input=x, pad=(1, 1, 1, 1, 0, 0), value=0.0)), C2(2, 3, 3), (2, 5, 5), (1, 1)),
         (nn.Sequential(nn.ZeroPad2d(1), nn.ZeroPad2d(2)), C2(2, 3, 3), (2, 5, 5), (3, 3)),
     ],
 )

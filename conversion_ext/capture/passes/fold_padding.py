@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
-import torch.nn.functional as F
-from torch import nn
 from torch.fx import GraphModule, Node
 
 from conversion_ext.capture.passes.base import layer_of
 from conversion_ext.graph import info, refresh
-from conversion_ext.graph.layers import CONVOLUTIONS
+from conversion_ext.graph.layers import CONSTANT_PADS, CONVOLUTIONS, zeros_around
 
 __all__ = ["FoldPadding"]
-
-_PADS = (
-    nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d,
-)  # fmt: skip
 
 
 class FoldPadding:
@@ -34,7 +27,7 @@ class FoldPadding:
             for layer, padding in readers:
                 layer.padding = padding
             if readers:
-                node.replace_all_uses_with(node.args[0])
+                node.replace_all_uses_with(node.all_input_nodes[0])
                 model.graph.erase_node(node)
         refresh(model)
 
@@ -47,28 +40,19 @@ def _readers(model: GraphModule, node: Node) -> list[tuple[Any, tuple[int, ...]]
     """Return (convolution, its padding with that of ``node``) for all that read ``node``; none unless each can pad."""
     widths = _widths(model, node)
     layers = [] if widths is None else [layer_of(model, user, *CONVOLUTIONS) for user in node.users]
-    found = [(layer, None if layer is None else _padding(layer, widths or ())) for layer in layers]
+    found = [(layer, None if layer is None else _padding(layer, widths or [])) for layer in layers]
     readers = [(layer, padding) for layer, padding in found if padding is not None]
     return readers if len(readers) == len(found) else []
 
 
-def _widths(model: GraphModule, node: Node) -> tuple[int, ...] | None:
+def _widths(model: GraphModule, node: Node) -> list[int] | None:
     """Return how many zeros ``node`` puts on either side of each dimension, the last first; None if it does not."""
-    layer = layer_of(model, node, *_PADS)
-    if layer is not None:
-        given = {"pad": layer.padding, "value": layer.value}
-    elif node.target is F.pad and not info(node).skip:
-        given = inspect.signature(F.pad).bind(*node.args, **node.kwargs).arguments
-    else:
-        return None
-    pad = given["pad"]
-    zeros = given.get("mode", "constant") == "constant" and not given.get("value")
-    if not zeros or not isinstance(pad, tuple | list) or pad[::2] != pad[1::2]:
-        return None
-    return tuple(pad[::2]) if all(isinstance(width, int) and width >= 0 for width in pad) else None
+    layer = layer_of(model, node, *CONSTANT_PADS)
+    zeros = None if layer is None and (node.op == "call_module" or info(node).skip) else zeros_around(node, layer)
+    return None if zeros is None or any(a != b for a, b in zeros) else [a for a, _ in zeros]
 
 
-def _padding(layer: Any, widths: tuple[int, ...]) -> tuple[int, ...] | None:
+def _padding(layer: Any, widths: list[int]) -> tuple[int, ...] | None:
     """Return the padding of a convolution that pads ``widths`` more, the last dimension first; None if it cannot."""
     own = (0,) * len(layer.kernel_size) if layer.padding == "valid" else layer.padding
     if layer.padding_mode != "zeros" or own == "same" or any(widths[len(own) :]):
