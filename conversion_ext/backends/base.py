@@ -179,12 +179,14 @@ def advance_in_place(
     count: Tensor | None = None,
     run: Any = advance,
     empty: Empty = lasting,
+    overwrite: bool = False,
 ) -> Tensor:
     """Fast path of ``backend.run`` for inference: update the framework's state tensors with a kernel of ours.
 
     Spikes and final state are bit-identical; there are no gradients, and tensors of the state may be overwritten. (The
     frameworks' forward reads and writes the state several times per step.) Spikes are added to ``count`` [N, ...].
-    ``run``: ``advance`` or ``advance_compiled``. ``empty`` gives memory for a state that is begun.
+    ``run``: ``advance`` or ``advance_compiled``. ``empty`` gives memory for a state that is begun. With
+    ``overwrite`` spikes may take the place of the currents.
     """
     state = backend.state(neuron)
     if state is None:
@@ -193,7 +195,7 @@ def advance_in_place(
     else:
         check_state(state[0], x_seq[0], spec)
     step = advance if spec.learned else run  # what is learned is no constant to compile with
-    spikes, new = step(spec.holding(neuron), x_seq, state, _fires, True, count)
+    spikes, new = step(spec.holding(neuron), x_seq, state, _fires, True, count, overwrite=overwrite)
     if new is not state:
         backend.set_state(neuron, new)
     return spikes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -30,11 +30,13 @@ class Session:
     ``kernel``: ``advance`` or ``advance_compiled``, which updates the tensors of the framework in its place.
     ``counts``: where sites that ``counts_spikes`` add up their spikes [N, ...], under their keys: cheap while these are
     in the cache. None: nothing is counted. ``room`` gives memory for potentials and counts.
+    ``fresh``: keys of sites whose input nobody else reads, so that spikes may take its place.
     """
 
     kernel: Callable[..., Any]
     counts: dict[str, Tensor] | None = None
     room: Room = own_room
+    fresh: Collection[str] = ()
 
 
 class _Site(Protocol):
@@ -47,9 +49,10 @@ def session(
     kernel: Callable[..., Any],
     counts: dict[str, Tensor] | None = None,
     room: Room | None = None,
+    fresh: Collection[str] = (),
 ) -> Iterator[None]:
     """Put ``sites`` into a session; without one they call the framework's own forward."""
-    sites, own = list(sites), Session(kernel, counts, room or own_room)
+    sites, own = list(sites), Session(kernel, counts, room or own_room, fresh)
     try:
         for site in sites:
             site.session = own

@@ -224,9 +224,14 @@ class SpikingSite(nn.Module):
             count, room = self._count(self.session, z_seq[0]), self.session.room
             return advance_in_place(
                 self.backend, self.neuron, self.spec, z_seq, start, count, self.session.kernel,
-                lambda z, dtype: room((self.key, "v"), z, dtype),
+                lambda z, dtype: room((self.key, "v"), z, dtype), self._owns_input(self.session),
             )  # fmt: skip
         return self.backend.run(self.neuron, z_seq, start)
+
+    def _owns_input(self, session: Session) -> bool:
+        """Return whether the currents are written to: where each is its own number, and read once."""
+        once = self.stepping.plain and self.neurons == 1 and self.clock is None and not self.static_input
+        return once and self.key in session.fresh and not is_hooked(self) and not is_hooked(self.stepping)
 
     @property
     def neurons(self) -> int:

@@ -27,17 +27,19 @@ def advance(
     in_place: bool = False,
     count: Tensor | None = None,
     detach_reset: bool = False,
+    overwrite: bool = False,
 ) -> tuple[Tensor, State]:
     """Advance ``spec`` over x_seq [T, N, ...]; return spikes in the dtype of x_seq and the new state.
 
     Args:
         spec: the neuron.
-        x_seq: currents [T, N, ...], which are not changed.
+        x_seq: currents [T, N, ...], which are not changed unless ``overwrite``.
         state: its state, tensors [N, ...], the membrane potential first; not changed unless ``in_place``.
         heaviside: the step function, with the gradient that training wants.
         in_place: whether the tensors of ``state`` may be overwritten.
         count: numbers of spikes [N, ...], to which those of these steps are added, whatever their sign.
         detach_reset: let no gradient flow through what a spike does to the state.
+        overwrite: whether spikes may take the place of the currents, which nobody else reads.
 
     Returns:
         Spikes [T, N, ...], and the state after the last step.
@@ -45,7 +47,7 @@ def advance(
     differentiable = torch.is_grad_enabled() and (x_seq.requires_grad or state[0].requires_grad)
     if type(spec) is IF and not differentiable:
         state = state if in_place else (state[0].clone(),)
-        return _fire(spec, state[0], x_seq, count), state
+        return _fire(spec, state[0], x_seq, count, overwrite), state
     if type(spec) is IF and spec.stock and spec.reset is Reset.SUBTRACT and detach_reset and count is None:
         above, v = Charge.apply(x_seq.to(state[0].dtype), state[0])
         return heaviside(above).to(x_seq.dtype), (v,)
@@ -90,14 +92,14 @@ class Charge(torch.autograd.Function):
         return total, later
 
 
-def _fire(spec: IF, v: Tensor, x_seq: Tensor, count: Tensor | None) -> Tensor:
+def _fire(spec: IF, v: Tensor, x_seq: Tensor, count: Tensor | None, overwrite: bool) -> Tensor:
     """Advance the potential ``v`` of IF neurons in place, without autograd; return the spikes."""
-    spikes = torch.empty_like(x_seq)
+    spikes = x_seq if overwrite else torch.empty_like(x_seq)
     fires = torch.gt if spec.strict else torch.ge
     one = torch.ones((), dtype=v.dtype, device=v.device)  # a number would be made a tensor at each comparison
     for x_part, v_part, s_part, c_part in _parts(x_seq, v, spikes, count):
         wide = x_part.to(v.dtype)  # arithmetic between two dtypes costs more than a conversion
-        fired = s_part if wide is x_part else torch.empty_like(wide)
+        fired = s_part if wide is x_part else wide
         for x, s in zip(wide, fired, strict=True):
             v_part.add_(x)
             fires(v_part, one, out=s)

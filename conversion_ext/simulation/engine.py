@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from conversion_ext import graph
+from conversion_ext.backends.base import is_hooked
 from conversion_ext.errors import require
 from conversion_ext.exact import state_dtype
 from conversion_ext.graph.values import map_tensors
@@ -21,7 +22,7 @@ from conversion_ext.simulation.delays import delayed
 from conversion_ext.simulation.inputs import Reader
 from conversion_ext.simulation.precision import narrowed
 from conversion_ext.simulation.schedule import Schedule, schedule
-from conversion_ext.simulation.split import halves, split
+from conversion_ext.simulation.split import fresh_currents, halves, split
 from conversion_ext.types import Steps
 
 __all__ = ["Engine"]
@@ -55,6 +56,7 @@ class Engine:
         if dtype is not None or weights is not None:  # the prologue is run once: nothing to gain from fewer bits
             self.main = split(narrowed(snn.body, dtype, weights))[1]
         self.narrow = dtype is not None
+        self.fresh = fresh_currents(self.main)
         self.sites = snn.sites()
         self.state = NetworkState(snn)
         sizes = [graph.info(n).shape.numel() for n in snn.body.graph.nodes if graph.info(n).is_tensor]
@@ -86,14 +88,15 @@ class Engine:
             yield from (min(even, steps - first) for first in range(0, steps, even))
 
     @contextmanager
-    def running(self, counts: dict[str, Tensor], room: Room | None = None) -> Iterator[None]:
+    def running(self, counts: dict[str, Tensor], room: Room | None = None, block: int = 1) -> Iterator[None]:
         """Own the state of the network: no autograd, and it is overwritten where that saves a copy; count spikes.
 
-        ``room`` gives memory for potentials and counts.
+        ``room`` gives memory for potentials and counts. A ``block`` of steps reads its current more than once.
         """
+        fresh = [key for key, layer in self.fresh.items() if block == 1 and not is_hooked(layer)]
         self.state.apply(lambda part: part.detach().clone())
         try:
-            with session(self.sites.values(), self.run, counts, room), torch.inference_mode():
+            with session(self.sites.values(), self.run, counts, room, fresh), torch.inference_mode():
                 yield
         finally:
             # What was made in inference mode cannot be written to, or have gradients, after it.

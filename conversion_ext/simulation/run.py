@@ -244,7 +244,7 @@ def run(
         read = encoded(recipe.encoder, inputs, plan.warm_up + plan.T, generator)
         outputs = engine.sequence(means(read, block), chunks, block)
     kept: list[list[Tensor]] = []
-    with engine.running(recorder.counts, room):
+    with engine.running(recorder.counts, room, block):
         for K, output in outputs:
             if warm_up:
                 warm_up -= K

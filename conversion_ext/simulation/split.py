@@ -8,7 +8,9 @@ from weakref import WeakKeyDictionary
 from torch.fx import Graph, GraphModule, Node
 
 from conversion_ext import graph
-from conversion_ext.simulation.padding import without_padding
+from conversion_ext.graph.layers import WEIGHTS
+from conversion_ext.network.site import SpikingSite
+from conversion_ext.simulation.padding import Padded, without_padding
 
 # A split compiles two modules, longer than many a step. A body that changes or is copied is split anew.
 _halves: WeakKeyDictionary[GraphModule, tuple[list[Any], tuple[GraphModule, GraphModule]]] = WeakKeyDictionary()
@@ -23,6 +25,20 @@ def halves(body: GraphModule) -> tuple[GraphModule, GraphModule]:
         both = split(body)
         _halves[body] = now, both
     return both
+
+
+def fresh_currents(main: GraphModule) -> dict[str, Any]:
+    """Return {site: layer} of the sites whose input a weight layer makes for them alone; noted for the next call."""
+    if "fresh_currents" not in main.meta:
+        pairs = [(graph.module_of(main, n), n.all_input_nodes[0]) for n in main.graph.nodes if n.op == "call_module"]
+        main.meta["fresh_currents"] = {
+            site.key: graph.module_of(main, source)
+            for site, source in pairs
+            if isinstance(site, SpikingSite)
+            and len(source.users) == 1
+            and isinstance(graph.module_of(main, source), (*WEIGHTS, Padded))
+        }
+    return main.meta["fresh_currents"]
 
 
 def split(body: GraphModule) -> tuple[GraphModule, GraphModule]:

@@ -126,6 +126,7 @@ def test_a_padded_network_spikes_as_one_whose_convolutions_pad(backend):
         return nn.Sequential(pad, C2(2, 4, 3, padding=padding), nn.ReLU(), pad, C2(4, 4, 3, padding=padding), nn.ReLU(),
                              nn.Flatten(), nn.Linear(144, 3))  # fmt: skip
 
+    torch.manual_seed(0)
     ann = make_live(network(nn.ZeroPad2d(1), 0), 2, 6, 6)
     other = network(nn.Identity(), 1).eval()
     other.load_state_dict(ann.state_dict())

@@ -21,6 +21,7 @@ from conversion_ext.simulation import engine
 from conversion_ext.simulation.engine import Engine
 from conversion_ext.types import Reset
 from tests import zoo
+from tests.live import live
 
 SPECS: list[Neuron] = [
     IF(), IF(reset=Reset.ZERO), SignedIF(), SignedEncoder(), BurstIF(2, signed=True), LIF(), Filtered(IF()),
@@ -277,3 +278,30 @@ def test_a_simulation_compiles_where_asked_and_goes_without_where_that_fails(com
         found = cx.simulate(snn, x, 9, compile=True)
     assert len(said) == 1
     assert torch.equal(found.outputs, expected.outputs)
+
+
+@pytest.mark.parametrize("block", [1, 2])
+def test_spikes_take_the_place_of_currents_that_nobody_else_reads(block: int, monkeypatch: pytest.MonkeyPatch):
+    ann, x = live("residual")
+    snn = cx.convert(ann, x, progress=False)
+    found = cx.simulate(snn, x, 8, block=block)
+    fresh = Engine(snn).fresh
+    assert fresh
+    monkeypatch.setattr(engine, "fresh_currents", lambda main: {})
+    expected = cx.simulate(snn, x, 8, block=block)
+    assert torch.equal(found.outputs, expected.outputs)
+    assert all(torch.equal(rate, expected.firing_rate[key]) for key, rate in found.firing_rate.items())
+
+
+def test_a_hook_keeps_the_currents_that_it_was_given(monkeypatch: pytest.MonkeyPatch):
+    snn, x = converted(), images()
+    kept: list[Tensor] = []
+    for layer in Engine(snn).fresh.values():
+        layer.register_forward_hook(lambda _, args, y: kept.append(y))
+    cx.simulate(snn, x, 1)
+    copies, currents = [y.clone() for y in kept], list(kept)
+    kept.clear()
+    monkeypatch.setattr(engine, "fresh_currents", lambda main: {})
+    cx.simulate(snn, x, 1)
+    assert copies
+    assert all(torch.equal(a, b) for a, b in zip(currents, kept, strict=True))
