@@ -28,7 +28,8 @@ class TensorStore:
     def __init__(self, budget: int = BUDGET) -> None:
         self.budget = budget
         self.held = 0
-        self._before = resident()
+        # Bytes of the process beyond which free memory goes back: when it is asked to, and while tensors come in.
+        self._limit = self._most = resident() + 2 * budget
         self._entries: dict[Any, Tensor | Path] = {}
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._files = 0
@@ -43,6 +44,8 @@ class TensorStore:
 
     def __setitem__(self, key: Any, value: Tensor) -> None:
         self.pop(key)
+        if resident() > self._most:
+            self._trim()
         if self.fits(value):
             self.held += _size(value)
             self._entries[key] = value
@@ -78,8 +81,13 @@ class TensorStore:
 
     def give_back(self) -> None:
         """Give free memory back to the system, if the process has grown far beyond what is kept here."""
-        if resident() - self._before > 2 * self.budget:
-            trim()
+        if resident() > self._limit:
+            self._trim()
+
+    def _trim(self) -> None:
+        """Give free memory back; what is left is in use: the next time is when there is more by half of the budget."""
+        trim()
+        self._most = max(self._limit, resident() + self.budget // 2)
 
 
 def pack(spikes: Tensor) -> Tensor:

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from conversion_ext import graph
 from conversion_ext.errors import require
 from conversion_ext.exact import power_of_two
 from conversion_ext.graph.layers import FORWARD_WEIGHTS
+from conversion_ext.network.site import SpikingSite
 from conversion_ext.tuners.base import Tuner, register_tuner
 from conversion_ext.tuners.walk import OutputStop, SiteStop, SynapseStop
 
@@ -176,6 +178,7 @@ class _Regression:
         self.groups = self.rows.groups
         weight = self.module.weight.detach().double()
         bias = weight.new_zeros(len(weight)) if self.module.bias is None else self.module.bias.detach().double()
+        self.site = stop.site if stop.site is not None and _is_along_outputs(stop, stop.site) else None
         self.start = torch.cat((weight.flatten(1), bias[:, None]), 1).unflatten(0, (self.groups, -1))
         self.best = self.start
 
@@ -213,7 +216,7 @@ class _Regression:
 
     def _nearest_acceptable(self, y: Tensor, target: Tensor) -> Tensor:
         """Return the current nearest to ``y`` of those for which the site emits what it emits for ``target``."""
-        site = self.stop.site
+        site = self.site
         if site is None:
             return target
         top = (site.threshold * site.spec.levels).to(y)
@@ -229,6 +232,13 @@ class _Regression:
         old = self.module.weight
         for name, value in (("weight", self.best[..., :-1].reshape(old.shape)), ("bias", self.best[..., -1].flatten())):
             setattr(self.module, name, nn.Parameter(value.to(old.dtype), requires_grad=old.requires_grad))
+
+
+def _is_along_outputs(stop: SynapseStop, site: SpikingSite) -> bool:
+    """Return whether a site has one threshold, or one for each output of the layer before it."""
+    shape = graph.info(stop.compared_at).shape
+    dims = len(shape) if isinstance(shape, torch.Size) else 2
+    return site.threshold.dim() == 0 or site.dim % dims == (dims - 1 if isinstance(stop.module, nn.Linear) else 1)
 
 
 def _symmetric_product(x: Tensor) -> Tensor:

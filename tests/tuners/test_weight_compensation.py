@@ -162,3 +162,20 @@ def test_layers_that_are_called_twice_stay():
 def test_bad_parameters_are_named(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         WeightCompensation(**bad)
+
+
+@pytest.mark.parametrize("width", [5, 6])
+def test_thresholds_of_other_dimensions_than_the_outputs_bound_no_target(width, monkeypatch):
+    torch.manual_seed(0)
+    ann = nn.Sequential(nn.Conv2d(2, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1), nn.ReLU(),
+                        nn.Flatten(), nn.Linear(36 * width, 3)).eval()  # fmt: skip
+    x = torch.rand(16, 2, 6, width, generator=torch.Generator().manual_seed(1))
+    by_column = cx.Recipe(cx.MeanSquaredError(granularity=cx.PerChannel(-1)), tuners=(WeightCompensation(),))
+    sites = list[object]()
+    solve = weight_compensation._Regression.solve
+    monkeypatch.setattr(
+        weight_compensation._Regression, "solve", lambda self, *args: sites.append(self.site) or solve(self, *args)
+    )
+    snn = cx.convert(ann, x, recipe=by_column, T=4, fold=False, progress=False)
+    assert sites == [None, None]  # columns are no outputs, whatever their number
+    assert bool(cx.simulate(snn, x, 4).output.isfinite().all())
