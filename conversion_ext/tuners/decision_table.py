@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -15,12 +16,13 @@ from conversion_ext.tuners.base import Tuner, register_tuner
 from conversion_ext.types import Family, Steps
 
 if TYPE_CHECKING:
+    from conversion_ext.network.site import SpikingSite
     from conversion_ext.tuners.walk import SiteStop
 
 __all__ = ["DecisionTable"]
 
 # So many samples, and so many values of each channel, tell its thresholds as well as all.
-SAMPLES, VALUES = 64, 1 << 14
+SAMPLES, VALUES = 64, 1 << 15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +33,8 @@ class DecisionTable(Tuner):
     sent of the total that really arrives, and r the sum of the weights still to come, an error of
     ``max(0, -R, R - r - 1)`` can no longer be made good. Of ``candidates`` thresholds around the neuron's own, each
     channel takes the one with the least mean square of it, step by step from the first; on no data it keeps its own.
-    Where a random part of the samples has values enough, it alone is looked at. Once all input is in, decisions are
-    exact as they are. Changes ``SpikingSite.decisions``, nothing else.
+    Where a random part of the samples, or some positions of each, have values enough, they alone are looked at. Once all
+    input is in, decisions are exact as they are. Changes ``SpikingSite.decisions``, nothing else.
 
     Use it in recipes of the family "weighted", behind tuners of weights, whose output it sees.
     """
@@ -86,14 +88,27 @@ def _costs(stop: SiteStop, spec: WeightedIF, k: int, shifts: Tensor, part: int) 
 
 
 def _expected(stop: SiteStop, part: int) -> Tensor:
-    """Return what the site expects of its total at each step, in its units: [T, C, samples and positions] float64."""
+    """Return what the site expects of its total at each step, in its units: [T, C, samples and positions] float64.
+
+    Where a channel has more values than are needed, every so many of them, in each part from another on.
+    """
     site = stop.site
     assert site.clock is not None
-    y_seq = site.clock.run(site.currents(stop.current(part), Steps(stop.T, constant=True)))
-    expected = y_seq.double().cumsum(0) + site.start(y_seq[0])
+    z_seq = site.currents(stop.current(part), Steps(stop.T, constant=True))
+    start = site.start(z_seq[0])
+    values, start = _by_channel(site, z_seq), _by_channel(site, start[None])
+    apart = max(1, values.shape[2] * stop.chosen(SAMPLES, VALUES) // VALUES)
+    while math.gcd(apart, z_seq.shape[-1]) > 1:  # no column of an image is left out
+        apart -= 1
+    some = slice(stop.numbers[part] % apart, None, apart)
+    return site.clock.run(values[..., some]).double().cumsum(0) + start[..., some]
+
+
+def _by_channel(site: SpikingSite, value: Tensor) -> Tensor:
+    """Return ``value`` [T, N, ...] as [T, C, samples and positions], with one channel where the site has one threshold."""
     if not site.threshold.dim():
-        return expected.flatten(1)[:, None]
-    return expected.movedim(site.dim % (expected.dim() - 1) + 1, 1).flatten(2)
+        return value.flatten(1)[:, None]
+    return value.movedim(site.dim % (value.dim() - 1) + 1, 1).flatten(2)
 
 
 def _lost(remains: Tensor, left: int) -> Tensor:

@@ -118,10 +118,14 @@ class _Stop:
 
         That is at least so many ``samples``, with so many ``values`` of each channel.
         """
+        chosen = self.chosen(samples, values)
+        return [part for part in self.parts if self.numbers[part] < chosen]
+
+    def chosen(self, samples: int, values: int) -> int:
+        """Return how many parts ``sample`` chooses, of all processes."""
         shape = graph.info(self.node).shape
         positions = shape[2:].numel() if isinstance(shape, torch.Size) else 1
-        chosen = math.ceil(self.count * max(samples, values / positions) / self.pair.samples)
-        return [part for part in self.parts if self.numbers[part] < chosen]
+        return min(self.count, math.ceil(self.count * max(samples, values / positions) / self.pair.samples))
 
     def exact_sum(
         self, of: Callable[[Any], tuple[Tensor, ...]], parts: Iterable[Any] | None = None

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import conversion_ext as cx
+from conversion_ext.neurons import WeightedIF
 from conversion_ext.training import Distillation, RateDistillation, Training
 from conversion_ext.tuners import OutputWeights
 from tests.benchmarks.published_networks import NETWORKS, Images, available, data_folder, with_convolutions
@@ -205,6 +206,11 @@ def copied(copies: int, ann: nn.Module, images: Images, T: int) -> Converted:
     return ours(replace(cx.recipes.get("default-copies"), copies=copies), ann, images, T)
 
 
+def further_ahead(ann: nn.Module, images: Images, T: int) -> Converted:
+    """Convert with ``default-weighted``, but two steps of look-ahead at each site."""
+    return ours(replace(cx.recipes.get("default-weighted"), neuron=WeightedIF(lookahead=2)), ann, images, T)
+
+
 WITHOUT_LABELS = "fine-tuned without labels"
 METHODS: dict[str, Callable[[nn.Module, Images, int], Converted]] = {
     **{
@@ -215,6 +221,7 @@ METHODS: dict[str, Callable[[nn.Module, Images, int], Converted]] = {
         )
         if name in cx.recipes.names()
     },
+    "default-weighted, look-ahead 2": further_ahead,
     "default-copies, 3 of each": partial(copied, 3),
     "default, steps weigh alike": equal_steps,
     f"default, {WITHOUT_LABELS}": partial(finetuned, "default", 1),

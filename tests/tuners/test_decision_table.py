@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -14,19 +15,29 @@ from tests.live import live_inputs, make_live
 costs = decision_table._costs
 
 
-def pair(weights=(8, 4, 2, 1), lookahead=1, samples=200):
+def linear():
     torch.manual_seed(0)
-    ann = make_live(
-        nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3), nn.ReLU(), nn.Linear(3, 4)), 6
-    ).double()
+    layers = (nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3), nn.ReLU(), nn.Linear(3, 4))
+    return make_live(nn.Sequential(*layers), 6).double()
+
+
+def convolutional():
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Conv2d(6, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(192, 4))
+    return make_live(nn.Sequential(*layers), 2, 12, 12).double()
+
+
+def converted(ann, x, neuron, *tuners):
+    recipe = cx.Recipe(cx.MeanSquaredError(), neuron, tuners=tuners, family="weighted")
+    T = len(neuron.weights)
+    return cx.convert(ann, x, recipe=recipe, T=T, backend="reference", fold=False, progress=False)
+
+
+def pair(weights=(8, 4, 2, 1), lookahead=1, samples=200):
+    ann = linear()
     x = live_inputs(ann, 6, samples=samples)
     neuron = WeightedIF(weights=weights, lookahead=lookahead)
-    recipes = (cx.Recipe(cx.MeanSquaredError(), neuron, tuners=t, family="weighted") for t in
-               ((), (cx.tuners.DecisionTable(),)))  # fmt: skip
-    plain, tuned = (
-        cx.convert(ann, x, recipe=r, T=len(weights), backend="reference", fold=False, progress=False) for r in recipes
-    )
-    return x, plain, tuned
+    return x, converted(ann, x, neuron), converted(ann, x, neuron, cx.tuners.DecisionTable())
 
 
 def second(snn, x):
@@ -80,17 +91,38 @@ def test_where_all_is_known_nothing_is_changed():
     assert not site.decisions.any()
 
 
-def test_a_part_of_the_samples_is_enough(monkeypatch):
-    def error(x, snn):
-        _, expected, spikes = second(snn, x)
-        sent = (spikes * torch.tensor([8.0, 4.0, 2.0, 1.0]).view(-1, 1, 1)).sum(0)
-        return float((sent - (expected[-1] - 0.5).clamp(0, 15)).square().mean())
+def error(x, snn):
+    """Return the mean square of what the second site sends wrongly, in its units."""
+    _, expected, spikes = second(snn, x)
+    sent = (spikes * torch.tensor([8.0, 4.0, 2.0, 1.0]).view(-1, *[1] * (spikes.dim() - 1))).sum(0)
+    return float((sent - (expected[-1] - 0.5).clamp(0, 15)).square().mean())
 
+
+def test_a_part_of_the_samples_is_enough(monkeypatch):
     x, plain, whole = pair(samples=1024)
     parts = set()
     monkeypatch.setattr(decision_table, "VALUES", 512)
     monkeypatch.setattr(decision_table, "_costs", lambda *args: parts.add(args[-1]) or costs(*args))
     x, _, part = pair(samples=1024)
     assert len(parts) == 8  # of 16
+    assert error(x, whole) < 0.9 * error(x, plain)
+    assert error(x, part) < 0.9 * error(x, plain)
+
+
+def test_some_positions_of_each_sample_are_enough(monkeypatch):
+    ann, neuron = convolutional(), WeightedIF(weights=(8, 4, 2, 1))
+    x = live_inputs(ann, 2, 12, 12, samples=64)
+    plain, whole = converted(ann, x, neuron), converted(ann, x, neuron, cx.tuners.DecisionTable())
+    values = {}
+
+    def counted(stop, *args):
+        found = costs(stop, *args)
+        values[args[-1]] = stop.kept("expected", args[-1], lambda: pytest.fail("not kept")).shape[2]
+        return found
+
+    monkeypatch.setattr(decision_table, "VALUES", 1024)
+    monkeypatch.setattr(decision_table, "_costs", counted)
+    part = converted(ann, x, neuron, cx.tuners.DecisionTable())
+    assert 1024 <= sum(values.values()) <= 2048  # of 4,096; the first site knows its input
     assert error(x, whole) < 0.9 * error(x, plain)
     assert error(x, part) < 0.9 * error(x, plain)
