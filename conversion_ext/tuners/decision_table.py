@@ -33,8 +33,8 @@ class DecisionTable(Tuner):
     sent of the total that really arrives, and r the sum of the weights still to come, an error of
     ``max(0, -R, R - r - 1)`` can no longer be made good. Of ``candidates`` thresholds around the neuron's own, each
     channel takes the one with the least mean square of it, step by step from the first; on no data it keeps its own.
-    Where a random part of the samples, or some positions of each, have values enough, they alone are looked at. Once all
-    input is in, decisions are exact as they are. Changes ``SpikingSite.decisions``, nothing else.
+    Where a random part of the samples, or some positions of each, have values enough, nothing else is looked at. Once
+    all input is in, decisions are exact as they are. Changes ``SpikingSite.decisions``, nothing else.
 
     Use it in recipes of the family "weighted", behind tuners of weights, whose output it sees.
     """
@@ -105,7 +105,7 @@ def _expected(stop: SiteStop, part: int) -> Tensor:
 
 
 def _by_channel(site: SpikingSite, value: Tensor) -> Tensor:
-    """Return ``value`` [T, N, ...] as [T, C, samples and positions], with one channel where the site has one threshold."""
+    """Return ``value`` [T, N, ...] as [T, C, samples and positions]; C is 1 where the site has one threshold."""
     if not site.threshold.dim():
         return value.flatten(1)[:, None]
     return value.movedim(site.dim % (value.dim() - 1) + 1, 1).flatten(2)
