@@ -86,6 +86,7 @@ def _neurons(families: Sequence[Family], limits: Limits) -> Iterator[Neuron]:
                 yield SignedIF(v_init=0.5, pairs=True)
         elif family is Family.WEIGHTED:
             yield WeightedIF(lookahead=1)
+            yield WeightedIF(lookahead=2)
         elif family is Family.SIGNED:
             yield SignedIF(v_init=0.5)
         else:

@@ -93,7 +93,7 @@ def test_candidates_of_every_kind_are_within_reach():
     )
     recipes = [trial.recipe for trial in tried]
     assert {recipe.family for recipe in recipes} == {Family.BINARY, Family.WEIGHTED, Family.SIGNED, Family.MULTI_LEVEL}
-    assert {recipe.neuron.ahead for recipe in recipes} == {0, 1}
+    assert {recipe.neuron.ahead for recipe in recipes} == {0, 1, 2}
     assert sorted({str(recipe.copies) for recipe in recipes}) == ["1", "2", "3", "4"]
     assert any(isinstance(tuner, BlockReconstruction) for recipe in recipes for tuner in recipe.tuners)
     assert SignedIF(v_init=0.5, pairs=True) in {recipe.neuron for recipe in recipes}
