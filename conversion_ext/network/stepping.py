@@ -18,9 +18,10 @@ Runner = Callable[[Tensor, Tensor], Tensor]
 
 
 class Neurons(Protocol):
-    """What a stepping may do with the neurons of its site, of the kind ``spec``."""
+    """What a stepping may do with the neurons of its site, of the kind ``spec``, ``copies`` for each activation."""
 
     spec: Neuron
+    copies: int
 
     @property
     def potential(self) -> Tensor | None:

@@ -14,6 +14,7 @@ import conversion_ext as cx
 from conversion_ext.backends import available
 from conversion_ext.network.differentiation import _SoftReset
 from conversion_ext.network.state import reset
+from conversion_ext.neurons import WeightedIF
 from conversion_ext.simulation.inputs import Presentation
 from conversion_ext.training import DSR, OTTT, TSSLBP, Fused, Online, Rate, Training
 from conversion_ext.training.gradients.base import Gradient, gradient_of
@@ -26,19 +27,19 @@ T, N = 4, 20
 BACKENDS = available()
 
 
-def perceptron(backend: str) -> tuple[Any, Tensor, Tensor]:
+def perceptron(backend: str, recipe: Any = None, steps: int | None = None) -> tuple[Any, Tensor, Tensor]:
     """A conversion of three linear layers with ReLUs in float64, folded, inputs and classes."""
     torch.manual_seed(1)
     ann = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, 4)).double()
     x = torch.rand(N, 6).double()
     return (
-        cx.convert(ann, x, recipe=cx.Recipe(cx.Percentile(99.0)), backend=backend, progress=False),
+        cx.convert(ann, x, recipe=recipe or cx.Recipe(cx.Percentile(99.0)), T=steps, backend=backend, progress=False),
         x,
         torch.arange(N) % 4,
     )
 
 
-def gradients(snn: Any, x: Tensor, y: Tensor, rule: Gradient) -> list[Tensor]:
+def gradients(snn: Any, x: Tensor, y: Tensor, rule: Gradient, T: int = T) -> list[Tensor]:
     """The gradients of all parameters of the mean output's cross-entropy by a rule of the package."""
     student = Student(snn, ("weights",), None, True, False)
     rule.prepare(student.snn)
@@ -94,6 +95,36 @@ def test_dsr_is_that_of_spikingjellys_dsr_nodes(backend):
     F.cross_entropy(three(s_seq.double()).mean(0), y).backward()
     expected = [p.grad for layer in (one, two, three) for p in layer.parameters()]
     for found, theirs in zip(gradients(snn, x, y, DSR()), expected, strict=True):
+        torch.testing.assert_close(found, theirs, rtol=1e-6, atol=1e-9)
+
+
+def quantized(z: Tensor, most: float, step: float) -> Tensor:
+    """The nearest multiple of a step in [0, most], with the gradient of the clipped value."""
+    clipped = z.clamp(0, most)
+    return clipped + ((z / step + 0.5).floor().mul(step).clamp(0, most) - clipped).detach()
+
+
+@pytest.mark.parametrize("rule", [DSR(), Rate()], ids=["dsr", "rate"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_spikes_weighted_in_time_have_the_gradient_of_their_mean_by_weights(backend, rule):
+    """Two steps, the second of which knows all: the network is the quantized one, and rounds straight through."""
+    neuron = WeightedIF(weights=(2, 1))
+    snn, x, y = perceptron(backend, cx.Recipe(cx.MeanSquaredError(), neuron, family="weighted"), 2)
+    one, two, three = layers(snn)
+    F.cross_entropy(three(quantized(two(quantized(one(x), 1.5, 0.5)), 1.5, 0.5)), y).backward()
+    expected = [p.grad for layer in (one, two, three) for p in layer.parameters()]
+    for found, theirs in zip(gradients(snn, x, y, rule, 2), expected, strict=True):
+        torch.testing.assert_close(found, theirs, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_copies_have_the_gradient_of_their_sum(backend):
+    snn, x, y = perceptron(backend, cx.Recipe(cx.MeanSquaredError(), cx.IF(v_init=0.5), copies=2), T)
+    one, two, three = layers(snn)
+    step = 1 / (2 * T)
+    F.cross_entropy(three(2 * quantized(two(2 * quantized(one(x), 1, step)), 1, step)), y).backward()
+    expected = [p.grad for layer in (one, two, three) for p in layer.parameters()]
+    for found, theirs in zip(gradients(snn, x, y, Rate()), expected, strict=True):
         torch.testing.assert_close(found, theirs, rtol=1e-6, atol=1e-9)
 
 
@@ -187,6 +218,9 @@ def test_what_has_no_such_gradient_is_refused():
             cx.finetune(snn, (x, y), T=T, gradient=gradient, learn=("potentials",), progress=False)
         with pytest.raises(ValueError, match="leave out surrogate="):
             type(gradient_of(gradient))(surrogate="atan")
+    snn, x, y = perceptron("reference", cx.Recipe(cx.MeanSquaredError(), cx.IF(v_init=0.5), copies=2), T)
+    with pytest.raises(ValueError, match=r"one train of equal spikes, and .* copies or weights"):
+        gradients(snn, x, y, TSSLBP())
     with pytest.raises(ValueError, match="leave it at 1"):
         OTTT(2)
     with pytest.raises(ValueError, match="tau="):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from conversion_ext.errors import require
+from conversion_ext.network.site import SpikingSite
 from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.network.stepping import Neurons, Stepping
 from conversion_ext.neurons import Neuron
@@ -43,12 +44,11 @@ class WholeTrains(Gradient):
                 not any(p.requires_grad for p in (site.v_init, *site.neuron.parameters())),
                 f"{self} has no gradient for initial potentials and what neurons learn; leave them out of learn=.",
             )
-            require(
-                site.neurons == 1 and site.spec.weights is None,
-                f"{self} takes a site for one train of equal spikes, and {site.key} sends copies or weights; use "
-                "ThroughTime().",
-            )
+            self.check(site)
             site.stepping = self.stepping(site.spec)
+
+    def check(self, site: SpikingSite) -> None:
+        """Raise for a site whose neurons have no such gradient."""
 
     def losses(
         self, network: Callable[..., Any], student: Student, batch: Presentation, objective: Objective
@@ -61,6 +61,8 @@ class WholeTrains(Gradient):
 @dataclass(frozen=True)
 class DSR(WholeTrains):
     """Spike trains as they are, each with the gradient of its rate: ``dr/dz[t] = 1/T [0 <= mean z <= 1]``.
+
+    Use it where spikes are weighted in time: of those the mean by their weights takes the place of the rate.
 
     As :class:`Rate` it knows no time, but its forward is the spiking one, unevenness included, at the price of T
     passes. The gradient is that of SpikingJelly's ``DSRIFNode``, an IF neuron whose initial potential, ``1 - alpha``,
@@ -78,8 +80,9 @@ class DSR(WholeTrains):
 class Rate(WholeTrains):
     """Without time: the network's ``cx.twin`` is trained, each neuron's rate with the gradient of ``clamp(z, 0, 1)``.
 
-    One pass costs as much as one of the ANN, whatever T. What the twin does not know, the unevenness of spike trains,
-    is not trained away; weights are those of the spiking network.
+    Use it for networks that look ahead, where T = 2 leaves no unevenness and training at one pass is all there is to
+    learn. One pass costs as much as one of the ANN, whatever T. What the twin does not know, the unevenness of spike
+    trains, is not trained away; weights are those of the spiking network.
 
     Reference: Bu et al., ICLR 2022 (quantized activations, straight-through).
     """
@@ -100,13 +103,20 @@ class Rate(WholeTrains):
 
 
 class StraightThrough(Stepping):
-    """Spikes with the gradient of their mean current, where that is within the range of a neuron."""
+    """Spikes with the gradient of their mean current, where that is within the range of a neuron.
+
+    The mean of the spikes, by their weights, has the gradient ``m dr/dz [lowest <= r <= levels]``, with r the mean
+    current and m the copies of a neuron.
+    """
 
     def steps(self, neurons: Neurons, z_seq: Tensor) -> Tensor:
         """Return the spikes for z_seq [T, N, ...]."""
         with torch.no_grad():
             spikes = neurons.run(z_seq)
-        through = z_seq.mean(0, keepdim=True).clamp(neurons.spec.lowest, neurons.spec.levels)
+        spec = neurons.spec
+        through = neurons.copies * z_seq.mean(0, keepdim=True).clamp(spec.lowest, spec.levels)
+        if spec.weights is not None:  # which a spike is multiplied by later, and their mean are the levels
+            through = through / spec.levels
         return spikes + (through - through.detach())
 
 

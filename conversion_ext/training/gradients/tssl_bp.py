@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from conversion_ext.errors import require
+from conversion_ext.network.site import SpikingSite
 from conversion_ext.network.stepping import Neurons, Stepping
 from conversion_ext.neurons import IF, LIF, Neuron
 from conversion_ext.training.gradients.base import register_gradient
@@ -44,6 +45,14 @@ class TSSLBP(WholeTrains):
         require(
             isinstance(self.tau, float | int) and 1 <= self.tau < torch.inf,
             f"TSSLBP(tau={self.tau!r}): the time constant of the trace is a number of steps >= 1.",
+        )
+
+    def check(self, site: SpikingSite) -> None:
+        """Raise for a site whose neurons have no such gradient."""
+        require(
+            site.neurons == 1 and site.spec.weights is None,
+            f"{self} takes a site for one train of equal spikes, and {site.key} sends copies or weights; use "
+            "ThroughTime() or DSR().",
         )
 
     def stepping(self, spec: Neuron) -> Stepping:
