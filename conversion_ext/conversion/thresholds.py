@@ -29,6 +29,7 @@ def thresholds_of(
     trained = {site.key: torch.tensor(site.threshold) for site in sites if site.threshold is not None}
     free = [site for site in sites if site.key not in trained]
     largest = trained | _normalized(model, free, stats, recipe, T) | _with_headroom(free, stats, recipe)
+    largest = {key: value.cpu() for key, value in largest.items()}  # caps are numbers there, statistics on the device
     _share(model, sites, largest, set(trained))
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     return {site.key: _per_spike(site, largest[site.key], recipe).to(like.device, like.dtype) for site in sites}

@@ -123,7 +123,6 @@ def check_inputs(inputs: tuple[Any, ...], model: nn.Module, where: str) -> None:
         "The network is on the meta device, where it has no weights; load them before anything else.",
         CalibrationError,
     )
-    indices = any(isinstance(module, nn.Embedding | nn.EmbeddingBag) for module in model.modules())
     for value in tensors:
         require(
             value.dim() > 0,
@@ -140,10 +139,15 @@ def check_inputs(inputs: tuple[Any, ...], model: nn.Module, where: str) -> None:
             raise CalibrationError(
                 f"{where} is {value.dtype}, the network {parameter.dtype}; convert one to the other."
             )
-        if parameter is not None and not value.is_floating_point() and len(tensors) == 1 and not indices:
+        if parameter is not None and not value.is_floating_point() and len(tensors) == 1 and not _looks_up(model):
             raise CalibrationError(f"{where} is {value.dtype}; scale it to {parameter.dtype} as in training.")
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise CalibrationError(f"{where} holds values that are NaN or infinite; clean the data.")
+
+
+def _looks_up(model: nn.Module) -> bool:
+    """Return whether a network takes indices somewhere."""
+    return any(isinstance(module, nn.Embedding | nn.EmbeddingBag) for module in model.modules())
 
 
 class _Seen(Exception):  # noqa: N818  control flow, never leaves this file

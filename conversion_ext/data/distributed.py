@@ -74,7 +74,12 @@ def all_or_none(action: Callable[[], Value]) -> Value:
 
 def _reduced(value: Tensor, operation: str) -> Tensor:
     if processes() > 1:
-        _together(lambda: distributed.all_reduce(value, getattr(distributed.ReduceOp, operation)))
+        # NCCL by itself reaches no tensor on the CPU, where sums of numbers are, and of processes without data.
+        nccl_alone = value.device.type == "cpu" and distributed.get_backend() == "nccl"
+        place = value.cuda() if nccl_alone else value
+        _together(lambda: distributed.all_reduce(place, getattr(distributed.ReduceOp, operation)))
+        if place is not value:
+            value.copy_(place)
     return value
 
 

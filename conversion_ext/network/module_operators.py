@@ -51,7 +51,8 @@ class Spiking(Operator):
 
 
 def _full(unit: Tensor, context: NodeContext) -> Tensor:
-    return unit.double().reshape(tuple(unit.shape) or (1,) * len(context.out_shape))
+    """Return a unit as all units are: on the CPU, in float64, in the dimensions of the output."""
+    return unit.cpu().double().reshape(tuple(unit.shape) or (1,) * len(context.out_shape))
 
 
 @dataclass(frozen=True)

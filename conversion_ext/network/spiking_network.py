@@ -105,9 +105,7 @@ class SpikingNetwork(nn.Module):
 
     def sites(self) -> dict[str, SpikingSite]:
         """Return the spiking sites by key, in graph order."""
-        modules = dict(self.body.named_modules())
-        called = (modules[str(n.target)] for n in self.body.graph.nodes if n.op == "call_module")
-        return {module.key: module for module in called if isinstance(module, SpikingSite)}
+        return {module.key: module for _, module in graph.modules_called(self.body, SpikingSite)}
 
     def as_snntorch(self) -> nn.Module:
         """Return a copy for tools that expect snnTorch's ``spk, mem = net(x)``, such as NeuroBench's SNNTorchModel.

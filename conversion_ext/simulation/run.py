@@ -134,7 +134,8 @@ class Runner:
         plan = self.engine.schedule(self.T, self.block, length)
         steps = times((plan.T,) if last else self.at, plan.T, plan.block)
         self._check(plan, steps, sequence)
-        parts = slices(inputs, self.engine.most) if self._may_slice(inputs, plan, sequence) else [inputs]
+        parts = slices(inputs, self.engine.most)
+        parts = parts if len(parts) == 1 or self._may_slice(inputs, plan, sequence) else [inputs]
         try:
             return self._run(inputs, plan, steps, sequence) if len(parts) == 1 else self._in_turn(parts, plan, steps)
         except StateError:

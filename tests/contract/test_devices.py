@@ -14,10 +14,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import conversion_ext as cx
+from conversion_ext import graph
+from conversion_ext.conversion import thresholds
 from conversion_ext.graph.values import tensors_in
+from conversion_ext.network.site import SpikingSite
 from conversion_ext.network.spiking_network import SpikingNetwork
 from conversion_ext.neurons import Neuron
 from conversion_ext.nn import max_pool
+from conversion_ext.operators.base import Operator, context_of, operator_of
 from conversion_ext.recipes.recipe import Recipe
 from conversion_ext.simulation.run import Runner
 from tests import zoo
@@ -96,3 +100,37 @@ def test_options(options: dict[str, Any]) -> None:
 
 def test_frames() -> None:
     assert_there(simulated(*converted("residual"), frames=3))
+
+
+class OnDevice(Tensor):
+    """Stands for a tensor of a GPU: ``cpu`` brings its numbers, all else of it is used here at one's peril."""
+
+    def cpu(self, *args: Any, **options: Any) -> Tensor:
+        return self.as_subclass(Tensor)
+
+
+def test_units_lie_on_the_cpu_wherever_thresholds_do() -> None:
+    snn = cx.convert(zoo.SMALL["residual"][0]().eval(), torch.rand(4, *zoo.SMALL["residual"][1]), fold=False,
+                     backend="reference", progress=False)  # fmt: skip
+    node, site = next(iter(graph.modules_called(snn.body, SpikingSite)))
+    site.threshold, site.gain = site.threshold.as_subclass(OnDevice), site.gain.as_subclass(OnDevice)
+    context, operator = context_of(snn.body, node), operator_of(snn.body, node)
+    assert isinstance(operator, Operator)
+    units = [operator.output_unit(context, [], None), *operator.requested_units(context, None)]
+    assert [type(unit) for unit in units] == [Tensor] * 2
+
+
+def test_thresholds_of_caps_and_of_statistics_meet_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = list[type]()
+    share = thresholds._share
+
+    def sharing(model: Any, sites: Any, largest: dict[str, Tensor], trained: Any) -> None:
+        seen.extend(map(type, largest.values()))
+        share(model, sites, largest, trained)
+
+    monkeypatch.setattr(
+        thresholds, "_normalized", lambda model, free, *_: {s.key: torch.ones(()).as_subclass(OnDevice) for s in free}
+    )
+    monkeypatch.setattr(thresholds, "_share", sharing)
+    converted("residual", cx.Recipe(cx.Percentile()), None)
+    assert set(seen) == {Tensor}

@@ -16,6 +16,7 @@ import conversion_ext as cx
 from conversion_ext.backends import available
 from conversion_ext.calibration.calibration import Calibration
 from conversion_ext.conversion.observation import calibrate
+from conversion_ext.data import distributed
 from conversion_ext.tuners.exact_sums import exact_sum, exact_sum_bounded
 from conversion_ext.tuners.tensor_store import TensorStore
 from tests import processes
@@ -223,3 +224,19 @@ def test_a_calibration_that_does_not_fit_is_refused():
         per_layer.merge(calibrate(other, batches, progress=False))
     with pytest.raises(ValueError, match="pass batches"):
         cx.convert(ann, per_layer, recipe=cx.Recipe(tuners=(cx.BiasCorrection(),)), T=4, backend="reference")
+
+
+def test_nccl_by_itself_adds_what_lies_on_the_cpu_too(monkeypatch):
+    moved = list[torch.Tensor]()
+
+    def double(value, operation):
+        assert any(value is other for other in moved)
+        value.mul_(2)
+
+    monkeypatch.setattr(distributed, "processes", lambda: 2)
+    monkeypatch.setattr(distributed.distributed, "get_backend", lambda: "nccl")
+    monkeypatch.setattr(distributed.distributed, "all_reduce", double)
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda self: moved.append(self.clone()) or moved[-1])
+    value = torch.arange(3.0)
+    assert distributed.added(value) is value
+    assert value.tolist() == [0, 2, 4]

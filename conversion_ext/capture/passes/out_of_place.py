@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from conversion_ext.capture.passes.base import refuse
+from conversion_ext.data.inputs import device_of
 from conversion_ext.graph import info, is_stock, module_of, note, refresh, rename_free
 from conversion_ext.graph.memory import Memory, overlap
 
@@ -186,7 +187,8 @@ def _merged(model: GraphModule, view: Node, node: Node) -> Node | None:
     places, changed = (_memory(each)[0].elements() for each in (view, node))
     number = {place: len(places) + i for i, place in enumerate(changed)}
     index = rename_free(model, f"{view.name}_elements")
-    model.register_buffer(index, torch.tensor([number.get(place, i) for i, place in enumerate(places)]))
+    picks = [number.get(place, i) for i, place in enumerate(places)]
+    model.register_buffer(index, torch.tensor(picks, device=device_of(model)))
     shape, create = info(view).shape, model.graph.create_node
     with model.graph.inserting_before(node.next):
         old, new = (create("call_method", "flatten", (each, 1)) for each in (view, node))
