@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator
 from types import TracebackType
@@ -19,11 +20,14 @@ from conversion_ext.data.progress import bar
 from conversion_ext.errors import require
 from conversion_ext.tuners.memory import resident
 from conversion_ext.tuners.walk import OutputStop, SiteStop, SynapseStop
+from conversion_ext.tuners.weight_compensation import ROWS, ROWS_PER_FEATURE
 
 __all__ = ["FirstSamples", "Plan", "Progress", "check_budget", "first_samples"]
 
 # In forward passes of the ANN: what observing takes, and tuning per step and beside the steps. Measured on ResNet-20.
 OBSERVING, PER_STEP, REGRESSING = 2.0, 1.8, 7.0
+PER_ROW = 6.0  # what a row of a regression takes for each feature, in multiply-adds: REGRESSING again, of 1,024 images
+MOST = 1 << 30  # samples, more than anybody calibrates with
 
 
 class Plan:
@@ -35,7 +39,21 @@ class Plan:
         whole = sum(work.values()) or 1.0
         self.share = {key: each / whole for key, each in work.items()}
         self.passes = OBSERVING + (PER_STEP * self.T + REGRESSING if tuned else 0.0)
+        self.regressions = _regressions(model) if tuned else []
         self._waiting = 0.0
+
+    def of_samples(self, n: int) -> float:
+        """Return what n samples take, in forward passes of one: regressions look at so many rows and no more."""
+        rows = sum(each * min(n, enough) for each, enough in self.regressions)
+        return n * (OBSERVING + PER_STEP * self.T) + rows
+
+    def samples(self, passes: float) -> int:
+        """Return how many samples take at most so many ``passes`` of one, at least 1."""
+        low, high = 1, MOST
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.of_samples(middle) <= passes else (low, middle - 1)
+        return low
 
     def of(self, stop: SiteStop | SynapseStop | OutputStop) -> float:
         """Return the passes that a stop takes: a layer its regression, a site T steps of the layers before it."""
@@ -47,6 +65,19 @@ class Plan:
             return REGRESSING * share
         steps, self._waiting = self._waiting, 0.0
         return PER_STEP * self.T * steps + REGRESSING * share
+
+
+def _regressions(model: GraphModule) -> list[tuple[float, float]]:
+    """Return (forward passes for each sample, samples beyond which there are rows enough) of each weight layer."""
+    layers = list[tuple[float, float, float]]()
+    for node in model.graph.nodes:
+        shape, weight = graph.info(node).shape, getattr(graph.module_of(model, node), "weight", None)
+        if isinstance(shape, torch.Size) and isinstance(weight, Tensor) and weight.dim() > 1:
+            width, positions = weight[0].numel(), shape[2:].numel()
+            work = float(weight.numel() * positions)
+            layers.append((work, PER_ROW * width * width * positions, max(ROWS, ROWS_PER_FEATURE * width) / positions))
+    whole = sum(work for work, _, _ in layers)
+    return [(squares / whole, enough) for _, squares, enough in layers]
 
 
 def _work(model: GraphModule, node: Node) -> float:
@@ -102,18 +133,19 @@ class FirstSamples:
 
 @torch.inference_mode()
 def first_samples(
-    data: Any, model: nn.Module, inputs: tuple[Any, ...], passes: float, forward: Forward | None, budget_s: float
+    data: Any, model: nn.Module, inputs: tuple[Any, ...], plan: Plan, forward: Forward | None, budget_s: float
 ) -> FirstSamples:
-    """Return of ``data`` what ``passes`` of ``model`` over it can read in ``budget_s`` seconds, a batch at least."""
+    """Return of ``data`` what a conversion of ``model`` can read in ``budget_s`` seconds, a batch at least."""
     tensors = tensors_of(inputs)
     model(*tensors)  # the first call allocates
     start = time.perf_counter()
     model(*tensors)
     slowest = max(gathered((time.perf_counter() - start) / len(tensors[0])))
-    return FirstSamples(data, forward, max(1, int(budget_s / (passes * slowest))))
+    return FirstSamples(data, forward, plan.samples(budget_s / slowest))
 
 
 def check_budget(budget_s: float | None) -> None:
     """Raise ValueError unless it is a number of seconds or None."""
-    known = budget_s is None or (isinstance(budget_s, int | float) and not isinstance(budget_s, bool) and budget_s > 0)
+    number = isinstance(budget_s, int | float) and not isinstance(budget_s, bool)
+    known = budget_s is None or (number and 0 < budget_s < math.inf)
     require(known, f"budget_s={budget_s!r}: give the seconds that a conversion may take, a number > 0, or None.")

@@ -117,7 +117,7 @@ def convert(
     recipe.check_sites(sites)
     plan = Plan(model, T, bool(calibrated))
     if budget_s is not None and data is not None and not isinstance(data, Calibration):
-        data = first_samples(data, model, prepared.inputs, plan.passes, forward, budget_s)
+        data = first_samples(data, model, prepared.inputs, plan, forward, budget_s)
     with Progress(progress and rank() == 0, plan.passes) as bar:
         thresholds, samples = _observed(prepared, recipe, data, forward, T, bar)
         captured = copy.deepcopy(model) if calibrated else model

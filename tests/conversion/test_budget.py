@@ -10,7 +10,9 @@ import torch
 import conversion_ext as cx
 from conversion_ext.conversion import budget, pipeline
 from conversion_ext.conversion.budget import FirstSamples
+from conversion_ext.conversion.observation import prepared_for
 from conversion_ext.data import progress
+from conversion_ext.network.record import Options
 from tests.live import live
 
 pytestmark = pytest.mark.filterwarnings("ignore:Not active on the calibration data")
@@ -50,7 +52,21 @@ def test_batches_are_read_until_there_are_samples_enough(samples, read, cut):
     assert data.cut == cut
 
 
-@pytest.mark.parametrize("wrong", [0, -1.0, True, "fast"])
+def test_regressions_look_at_so_many_rows_and_no_more():
+    ann, x = network()
+    plan = budget.Plan(prepared_for(cx.Recipe(), ann, (x,), Options()).model, 4, True)
+    one, few, many = (plan.of_samples(n) for n in (1, 10, 10**6))
+    assert few == pytest.approx(10 * one)
+    assert many < 0.9e6 * one
+    for passes in (few, 3.7 * few, many):
+        n = plan.samples(passes)
+        assert plan.of_samples(n) <= passes < plan.of_samples(n + 1)
+    assert plan.samples(0.1 * one) == 1
+    untuned = budget.Plan(prepared_for(cx.Recipe(), ann, (x,), Options()).model, None, False)
+    assert untuned.samples(100 * budget.OBSERVING) == 100
+
+
+@pytest.mark.parametrize("wrong", [0, -1.0, True, "fast", float("inf"), float("nan")])
 def test_what_is_no_budget_is_refused_before_work(wrong):
     with pytest.raises(ValueError, match="number > 0"):
         convert(wrong)
