@@ -42,14 +42,14 @@ class Padded(nn.Module):
 
 def without_padding(body: GraphModule) -> GraphModule:
     """Let depthwise convolutions of ``body``, which is changed, pad what is padded for them alone."""
-    for node in list(body.graph.nodes):
-        padded = _padded(body, node)
-        if padded is not None:
-            (reader,) = node.users
-            body.set_submodule(str(reader.target), padded)
-            node.replace_all_uses_with(node.all_input_nodes[0])
-            body.graph.erase_node(node)
-    body.recompile()
+    found = [(node, padded) for node in body.graph.nodes if (padded := _padded(body, node)) is not None]
+    for node, padded in found:
+        (reader,) = node.users
+        body.set_submodule(str(reader.target), padded)
+        node.replace_all_uses_with(node.all_input_nodes[0])
+        body.graph.erase_node(node)
+    if found:  # which takes as long as a step or two
+        body.recompile()
     return body
 
 

@@ -30,13 +30,10 @@ def halves(body: GraphModule) -> tuple[GraphModule, GraphModule]:
 def fresh_currents(main: GraphModule) -> dict[str, Any]:
     """Return {site: layer} of the sites whose input a weight layer makes for them alone; noted for the next call."""
     if "fresh_currents" not in main.meta:
-        pairs = [(graph.module_of(main, n), n.all_input_nodes[0]) for n in main.graph.nodes if n.op == "call_module"]
+        sites = [(site.key, node.all_input_nodes[0]) for node, site in graph.modules_called(main, SpikingSite)]
+        alone = {key: graph.module_of(main, source) for key, source in sites if len(source.users) == 1}
         main.meta["fresh_currents"] = {
-            site.key: graph.module_of(main, source)
-            for site, source in pairs
-            if isinstance(site, SpikingSite)
-            and len(source.users) == 1
-            and isinstance(graph.module_of(main, source), (*WEIGHTS, Padded))
+            key: layer for key, layer in alone.items() if isinstance(layer, (*WEIGHTS, Padded))
         }
     return main.meta["fresh_currents"]
 
