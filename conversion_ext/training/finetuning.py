@@ -124,7 +124,8 @@ def finetune(
 
     What learns most in a given time without labels: ``gradient="fused"``, ``normalize=True``,
     ``learn=("weights", "potentials")``, ``distillation=(Distillation(2.0), RateDistillation(30.0))`` and
-    ``training=Training("relative", rate=0.02, precision="bfloat16")``, for as many images and epochs as there are.
+    ``training=Training("relative", rate=0.02, precision="bfloat16")``, for as many images and epochs as there are; at
+    more than two steps with a lower rate. For networks that look ahead ``gradient="rate"`` and a rate of 0.004.
 
     Args:
         snn: a converted network.
