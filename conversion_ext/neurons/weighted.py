@@ -120,7 +120,7 @@ class WeightedIF(_WeightedInTime):
     half a unit. A decision not taken can be made good later by as much as ``r_k`` exceeds w_k. Use it where few steps
     matter most and the receiver can scale by a power of two at each step. ``weights=None`` takes ``weights_for(T)``
     with the T of the conversion; a run has exactly as many steps as there are weights. ``lookahead=0`` is worse than a
-    rate, since the heaviest decision is blind.
+    rate, since the heaviest decision is blind; ``lookahead=2`` halves what EfficientNet-Lite0 loses at 8 steps.
 
     The neuron itself takes increments of Z_k as input and remembers the membrane ``Z_k + v_init - E``. The gradient
     is the framework's surrogate of the distance from the threshold in units of the weight.
