@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["DecisionTable"]
 
 # So many samples, and so many values of each channel, tell its thresholds as well as all.
-SAMPLES, VALUES = 64, 1 << 15
+SAMPLES, VALUES = 64, 1 << 14
+MOST = 1 << 16  # beyond so many values of a channel, some positions of each sample are looked at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,14 +91,14 @@ def _costs(stop: SiteStop, spec: WeightedIF, k: int, shifts: Tensor, part: int) 
 def _expected(stop: SiteStop, part: int) -> Tensor:
     """Return what the site expects of its total at each step, in its units: [T, C, samples and positions] float64.
 
-    Where a channel has more values than are needed, every so many of them, in each part from another on.
+    Where a channel has more values than MOST, every so many of them, in each part from another on.
     """
     site = stop.site
     assert site.clock is not None
     z_seq = site.currents(stop.current(part), Steps(stop.T, constant=True))
     start = site.start(z_seq[0])
     values, start = _by_channel(site, z_seq), _by_channel(site, start[None])
-    apart = max(1, values.shape[2] * stop.chosen(SAMPLES, VALUES) // VALUES)
+    apart = max(1, values.shape[2] * stop.chosen(SAMPLES, VALUES) // MOST)
     while math.gcd(apart, z_seq.shape[-1]) > 1:  # no column of an image is left out
         apart -= 1
     some = slice(stop.numbers[part] % apart, None, apart)

@@ -120,7 +120,7 @@ def test_some_positions_of_each_sample_are_enough(monkeypatch):
         values[args[-1]] = stop.kept("expected", args[-1], lambda: pytest.fail("not kept")).shape[2]
         return found
 
-    monkeypatch.setattr(decision_table, "VALUES", 1024)
+    monkeypatch.setattr(decision_table, "MOST", 1024)
     monkeypatch.setattr(decision_table, "_costs", counted)
     part = converted(ann, x, neuron, cx.tuners.DecisionTable())
     assert 1024 <= sum(values.values()) <= 2048  # of 4,096; the first site knows its input
