@@ -25,6 +25,7 @@ __all__ = ["WeightCompensation"]
 # Neighbouring output positions of a convolution say nearly the same: so many rows of a regression are as good as all.
 ROWS, ROWS_PER_FEATURE = 20_000, 30
 BYTES = 128 << 20  # of the rows of a grouped layer, which has so many of them for each group; beyond, fewer rows
+LARGER_DIAGONAL = (1e-6, 1e-4, 1e-2)  # parts of it; float32 products are rounded by less than the second
 BLOCK = 192  # features of a block of a Gram matrix
 
 
@@ -192,7 +193,7 @@ class _Regression:
         penalty = torch.diag_embed(ridges)  # a quadratic form of what changes
         if anchor:
             penalty += anchor * self.rows.gram(self.rows.true_features)
-        factor = torch.linalg.cholesky(gram + penalty)
+        factor = _cholesky(gram + penalty)
         least, now = torch.inf, self.start
         for _ in range(iterations + 1):
             change = now - self.start
@@ -239,6 +240,22 @@ def _is_along_outputs(stop: SynapseStop, site: SpikingSite) -> bool:
     shape = graph.info(stop.compared_at).shape
     dims = len(shape) if isinstance(shape, torch.Size) else 2
     return site.threshold.dim() == 0 or site.dim % dims == (dims - 1 if isinstance(stop.module, nn.Linear) else 1)
+
+
+def _cholesky(matrices: Tensor) -> Tensor:
+    """Return the Cholesky factors of symmetric matrices [groups, n, n] that are positive but for rounding.
+
+    Where a spiking layer sends a group nothing, and the ANN always the same, its matrix is one of low rank, and may
+    come out with a negative eigenvalue; its diagonal then grows by as small a part as helps.
+    """
+    factor, failed = torch.linalg.cholesky_ex(matrices)
+    weak = failed > 0
+    for part in LARGER_DIAGONAL:
+        if not failed.any():
+            return factor
+        more = weak[:, None] * part * matrices.diagonal(dim1=1, dim2=2)
+        factor, failed = torch.linalg.cholesky_ex(matrices + torch.diag_embed(more))
+    return factor if not failed.any() else torch.linalg.cholesky(matrices)  # which raises
 
 
 def _symmetric_product(x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import nn
 import conversion_ext as cx
 from conversion_ext.tuners import WeightCompensation, weight_compensation
 from conversion_ext.tuners.weight_compensation import patches
+from conversion_ext.types import PerLayer
 from tests import zoo
 from tests.live import live, live_inputs, make_live
 
@@ -179,3 +180,38 @@ def test_thresholds_of_other_dimensions_than_the_outputs_bound_no_target(width, 
     snn = cx.convert(ann, x, recipe=by_column, T=4, fold=False, progress=False)
     assert sites == [None, None]  # columns are no outputs, whatever their number
     assert bool(cx.simulate(snn, x, 4).output.isfinite().all())
+
+
+def test_a_gram_matrix_that_rounding_made_indefinite_has_a_factor_and_others_keep_theirs():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 40, 6, generator=generator, dtype=torch.float64)
+    matrices = x.mT @ x
+    row = 0.5 + torch.rand(6, generator=generator, dtype=torch.float64)
+    rounded = 5e-7 * torch.randn(6, 6, generator=generator, dtype=torch.float64)
+    matrices[1] = torch.outer(row, row) + rounded + rounded.mT  # of rank 1, as what is constant
+    matrices[2] = 3e4 * (torch.outer(row, row) - 1e-5 * torch.eye(6, dtype=torch.float64))
+    for indefinite in matrices[1:]:
+        assert torch.linalg.eigvalsh(indefinite)[0] < 0
+    factors = weight_compensation._cholesky(matrices)
+    assert torch.equal(factors[0], torch.linalg.cholesky(matrices[:1])[0])
+    torch.testing.assert_close(factors @ factors.mT, matrices, rtol=1e-3, atol=1e-5)
+    with pytest.raises(RuntimeError, match="cholesky"):
+        weight_compensation._cholesky(-matrices)
+
+
+def test_groups_that_get_no_spikes_beside_constant_activations_are_refitted():
+    """Their products are of rank 1, and rounding makes them indefinite: torch could not factorize them."""
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU(), nn.Flatten())
+    ann = nn.Sequential(*layers, nn.Linear(800, 3)).eval()
+    with torch.no_grad():
+        ann[0].weight[:4].zero_()
+        ann[0].bias[:4] = torch.tensor([1e-3, 1e-2, 0.1, 0.123])  # too little for a spike in two steps
+        ann[0].bias[4:] += 1
+    x = torch.rand(64, 1, 12, 12)
+    errors = []
+    for tuners in ((), (WeightCompensation(),)):
+        recipe = cx.Recipe(cx.Maximum(granularity=PerLayer()), cx.IF(v_init=0.0), tuners=tuners)
+        snn = cx.convert(ann, x, recipe=recipe, T=2, backend="reference", progress=False)
+        errors.append(float((cx.simulate(snn, x, 2).output - ann(x).detach()).norm()))
+    assert errors[1] < 0.5 * errors[0]
