@@ -346,19 +346,22 @@ def draw(rows: Sequence[Row], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for network in dict.fromkeys(row.network for row in rows):
         own = [row for row in rows if row.network == network and not row.family.startswith("quantised")]
-        figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True)
+        figure, axes = plt.subplots(1, 2, figsize=(13, 4), sharey=True)
         for axis, what in zip(axes, ("latency", "spikes"), strict=True):
             for method in dict.fromkeys(row.method for row in own):
                 line = sorted((getattr(r, what), r.ann - r.gap, r.interval) for r in own if r.method == method)
                 x, y, half = zip(*line, strict=True)
                 style = "x:" if method.startswith("SpikingJelly") else "o-"
-                axis.errorbar(x, y, half, fmt=style, label=method, ms=4, capsize=2)
+                colour = plt.get_cmap("tab20")(list(METHODS).index(method))
+                axis.errorbar(x, y, half, fmt=style, label=method, ms=4, capsize=2, color=colour)
             axis.axhline(own[0].ann, color="black", ls="--", lw=1)
-            axis.set_xscale("log")
+            axis.set_xscale("log", base=2)
+            axis.xaxis.set_major_formatter("{x:,.0f}")
+            axis.xaxis.set_minor_formatter("")
             axis.set_xlabel("latency in steps, end to end" if what == "latency" else "spikes per image")
         axes[0].set_ylabel("accuracy in %")
         axes[0].set_title(f"{network}, {own[0].split} images")
-        axes[1].legend(fontsize=7)
+        axes[1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.02, 1))
         figure.tight_layout()
         figure.savefig(folder / f"published_{network}.png", dpi=150)
         plt.close(figure)
