@@ -88,7 +88,7 @@ def zeros_around(node: Node, layer: Any) -> list[tuple[int, int]] | None:
 
     ``layer`` is the module that it calls, None for a function. None where it is no such call.
     """
-    if isinstance(layer, CONSTANT_PADS):
+    if type(layer) in CONSTANT_PADS:
         given = {"pad": layer.padding, "value": layer.value}
     elif node.target is F.pad:
         given = inspect.signature(F.pad).bind(*node.args, **node.kwargs).arguments

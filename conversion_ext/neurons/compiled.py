@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +29,7 @@ def advance_compiled(
     heaviside: Heaviside,
     in_place: bool = True,
     count: Tensor | None = None,
-    **options: Any,
+    overwrite: bool = False,
 ) -> tuple[Tensor, State]:
     """Do what :func:`advance` does in place, by ``torch.compile``; where that fails, warn and call ``advance``.
 
@@ -44,7 +43,7 @@ def advance_compiled(
         heaviside: the step function.
         in_place: whether the tensors of ``state`` may be overwritten.
         count: numbers of spikes [N, ...], to which those of these steps are added.
-        options: what ``advance`` may make use of beside.
+        overwrite: whether spikes may take the place of the currents; only ``advance`` makes use of it.
 
     Returns:
         Spikes [T, N, ...], and the state after the last step.
@@ -52,7 +51,7 @@ def advance_compiled(
     kept = (*state, torch.zeros_like(state[0]) if count is None else count)
     rows = [_row(part, state[0]) for part in (x_seq, *kept)]
     if _broken or any(row is None for row in rows):
-        return advance(spec, x_seq, state, heaviside, in_place, count, **options)
+        return advance(spec, x_seq, state, heaviside, in_place, count, overwrite=overwrite)
     currents, *flat = rows
     assert currents is not None
     pieces = list[Tensor]()
@@ -65,7 +64,7 @@ def advance_compiled(
             _broken.append(error)
             why = str(error).strip().partition("\n")[0][:120]
             warn(f"torch.compile does not work here, so neurons run without it: {type(error).__name__}: {why}")
-            return advance(spec, x_seq, state, heaviside, in_place, count, **options)
+            return advance(spec, x_seq, state, heaviside, in_place, count, overwrite=overwrite)
     spikes = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
     return spikes.as_strided(x_seq.shape, (state[0].numel(), *state[0].stride())), state
 

@@ -119,32 +119,32 @@ class Mirrored(Dataset[Tensor]):
         return image.flip(2) if torch.rand(()) < 0.5 else image
 
 
-def finetuned(recipe: str, copies: int, ann: nn.Module, images: Images, T: int) -> Converted:
-    """Convert and fine-tune without labels, the ANN being the teacher; passes as the budget allows."""
-    calibration = [images.of(first, 64) for first in range(0, CALIBRATION, 64)]
-    snn = cx.convert(ann, calibration, recipe=recipe, T=T, progress=False)
+def finetuned(
+    recipe: str, options: Callable[[int], dict[str, Any]], ann: nn.Module, images: Images, T: int
+) -> Converted:
+    """Convert and fine-tune without labels, the ANN being the teacher, with the ``options`` of T steps."""
+    snn = ours(recipe, ann, images.part(0, CALIBRATION), T).snn
     with torch.enable_grad():
         result = cx.finetune(
-            snn, DataLoader(Mirrored(images), 32, shuffle=True), T=T,
-            epochs=max(1, PASSES_AT_ONE_STEP // T // copies),
-            teacher=ann, gradient="fused", normalize=True, learn=("weights", "potentials"),
-            distillation=(Distillation(2.0), RateDistillation(30.0)),
-            training=Training("relative", rate=RATE / T / copies, precision="bfloat16"), progress=False,
+            snn, DataLoader(Mirrored(images), 32, shuffle=True), T=T, teacher=ann,
+            distillation=(Distillation(2.0), RateDistillation(30.0)), progress=False, **options(T),
         )  # fmt: skip
     return running(result.snn, images, T)
 
 
-def finetuned_as_twin(recipe: str, ann: nn.Module, images: Images, T: int) -> Converted:
-    """Convert and fine-tune without labels by the gradient of rates, one pass for all steps."""
-    calibration = [images.of(first, 64) for first in range(0, CALIBRATION, 64)]
-    snn = cx.convert(ann, calibration, recipe=recipe, T=T, progress=False)
-    with torch.enable_grad():
-        result = cx.finetune(
-            snn, DataLoader(Mirrored(images), 32, shuffle=True), T=T, epochs=PASSES_AS_TWIN, teacher=ann,
-            gradient="rate", distillation=(Distillation(2.0), RateDistillation(30.0)),
-            training=Training("relative", rate=0.004, precision="bfloat16"), progress=False,
-        )  # fmt: skip
-    return running(result.snn, images, T)
+def through_time(copies: int, T: int) -> dict[str, Any]:
+    """Return options of learning through all steps; passes as the budget allows."""
+    return {
+        "epochs": max(1, PASSES_AT_ONE_STEP // T // copies),
+        "gradient": "fused", "normalize": True, "learn": ("weights", "potentials"),
+        "training": Training("relative", rate=RATE / T / copies, precision="bfloat16"),
+    }  # fmt: skip
+
+
+def as_twin(T: int) -> dict[str, Any]:
+    """Return options of learning by the gradient of rates, one pass for all steps."""
+    training = Training("relative", rate=0.004, precision="bfloat16")
+    return {"epochs": PASSES_AS_TWIN, "gradient": "rate", "training": training}
 
 
 def quantised(ann: nn.Module, images: Images, T: int, levels: int = 0) -> Converted:
@@ -239,10 +239,10 @@ METHODS: dict[str, Callable[[nn.Module, Images, int], Converted]] = {
     "default-weighted, look-ahead 2": further_ahead,
     "default-copies, 3 of each": partial(copied, 3),
     "default, steps weigh alike": equal_steps,
-    f"default, {WITHOUT_LABELS}": partial(finetuned, "default", 1),
-    f"default-copies, {WITHOUT_LABELS}": partial(finetuned, "default-copies", 2),
-    f"default-lookahead, {WITHOUT_LABELS}": partial(finetuned_as_twin, "default-lookahead"),
-    f"default-weighted, {WITHOUT_LABELS}": partial(finetuned_as_twin, "default-weighted"),
+    f"default, {WITHOUT_LABELS}": partial(finetuned, "default", partial(through_time, 1)),
+    f"default-copies, {WITHOUT_LABELS}": partial(finetuned, "default-copies", partial(through_time, 2)),
+    f"default-lookahead, {WITHOUT_LABELS}": partial(finetuned, "default-lookahead", as_twin),
+    f"default-weighted, {WITHOUT_LABELS}": partial(finetuned, "default-weighted", as_twin),
     "trained with QCFS (bu2022)": partial(ours, "bu2022"),
     "SpikingJelly 99.9 %, channel, half": partial(spikingjelly, _rate),
     "SpikingJelly LTB": partial(spikingjelly, _balanced),
