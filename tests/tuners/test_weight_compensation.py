@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import conversion_ext as cx
 from conversion_ext.tuners import WeightCompensation, weight_compensation
@@ -202,12 +204,13 @@ def test_a_gram_matrix_that_rounding_made_indefinite_has_a_factor_and_others_kee
 def test_groups_that_get_no_spikes_beside_constant_activations_are_refitted():
     """Their products are of rank 1, and rounding makes them indefinite: torch could not factorize them."""
     torch.manual_seed(0)
-    layers = (nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU(), nn.Flatten())
-    ann = nn.Sequential(*layers, nn.Linear(800, 3)).eval()
+    first = nn.Conv2d(1, 8, 3, padding=1)
     with torch.no_grad():
-        ann[0].weight[:4].zero_()
-        ann[0].bias[:4] = torch.tensor([1e-3, 1e-2, 0.1, 0.123])  # too little for a spike in two steps
-        ann[0].bias[4:] += 1
+        first.weight[:4] = 0
+        cast(Tensor, first.bias)[:4] = torch.tensor([1e-3, 1e-2, 0.1, 0.123])  # too little for a spike in two steps
+        cast(Tensor, first.bias)[4:] += 1
+    layers = (first, nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU(), nn.Flatten())
+    ann = nn.Sequential(*layers, nn.Linear(800, 3)).eval()
     x = torch.rand(64, 1, 12, 12)
     errors = []
     for tuners in ((), (WeightCompensation(),)):
