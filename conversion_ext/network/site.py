@@ -275,6 +275,10 @@ class SpikingSite(nn.Module):
         """Return what leaves the site for its neurons' spikes (or rates)."""
         return spikes * self.amplitude(spikes.dim()).to(spikes.dtype) if self.scaled else spikes
 
+    def emit_(self, spikes: Tensor) -> Tensor:
+        """Make spikes (or rates) what leaves the site for them, in place."""
+        return spikes.mul_(self.amplitude(spikes.dim()).to(spikes.dtype)) if self.scaled else spikes
+
     def extra_repr(self) -> str:
         """Show key, neuron and threshold."""
         return f"key={self.key!r}, {self.described()}"

@@ -20,7 +20,8 @@ def reset(snn: nn.Module) -> None:
 
     Works for converted networks of each framework and for hand-written ones that hold conversion_ext.nn modules.
     """
-    require(isinstance(snn, nn.Module), f"reset({snn!r}): give a network, a torch.nn.Module.", TypeError)
+    given = type(snn).__name__  # its repr takes longer than the reset
+    require(isinstance(snn, nn.Module), f"reset was given a {given}; give a network, a torch.nn.Module.", TypeError)
     NetworkState(snn).reset()
 
 

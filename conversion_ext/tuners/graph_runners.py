@@ -135,8 +135,8 @@ class SpikingGraphRunner(GraphRunner):
             reset(site)
         spikes, dtype = self.store[id(self), node, part], site.threshold.dtype
         if spikes.dtype == torch.uint8:
-            return site.emitted(unpack(spikes, T, dtype).flatten(0, 1))
-        return site.emitted(spikes.to(dtype) / self.steps.block)
+            return site.emit_(unpack(spikes, T, dtype).flatten(0, 1))
+        return site.emit_(spikes.to(dtype) / self.steps.block)
 
     def keep_spikes(self, node: Node, part: int, spikes: Tensor) -> None:
         """Keep the spikes [T*N, ...] that a site emits, and their mean over the steps."""

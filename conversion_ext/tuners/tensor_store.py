@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from conversion_ext.errors import CalibrationError
 from conversion_ext.tuners.memory import resident, trim
 
 __all__ = ["TensorStore", "pack", "unpack"]
@@ -54,7 +56,14 @@ class TensorStore:
             self._folder = tempfile.TemporaryDirectory(prefix="conversion_ext")
         self._files += 1
         path = Path(self._folder.name) / f"{self._files}.pt"
-        torch.save(value.clone(), path)  # a view would be written with all of its storage
+        try:
+            torch.save(value.clone(), path)  # a view would be written with all of its storage
+        except (OSError, RuntimeError) as error:  # the latter, with a number of a position, where the disk is full
+            raise CalibrationError(
+                f"Calibration keeps what does not fit into memory in {path.parent} and could not write there; "
+                f"{shutil.disk_usage(path.parent).free >> 20:,} MiB are free. Give fewer samples, or a folder with "
+                "more room in the environment variable TMPDIR."
+            ) from error
         self._entries[key] = path
 
     def __getitem__(self, key: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Memory that is free goes back to the system, and systems that do not tell are left alone."""
+"""Memory that is free goes back to the system, systems that do not tell are left alone, a full disk is named."""
 
 from __future__ import annotations
 
@@ -49,6 +49,19 @@ start = memory.resident()
 kept = torch.ones(64 << 18)
 print((memory.resident() - start) >> 20)
 """
+FULL = """
+import resource, signal, torch
+import conversion_ext as cx
+from conversion_ext.tuners.tensor_store import TensorStore
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the system then refuses to write, as it does where a disk is full
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+try:
+    with TensorStore(budget=0) as store:
+        store["small"] = torch.ones(100)
+        store["large"] = torch.ones(1 << 20)
+except cx.CalibrationError as error:
+    print(error)
+"""
 
 
 def printed(script: str) -> list[str]:
@@ -69,6 +82,13 @@ def test_a_store_gives_back_what_lay_between_the_tensors_that_it_keeps():
 def test_a_store_gives_back_while_it_fills():
     (most,) = printed(GROWS)
     assert int(most) < 270  # 200 of them in use; without it they are 340
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits what Linux writes")
+def test_a_full_disk_is_named():
+    message = " ".join(printed(FULL))
+    assert "could not write there" in message
+    assert "TMPDIR" in message
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
