@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["WeightedEncoder", "WeightedIF", "weights_for"]
 
 REPEATED = (4, 8, 1, 2, 16)  # in this order, with every step beyond five
+MOST = 1 << 53  # units: float64 tells numbers of them apart up to here
 
 
 class _WeightedInTime(Neuron):
@@ -37,17 +39,24 @@ class _WeightedInTime(Neuron):
         require_lookahead(type(self).__name__, self.lookahead)
         if self.weights is None:
             return
-        weights = tuple(self.weights)
-        object.__setattr__(self, "weights", weights)
-        powers = all(isinstance(w, int) and w >= 1 and w & (w - 1) == 0 for w in weights)
+        given: Any = self.weights
+        weights = tuple(given) if isinstance(given, Iterable) else ()
+        powers = all(type(w) is int and w >= 1 and w & (w - 1) == 0 for w in weights)
         require(
             bool(weights)
             and powers
             and weights[-1] == 1
             and all(a in (b, 2 * b) for a, b in zip(weights, weights[1:], strict=False)),
-            f"{type(self).__name__}(weights={weights!r}): give powers of two that end at 1, each the next one or twice "
+            f"{type(self).__name__}(weights={given!r}): give powers of two that end at 1, each the next one or twice "
             "it, such as (4, 2, 2, 1); so every number of units up to their sum can be sent.",
         )
+        require(
+            sum(weights) <= MOST,
+            f"{type(self).__name__}: the weights of {len(weights)} steps begin with 2^{max(weights).bit_length() - 1}, "
+            "and numbers of units are exact up to their sum of 2^53; take fewer steps (beyond 10 a rate is better), or "
+            "smaller weights=.",
+        )
+        object.__setattr__(self, "weights", weights)
 
     @property
     def state(self) -> tuple[str, ...]:
@@ -120,7 +129,8 @@ class WeightedIF(_WeightedInTime):
     half a unit. A decision not taken can be made good later by as much as ``r_k`` exceeds w_k. Use it where few steps
     matter most and the receiver can scale by a power of two at each step. ``weights=None`` takes ``weights_for(T)``
     with the T of the conversion; a run has exactly as many steps as there are weights. ``lookahead=0`` is worse than a
-    rate, since the heaviest decision is blind; ``lookahead=2`` halves what EfficientNet-Lite0 loses at 8 steps.
+    rate, since the heaviest decision is blind; ``lookahead=2`` halves what EfficientNet-Lite0 loses at 8 steps. Take a
+    rate beyond 10 steps: heavier first decisions, each as blind as those before, may then cost more than they tell.
 
     The neuron itself takes increments of Z_k as input and remembers the membrane ``Z_k + v_init - E``. The gradient
     is the framework's surrogate of the distance from the threshold in units of the weight.

@@ -16,6 +16,7 @@ from conversion_ext.nn.stateful import Memory
 from conversion_ext.tuners.tensor_store import TensorStore, pack, unpack
 from conversion_ext.types import Steps
 
+INTEGERS = (torch.int8, torch.int32, torch.int64)  # what spikes of several, or of weights, are kept as
 __all__ = ["GraphRunner", "SpikingGraphRunner", "mean_of"]
 
 
@@ -147,7 +148,8 @@ class SpikingGraphRunner(GraphRunner):
         if site.binary and self.steps.block == 1:
             kept = pack(steps)
         else:
-            kept = (spikes * self.steps.block).round().to(torch.int8 if most < 128 else torch.int32)
+            narrowest = next(dtype for dtype in INTEGERS if most <= torch.iinfo(dtype).max)
+            kept = (spikes * self.steps.block).round().to(narrowest)
         self.store[id(self), node, part] = kept
 
     def drop(self, node: Node, part: int) -> None:

@@ -160,6 +160,12 @@ def test_what_it_cannot_be_is_refused():
         WeightedIF(weights=(3, 2, 1))
     with pytest.raises(ValueError, match="powers of two"):
         WeightedIF(weights=(4, 1))
+    for nothing in (4, True, (True,), "421", ()):
+        with pytest.raises(ValueError, match="powers of two"):
+            WeightedIF(weights=nothing)  # type: ignore[arg-type]
+    for steps in (64, 5000):
+        with pytest.raises(ValueError, match="take fewer steps"):
+            WeightedIF().timed(steps)
     with pytest.raises(ValueError, match="convert with T"):
         cx.convert(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), torch.rand(4, 2), recipe="default-weighted")
     signed = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.LeakyReLU(), nn.Linear(4, 2))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import conversion_ext as cx
+from conversion_ext.neurons import WeightedIF
 from conversion_ext.tuners import Tuner, tensor_store, walk
 from conversion_ext.tuners.tensor_store import TensorStore
 from tests import zoo
@@ -48,6 +49,18 @@ def test_it_shows_what_the_ann_computes(name):
     assert set(wanted) <= set(notes.targets)
     for key, value in wanted.items():
         torch.testing.assert_close(notes.targets[key], value)
+
+
+@pytest.mark.parametrize("T", [5, 30, 45])
+def test_it_shows_what_a_network_sends_in_spikes_of_any_weight(T):
+    torch.manual_seed(0)
+    layers = (module for _ in range(2) for module in (torch.nn.Linear(6, 6), torch.nn.ReLU()))
+    ann = torch.nn.Sequential(*layers, torch.nn.Linear(6, 3)).double()
+    notes, x = Notes(), torch.rand(12, 6, dtype=torch.float64)
+    recipe = cx.Recipe(cx.Maximum(), WeightedIF(), tuners=(notes,), family="weighted")
+    snn = cx.convert(ann, x, recipe=recipe, T=T, backend="reference", progress=False)
+    *_, last = notes.layers.values()  # its input comes from sites that were shown the spikes of others
+    torch.testing.assert_close(torch.cat([now for now, _ in last]), cx.simulate(snn, x, T).output)
 
 
 @pytest.mark.parametrize("name", ["residual", "dense", "shuffle", "gated", "tied"])
