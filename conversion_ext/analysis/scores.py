@@ -35,7 +35,8 @@ def main_output(outputs: Any) -> tuple[Tensor, str]:
         require(
             key is not None,
             f"The network returns a dict with {sorted(map(str, outputs))}, none of them one of "
-            f"{', '.join(OUTPUT_KEYS)}; pass metric=, a function of (output, target).",
+            f"{', '.join(OUTPUT_KEYS)}; name the main one so, which a training needs, or to measure pass metric=, a "
+            "function of (output, target).",
         )
         return main_output(outputs[key])[0], f"of output {key!r}"
     leaves = tensors_in(outputs)

@@ -29,7 +29,7 @@ from conversion_ext.graph.values import map_tensors
 from conversion_ext.network.depths import depths
 from conversion_ext.network.site import SpikingSite
 from conversion_ext.network.spiking_network import SpikingNetwork
-from conversion_ext.neurons import IF
+from conversion_ext.neurons import IF, SignedEncoder
 from conversion_ext.normalizers import Percentile
 from conversion_ext.readouts.mean_output import MeanOutput
 from conversion_ext.recipes.recipe import Recipe
@@ -150,6 +150,7 @@ class Search:
         self.best: tuple[float, SpikingNetwork] | None = None
         self.skipped = 0
         self.sizes = dict[str, int]()  # neurons of each site of a plain conversion
+        self.signed = set[str]()  # sites of values of either sign
 
     def run(self, families: Sequence[Family], T: int | None) -> None:
         """Try what fits into the budget, and the cheapest if nothing else does."""
@@ -157,8 +158,16 @@ class Search:
         todo = list(trials(families, T, self.limits, depth))
         require(
             bool(todo),
-            f"No candidate of the families {', '.join(families)} decides within latency={self.limits.latency} steps; a "
-            f"chain of {depth} sites that look ahead adds {depth - 1}. Allow more, or another family.",
+            f"No candidate of the families {', '.join(families)} decides within latency={self.limits.latency} steps"
+            f"{'' if T is None else f' after T={T}'}; a chain of {depth} sites that look ahead adds {depth - 1}. Allow "
+            "more, or another family.",
+        )
+        fewest = min(self._neurons(trial.recipe) for trial in todo)
+        todo = [trial for trial in todo if self.limits.allow(0, self._neurons(trial.recipe), 0)]
+        require(
+            bool(todo),
+            f"No candidate has as few as {self.limits.neurons} neurons, and a plain conversion has {fewest:,}. Allow "
+            "more; a float, as 2.0, is how many times those of a plain conversion.",
         )
         for trial in todo:
             if self._fits(trial):
@@ -177,10 +186,17 @@ class Search:
             warnings.simplefilter("ignore")  # few samples leave channels silent, which nobody needs to know here
             plain = convert(self.ann, few, recipe=Recipe(Percentile(99.9), IF()), **{**self.options, "progress": False})
         self.data.settle(self.metric, ends_in_sigmoid(plain))
-        self.sizes = {site.key: _size(node) for node, site in graph.modules_called(plain.body, SpikingSite)}
+        sites = dict(graph.modules_called(plain.body, SpikingSite))
+        self.sizes = {site.key: _size(node) for node, site in sites.items()}
+        self.signed = {site.key for site in sites.values() if isinstance(site.spec, SignedEncoder)}
         if isinstance(self.limits.neurons, float):
             self.limits = replace(self.limits, neurons=self.limits.neurons * sum(self.sizes.values()))
         return max(depths(plain.body).values(), default=1)
+
+    def _neurons(self, recipe: Recipe) -> int:
+        """Return at least how many neurons a trial's recipe takes, of as many copies everywhere."""
+        assert isinstance(recipe.copies, int)
+        return sum(size * (1 if key in self.signed else recipe.copies) for key, size in self.sizes.items())
 
     def _seconds(self, trial: Trial) -> float:
         """Return how long a trial is expected to take, from what those before it took."""

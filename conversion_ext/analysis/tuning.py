@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -99,7 +100,8 @@ def _check(T: Any, latency: Any, neurons: Any, spikes: Any, budget: Any) -> None
             f"{name}={value!r}: the number of time steps is an integer >= 1.",
         )
     for name, value in (("neurons", neurons), ("spikes", spikes), ("budget", budget)):
-        require(value is None or value > 0, f"{name}={value!r}: give a number > 0, or None for no limit.")
+        positive = isinstance(value, Real) and not isinstance(value, bool) and float(value) > 0
+        require(value is None or positive, f"{name}={value!r}: give a number > 0, or None for no limit.")
     require(
         not (T is None and latency is None and spikes is None),
         "Of more steps every network is better: pass T=, or the most that latency= or spikes= may be.",

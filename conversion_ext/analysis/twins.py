@@ -94,7 +94,7 @@ class Forecast(Report):
 def forecast(
     snn: SpikingNetwork,
     data: Any,
-    T: Iterable[int] = (1, 2, 4, 8, 16),
+    T: Iterable[int] | None = None,
     *,
     ann: nn.Module | None = None,
     metric: Any = None,
@@ -111,7 +111,7 @@ def forecast(
         snn: a converted network.
         data: a re-iterable of (input [N, ...], target) batches, or one such pair of tensors; without targets the
             decisions of ``ann`` are the target.
-        T: numbers of time steps.
+        T: numbers of time steps, by default 1, 2, 4, 8 and 16; spikes weighted in time have one that they are made for.
         ann: the network that ``snn`` was made from, to be measured beside it.
         metric: as for :func:`evaluate`.
         sequence: as for :func:`evaluate`.
@@ -123,7 +123,7 @@ def forecast(
     Raises:
         CalibrationError: for data that cannot be used, or targets that fit no metric.
     """
-    steps = steps_to_try(T)
+    steps = steps_to_try(_usual(require_network(snn)) if T is None else T)
     twins, scores = [twin(snn, t) for t in steps], Comparison(metric, ends_in_sigmoid(snn))
 
     def count() -> int:
@@ -143,3 +143,9 @@ def forecast(
     require(samples > 0, "The loader holds no batch; pass at least one (input, target).", CalibrationError)
     measured, score, _, ann_score = merged(scores).values()
     return Forecast(steps, score, samples, measured, scores.score.reason, ann_score, snn.record.T)
+
+
+def _usual(snn: SpikingNetwork) -> tuple[int, ...]:
+    """Return the numbers of steps of a forecast for which none are named."""
+    weighted = next((site.spec.weights for site in snn.sites().values() if site.spec.weights), None)
+    return (1, 2, 4, 8, 16) if weighted is None else (len(weighted),)

@@ -103,6 +103,7 @@ def read(
     return read(ann, recipe, data, example_input, replace(options, sequence=layout))
 
 
+@in_plain_modes
 def prepared_for(recipe: Recipe, ann: nn.Module, inputs: tuple[Any, ...], options: Options) -> Prepared:
     """Return the graph of ``ann`` with all sites that ``recipe`` gives it, laid out in memory to run it often."""
     prepared = trace(

@@ -16,7 +16,7 @@ from conversion_ext.operators.sites import Site, SiteKind
 from conversion_ext.readouts.base import Readout
 from conversion_ext.readouts.mean_output import MeanOutput
 from conversion_ext.tuners.base import SteppingTuner, Tuner, tuners
-from conversion_ext.types import Family, Reset
+from conversion_ext.types import SPIKES, Family, Reset
 
 __all__ = ["Recipe"]
 
@@ -100,6 +100,9 @@ class Recipe:
             not clocked or (not pacing and not counting and self.block == 1),
             f"Recipe(neuron={self.neuron!r}) looks ahead, and block={self.block} or {[*pacing, *counting]} set the "
             "pace of sites as well; leave them out.",
+        )
+        require(
+            self.family in list(Family), f"Recipe(family={self.family!r}): choose one of {', '.join(map(str, SPIKES))}."
         )
         object.__setattr__(self, "family", Family(self.family))
         require(

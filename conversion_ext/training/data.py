@@ -43,9 +43,9 @@ def divide(loader: Any, validation: Any, seed: int) -> tuple[Any, Any]:
 
     Without ``validation`` every tenth sample of a data set (of at most 5,000), or every tenth batch of a list, judges.
     """
-    data: Any = batches(_as_set(loader, shuffle=True), "loader")
+    data: Any = batches(_as_set(loader, "loader", shuffle=True), "loader")
     if validation is not None:
-        validation = batches(_as_set(validation, shuffle=False), "validation")
+        validation = batches(_as_set(validation, "validation", shuffle=False), "validation")
     require(
         hasattr(data, "__len__") and len(data) > 0,
         f"loader is a {type(loader).__name__} of unknown length or empty; give a DataLoader over a data set that has a "
@@ -66,10 +66,14 @@ def divide(loader: Any, validation: Any, seed: int) -> tuple[Any, Any]:
     return (data, validation) if validation is not None else _divide_set(data, seed)
 
 
-def _as_set(data: Any, shuffle: bool) -> Any:
+def _as_set(data: Any, what: str, shuffle: bool) -> Any:
     """Return tensors as a DataLoader, other data as it is."""
     tensors = (data,) if isinstance(data, Tensor) else data if is_tensor_pair(data) else None
-    return data if tensors is None else DataLoader(TensorDataset(*tensors), BATCH, shuffle=shuffle)
+    if tensors is None:
+        return data
+    shape = list(tensors[0].shape)
+    require(tensors[0].numel() > 0, f"{what} is empty: shape {shape}.", CalibrationError)
+    return DataLoader(TensorDataset(*tensors), BATCH, shuffle=shuffle)
 
 
 def _divide_set(loader: Any, seed: int) -> tuple[DataLoader[Any], DataLoader[Any]]:

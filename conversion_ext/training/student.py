@@ -166,6 +166,7 @@ def _cut(value: Any, T: int, first: int, count: int) -> Any:
 
 def check_trainable(snn: SpikingNetwork, learn: Sequence[str]) -> None:
     """Raise ValueError unless ``snn`` can be trained and has what is to be learned."""
+    require(not isinstance(learn, str), f"learn={learn!r}: give a tuple, learn=({learn!r},).")
     unknown = [kind for kind in learn if kind not in LEARN]
     require(bool(learn) and not unknown, f"learn={tuple(learn)!r}: name some of {', '.join(LEARN)}.")
     require(snn.conversion.widths is None, "snn is in integers; fine-tune the network that they are from.")

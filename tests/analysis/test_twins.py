@@ -62,6 +62,14 @@ def test_forecast_is_the_accuracy_of_the_twins():
     assert "made for" not in str(found)
 
 
+@pytest.mark.parametrize(("recipe", "steps"), [("default", (1, 2, 4, 8, 16)), ("default-weighted", (3,))])
+def test_a_forecast_tries_the_steps_that_a_network_can_run(recipe, steps):
+    ann = make_live(zoo.Residual(), *zoo.IMAGE)
+    x = live_inputs(ann, *zoo.IMAGE, samples=40)
+    snn = cx.convert(ann, x, recipe=recipe, T=3, backend="reference", progress=False)
+    assert cx.forecast(snn, (x, ann(x).argmax(1)), progress=False).T == steps
+
+
 def test_a_forecast_of_a_network_made_for_one_number_of_steps_says_so():
     ann = make_live(zoo.Residual(), *zoo.IMAGE)
     x = live_inputs(ann, *zoo.IMAGE, samples=40)

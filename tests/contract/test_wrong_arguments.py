@@ -44,6 +44,9 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
     "another shape in a step": (lambda snn: snn(X[:, :5]), r"converted for \[N, 6\]"),
     "one sample": (lambda snn: cx.convert(ann(), X[0], progress=False), r"x\[None\] for one sample"),
     "targets of others": (lambda snn: cx.finetune(snn, (X, Y[:5]), T=2), "12 inputs and 5 targets"),
+    "no sample to train on": (lambda snn: cx.finetune(snn, X[:0], T=2, teacher=ann()), "loader is empty"),
+    "a word for a tuple of words": (lambda snn: cx.finetune(snn, (X, Y), T=2, learn="weights"), r"\('weights',\)"),
+    "no family": (lambda snn: cx.Recipe(family="ternary"), "family='ternary'.*weighted, signed"),  # type: ignore[arg-type]
     "another ANN": (lambda snn: cx.evaluate(snn, [(X, Y)], 2, ann=nn.Linear(5, 3), progress=False), "ann fails on a"),
     "no target that counts": (lambda snn: cx.evaluate(snn, [(X, -Y - 1)], 2, progress=False), "No target counts"),
     "a metric of one argument": (lambda snn: cx.evaluate(snn, [(X, Y)], 2, metric=lambda out: 1.0, progress=False),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import conversion_ext as cx
 from conversion_ext.simulation.samples import Batch
@@ -37,6 +37,21 @@ def test_its_rates_are_what_many_steps_of_an_exact_conversion_tend_to(name, fold
     for key, rate in rates.items():
         assert said.rates[key].max() > 0.5
         torch.testing.assert_close(said.rates[key], rate, atol=0.05, rtol=0)
+
+
+def test_it_is_traced_in_full_precision_whatever_that_of_the_training():
+    """A mean that BatchNorm takes away hides what bfloat16 tells apart, and folded it hides less."""
+    torch.manual_seed(0)
+    conv, norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+    nn.init.constant_(conv.bias, 8.0)  # type: ignore[arg-type]
+    norm.running_mean, norm.running_var = torch.full((4,), 8.0), torch.full((4,), 0.01)
+    ann = nn.Sequential(conv, norm, nn.ReLU(), nn.Flatten(), nn.Linear(64, 5)).eval()
+    x = torch.rand(16, 3, 6, 6)
+    snn = cx.convert(ann, x, T=T, backend="reference", progress=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        said = Teacher(ann, snn, torch.device("cpu"), layers=True).of(Batch((x,)))
+    assert said.output.dtype == torch.bfloat16
+    assert said.rates.keys() == snn.sites().keys()
 
 
 def test_activations_beyond_a_threshold_ask_for_all_that_a_neuron_can_say():
