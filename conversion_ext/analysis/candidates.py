@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from conversion_ext.neurons import IF, BurstIF, Neuron, SignedIF, WeightedIF
 from conversion_ext.normalizers import MeanSquaredError, Normalizer, Percentile
-from conversion_ext.recipes.default import CORRECTIONS
+from conversion_ext.recipes.default import corrections
 from conversion_ext.recipes.recipe import Recipe
 from conversion_ext.tuners import (
     BiasCorrection,
@@ -68,8 +68,8 @@ def trials(families: Sequence[Family], T: int | None, limits: Limits, depth: int
 def _corrections() -> Iterator[tuple[Normalizer, tuple[Tuner, ...]]]:
     """Yield thresholds and corrections, the best of most networks first."""
     weights, start = WeightCompensation(), InitialPotential()
-    yield MeanSquaredError(), CORRECTIONS
-    yield MeanSquaredError(), (*CORRECTIONS, BLOCKS)
+    yield MeanSquaredError(), corrections()
+    yield MeanSquaredError(), corrections(BLOCKS)
     for normalizer in (MeanSquaredError(), Percentile(99.9)):
         for first in ((weights,), ()):
             for more in ((), (start,), (BiasCorrection(),)):
@@ -106,7 +106,7 @@ def _steps(neuron: Neuron, T: int | None, limits: Limits, depth: int) -> list[in
 
 
 def _of(neuron: Neuron, normalizer: Normalizer, tuners: tuple[Tuner, ...], T: int, limits: Limits) -> Iterator[Trial]:
-    best = isinstance(normalizer, MeanSquaredError) and tuners == CORRECTIONS
+    best = isinstance(normalizer, MeanSquaredError) and tuners == corrections()
     spread = type(neuron) is IF and best and limits.neurons is not None
     if isinstance(neuron, WeightedIF):
         more = (tuner for tuner in tuners[1:] if not isinstance(tuner, OutputWeights))  # its steps are parts of a sum

@@ -39,7 +39,7 @@ from conversion_ext.normalizers import Normalizer
 from conversion_ext.readouts.mean_output import MeanOutput
 from conversion_ext.recipes import resolve_recipe
 from conversion_ext.recipes.recipe import Recipe
-from conversion_ext.tuners.base import SteppingTuner, Tuner
+from conversion_ext.tuners.base import SteppingTuner, Tuner, changes_network
 from conversion_ext.tuners.walk import OutputStop, Task, walk
 
 __all__ = ["convert"]
@@ -199,7 +199,20 @@ def _weighs(recipe: Recipe, options: Options) -> bool:
 
 
 def _tune(task: Task, tuners: Sequence[Tuner], plan: Plan, bar: Progress) -> tuple[float, ...]:
-    """Let every tuner see every layer and site, and then the network; return the weights of steps in the output."""
+    """Let tuners act in their order, those up to one of the whole network in one walk; return weights of steps."""
+    weights: tuple[float, ...] = ()
+    together: list[Tuner] = []
+    for tuner in tuners:
+        together.append(tuner)
+        if changes_network(tuner):
+            weights = _walked(task, together, plan, bar)
+            tuner.tune_network(task)
+            together = []
+    return _walked(task, together, plan, bar) if together else weights
+
+
+def _walked(task: Task, tuners: Sequence[Tuner], plan: Plan, bar: Progress) -> tuple[float, ...]:
+    """Let tuners see every layer and site in one walk; return the weights of steps in the output."""
     weights: tuple[float, ...] = ()
     with torch.no_grad():
         for stop in walk(task):
@@ -208,8 +221,6 @@ def _tune(task: Task, tuners: Sequence[Tuner], plan: Plan, bar: Progress) -> tup
             weights = stop.weights if isinstance(stop, OutputStop) else ()
             bar.add(plan.of(stop))
     bar.reach(plan.passes)
-    for tuner in tuners:
-        tuner.tune_network(task)
     return weights
 
 

@@ -28,12 +28,14 @@ from conversion_ext.tuners import (
 )
 from conversion_ext.types import Family
 
-CORRECTIONS: tuple[Tuner, ...] = (WeightCompensation(), InitialPotential(), OutputWeights())
-"""What spikes of one weight are corrected by, for a given T."""
+
+def corrections(*more: Tuner) -> tuple[Tuner, ...]:
+    """Return what spikes of one weight are corrected by, for a given T; steps of the output are weighed at the end."""
+    return (WeightCompensation(), InitialPotential(), *more, OutputWeights())
 
 
 def _register(name: str, neuron: Neuron, copies: int = 1, *, more: tuple[Tuner, ...] = (), use: str) -> None:
-    timed = Recipe(MeanSquaredError(), neuron, tuners=(*CORRECTIONS, *more), family=neuron.family, copies=copies)
+    timed = Recipe(MeanSquaredError(), neuron, tuners=corrections(*more), family=neuron.family, copies=copies)
     plain = Recipe(Percentile(99.9), neuron, family=neuron.family, copies=copies)
     register_recipe(name, timed, without_T=plain, use=use)
 

@@ -17,17 +17,18 @@ from conversion_ext.registry import Registry, class_of
 from conversion_ext.tuners.walk import OutputStop, SiteStop, SynapseStop, Task
 from conversion_ext.types import Reset
 
-__all__ = ["ResidualTuner", "SteppingTuner", "Tuner", "register_tuner", "tuners"]
+__all__ = ["ResidualTuner", "SteppingTuner", "Tuner", "changes_network", "register_tuner", "tuners"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tuner:
     """Base of all tuners: frozen values that work without arguments and take T from ``convert``.
 
-    All tuners of a recipe share one walk over the calibration data (see ``walk``): at each weight layer and then at
-    each site, in graph order, every tuner is called in turn. A tuner changes only what its docstring declares, and
-    never makes its objective worse on the calibration data. Sums over the data are taken by
-    ``stop.exact_sum``, so that several processes, each with a part of the data, get the same result.
+    Tuners act in the order of the recipe, and share one walk over the calibration data (see ``walk``): at each weight
+    layer and then at each site, in graph order, every tuner is called in turn. One that changes the whole network ends
+    the walk; tuners behind it walk over the network that it leaves. A tuner changes only what its docstring declares,
+    and never makes its objective worse on the calibration data. Sums over the data are taken by ``stop.exact_sum``, so
+    that several processes, each with a part of the data, get the same result.
     """
 
     @property
@@ -67,6 +68,11 @@ class Tuner:
 
     def tune_network(self, task: Task) -> None:
         """Change the whole network, in place, when the walk is over; by default nothing."""
+
+
+def changes_network(tuner: Tuner) -> bool:
+    """Return whether a tuner changes the whole network."""
+    return type(tuner).tune_network is not Tuner.tune_network
 
 
 @dataclass(frozen=True, kw_only=True)

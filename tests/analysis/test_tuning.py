@@ -15,7 +15,7 @@ from conversion_ext.analysis.candidates import Limits, trials
 from conversion_ext.analysis.held_out import Data
 from conversion_ext.network.depths import depths
 from conversion_ext.neurons import SignedIF
-from conversion_ext.recipes.default import CORRECTIONS
+from conversion_ext.recipes.default import corrections
 from conversion_ext.tuners import BlockReconstruction
 from conversion_ext.types import Family
 
@@ -40,7 +40,7 @@ def tune(ann, data, T=None, **options):
 @pytest.fixture
 def few(monkeypatch):
     """One correction alone, that of the default recipes, for what does not depend on how many there are."""
-    only = [(cx.MeanSquaredError(), CORRECTIONS)]
+    only = [(cx.MeanSquaredError(), corrections())]
     monkeypatch.setattr("conversion_ext.analysis.candidates._corrections", lambda: only)
 
 

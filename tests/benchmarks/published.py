@@ -221,9 +221,9 @@ def copied(copies: int, ann: nn.Module, images: Images, T: int) -> Converted:
     return ours(replace(cx.recipes.get("default-copies"), copies=copies), ann, images, T)
 
 
-def further_ahead(ann: nn.Module, images: Images, T: int) -> Converted:
-    """Convert with ``default-weighted``, but two steps of look-ahead at each site."""
-    return ours(replace(cx.recipes.get("default-weighted"), neuron=WeightedIF(lookahead=2)), ann, images, T)
+def further_ahead(steps: int, ann: nn.Module, images: Images, T: int) -> Converted:
+    """Convert with ``default-weighted``, but more ``steps`` of look-ahead at each site."""
+    return ours(replace(cx.recipes.get("default-weighted"), neuron=WeightedIF(lookahead=steps)), ann, images, T)
 
 
 WITHOUT_LABELS = "fine-tuned without labels"
@@ -236,7 +236,8 @@ METHODS: dict[str, Callable[[nn.Module, Images, int], Converted]] = {
         )
         if name in cx.recipes.names()
     },
-    "default-weighted, look-ahead 2": further_ahead,
+    "default-weighted, look-ahead 2": partial(further_ahead, 2),
+    "default-weighted, look-ahead 3": partial(further_ahead, 3),
     "default-copies, 3 of each": partial(copied, 3),
     "default, steps weigh alike": equal_steps,
     f"default, {WITHOUT_LABELS}": partial(finetuned, "default", partial(through_time, 1)),

@@ -13,7 +13,7 @@ from torch import nn
 import conversion_ext as cx
 from conversion_ext.readouts import MeanOutput
 from conversion_ext.training.student import Student
-from conversion_ext.tuners import InitialPotential, OutputWeights, WeightCompensation
+from conversion_ext.tuners import BlockReconstruction, InitialPotential, OutputWeights, WeightCompensation
 from conversion_ext.types import Steps
 from tests import zoo
 from tests.live import live_inputs, make_live
@@ -40,10 +40,12 @@ def outputs_of(snn: Any, x: torch.Tensor, steps: int = T) -> torch.Tensor:
         return torch.stack([snn(x) for _ in range(steps)])
 
 
-def test_no_other_weights_leave_less_error():
-    """Against all weights on a grid, and a little beside those found."""
+@pytest.mark.parametrize("before", [(), (BlockReconstruction(steps=10, rate=0.1),)], ids=["alone", "behind another"])
+def test_no_other_weights_leave_less_error(before: tuple[cx.Tuner, ...]):
+    """Against all weights on a grid, and a little beside those found; in the network that earlier tuners leave."""
     ann, x = case()
-    snn = converted(ann, x, 3)
+    recipe = cx.Recipe(cx.Percentile(99.0), cx.IF(v_init=0.5), tuners=(*before, OutputWeights()))
+    snn = converted(ann, x, 3, recipe=recipe)
     weights = torch.tensor(snn.conversion.recipe.readout.weights, dtype=torch.float64)
     assert len(weights) == 3
     assert float(weights.sum()) == pytest.approx(1)
