@@ -13,7 +13,7 @@ from torch import nn
 import conversion_ext as cx
 from conversion_ext.readouts import MeanOutput
 from conversion_ext.training.student import Student
-from conversion_ext.tuners import BlockReconstruction, InitialPotential, OutputWeights, WeightCompensation
+from conversion_ext.tuners import BlockReconstruction, InitialPotential, OutputWeights, Tuner, WeightCompensation
 from conversion_ext.types import Steps
 from tests import zoo
 from tests.live import live_inputs, make_live
@@ -41,7 +41,7 @@ def outputs_of(snn: Any, x: torch.Tensor, steps: int = T) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("before", [(), (BlockReconstruction(steps=10, rate=0.1),)], ids=["alone", "behind another"])
-def test_no_other_weights_leave_less_error(before: tuple[cx.Tuner, ...]):
+def test_no_other_weights_leave_less_error(before: tuple[Tuner, ...]):
     """Against all weights on a grid, and a little beside those found; in the network that earlier tuners leave."""
     ann, x = case()
     recipe = cx.Recipe(cx.Percentile(99.0), cx.IF(v_init=0.5), tuners=(*before, OutputWeights()))
