@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from conversion_ext import graph
-from conversion_ext.data.batches import Forward, call_inputs
+from conversion_ext.data.batches import Forward, call_inputs, model_input
 from conversion_ext.data.distributed import gathered
 from conversion_ext.data.inputs import tensors_of
 from conversion_ext.data.progress import bar
@@ -28,6 +28,7 @@ __all__ = ["FirstSamples", "Plan", "Progress", "check_budget", "first_samples"]
 OBSERVING, PER_STEP, REGRESSING = 2.0, 1.8, 7.0
 PER_ROW = 6.0  # what a row of a regression takes for each feature, in multiply-adds: REGRESSING again, of 1,024 images
 MOST = 1 << 30  # samples, more than anybody calibrates with
+LEAST = 32  # samples of a tensor, which is not divided into batches
 
 
 class Plan:
@@ -135,13 +136,23 @@ class FirstSamples:
 def first_samples(
     data: Any, model: nn.Module, inputs: tuple[Any, ...], plan: Plan, forward: Forward | None, budget_s: float
 ) -> FirstSamples:
-    """Return of ``data`` what a conversion of ``model`` can read in ``budget_s`` seconds, a batch at least."""
+    """Return of ``data`` what a conversion of ``model`` can read in ``budget_s`` seconds.
+
+    That is a batch at least, or LEAST samples of one tensor.
+    """
     tensors = tensors_of(inputs)
     model(*tensors)  # the first call allocates
     start = time.perf_counter()
     model(*tensors)
     slowest = max(gathered((time.perf_counter() - start) / len(tensors[0])))
-    return FirstSamples(data, forward, plan.samples(budget_s / slowest))
+    samples = plan.samples(budget_s / slowest)
+    return FirstSamples(_divided(data, forward, max(samples, LEAST)), forward, samples)
+
+
+def _divided(data: Any, forward: Forward | None, samples: int) -> Any:
+    """Return data that is one tensor, targets aside, as its first ``samples`` and the rest; other data as it is."""
+    whole = model_input(data[0]) if forward is None and isinstance(data, list) and len(data) == 1 else None
+    return [whole[:samples], whole[samples:]] if isinstance(whole, Tensor) and samples < len(whole) else data
 
 
 def check_budget(budget_s: float | None) -> None:

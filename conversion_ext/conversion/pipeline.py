@@ -88,7 +88,8 @@ def convert(
             single frames reads batches with one dimension more in this way, and a warning tells so.
         generator: seeds what is random in the network (a spiking softmax), by default with 0.
         budget_s: about how many seconds the conversion may take. Where that is less than it needs for all of
-            ``calibration``, it reads the first batches only, at least one; ``.conversion.notes`` then tells so.
+            ``calibration``, it reads the first batches only, at least one, or the first samples of a tensor;
+            ``.conversion.notes`` then tells so. The training steps of ``BlockReconstruction`` come on top.
         progress: show a bar with the time that remains.
 
     Returns:

@@ -45,6 +45,18 @@ def test_a_budget_that_does_not_suffice_reads_the_first_batches_and_says_so():
         assert torch.equal(within.conversion.thresholds[key], threshold)
 
 
+@pytest.mark.parametrize("labelled", [False, True])
+def test_a_tensor_is_cut_as_batches_are(labelled):
+    ann, x = live("residual", samples=40, dtype=torch.float32)
+    data = (x, torch.arange(40)) if labelled else x
+    within = cx.convert(ann, data, T=4, backend="reference", progress=False, budget_s=1e-9)
+    assert within.conversion.samples == budget.LEAST
+    assert any(note.startswith("budget_s=1e-09: 32 samples") for note in within.conversion.notes)
+    first = cx.convert(ann, x[:32], T=4, backend="reference", progress=False)
+    assert torch.equal(cx.simulate(first, x, 4).outputs, cx.simulate(within, x, 4).outputs)
+    assert cx.convert(ann, data, T=4, backend="reference", progress=False, budget_s=1e6).conversion.samples == 40
+
+
 @pytest.mark.parametrize(("samples", "read", "cut"), [(1, [6], True), (7, [6, 6], True), (12, [6, 6], False)])
 def test_batches_are_read_until_there_are_samples_enough(samples, read, cut):
     data = FirstSamples([torch.rand(6, 2), torch.rand(6, 2), *([torch.rand(6, 2)] if cut else [])], None, samples)
