@@ -93,7 +93,8 @@ class Engine:
 
         ``room`` gives memory for potentials and counts. A ``block`` of steps reads its current more than once.
         """
-        fresh = [key for key, layer in self.fresh.items() if block == 1 and not is_hooked(layer)]
+        free = {key for key, layer in self.fresh.items() if not any(is_hooked(part) for part in layer.modules())}
+        fresh = free if block == 1 else ()
         self.state.apply(lambda part: part.detach().clone())
         try:
             with session(self.sites.values(), self.run, counts, room, fresh), torch.inference_mode():

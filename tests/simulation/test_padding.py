@@ -77,3 +77,12 @@ def test_hooks_on_padding_and_convolution_run():
         snn.body.get_submodule(name).register_forward_hook(lambda module, _, y: seen.append((type(module), y.shape[2])))
     torch.testing.assert_close(cx.simulate(snn, x, 4).outputs, expected)
     assert set(seen) == {(nn.ZeroPad2d, 9), (nn.Conv2d, 4)}
+
+
+def test_a_hook_keeps_what_the_convolution_gave():
+    snn, x = converted(*CASES["right"])
+    kept = []
+    snn.body.get_submodule("3").register_forward_hook(lambda _, args, y: kept.append((y, y.clone())))
+    cx.simulate(snn, x, 4)
+    assert kept
+    assert all(torch.equal(y, given) for y, given in kept)
