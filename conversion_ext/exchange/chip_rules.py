@@ -14,6 +14,7 @@ from conversion_ext.exchange.chip_subject import Rule, Subject, is_mean, pair, p
 from conversion_ext.exchange.chips import Chip
 from conversion_ext.graph.layers import ADAPTIVE_AVERAGE_POOLS, AVERAGE_POOLS, WEIGHTS
 from conversion_ext.integer.modules import IntegerInput
+from conversion_ext.network.lookahead import Clock
 from conversion_ext.network.site import SpikingSite
 from conversion_ext.network.time import ExpandTime
 from conversion_ext.nn.channel_scale import ChannelScale
@@ -24,7 +25,7 @@ from conversion_ext.operators.movement import Movement
 
 __all__ = ["RULES"]
 
-HARMLESS = (nn.Flatten, nn.Identity, ExpandTime, IntegerInput)
+HARMLESS = (nn.Flatten, nn.Identity, ExpandTime, IntegerInput, Clock)  # a clock goes with sites that look ahead
 
 
 def layer_kinds(subject: Subject) -> Iterator[Problem]:

@@ -45,8 +45,8 @@ def _check(sites: Sequence[SpikingSite]) -> None:
     signed = [site.key for site in sites if isinstance(site.spec, SignedEncoder) and not site.spec.weights]
     require(
         not signed or not any(site.spec.weights for site in sites),
-        f"{', '.join(signed)}: signed encoders send rates, which cannot follow spikes weighted in time; convert with a "
-        "recipe of another family.",
+        f"{', '.join(signed)}: signed encoders send rates, which cannot follow spikes weighted in time; convert with "
+        "Recipe(signed_encoder=WeightedEncoder()), or with a recipe of another family.",
         UnsupportedError,
     )
 
