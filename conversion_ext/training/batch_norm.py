@@ -47,9 +47,10 @@ class Normalized(nn.Module):
             self.shift.copy_(mean)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the layer's output, normalized by the statistics of this batch."""
+        """Return the layer's output, normalized by the statistics of this batch, of one value by the running ones."""
         y = self.layer(x)
-        return F.batch_norm(y, self.mean, self.variance, self.scale, self.shift, True, MOMENTUM, EPSILON)
+        several = y.numel() > y.shape[1]
+        return F.batch_norm(y, self.mean, self.variance, self.scale, self.shift, several, MOMENTUM, EPSILON)
 
     def folded(self) -> dict[str, Tensor]:
         """Return weight and bias of one layer that does the same, by the running statistics."""

@@ -221,6 +221,12 @@ def test_what_has_no_such_gradient_is_refused():
     snn, x, y = perceptron("reference", cx.Recipe(cx.MeanSquaredError(), cx.IF(v_init=0.5), copies=2), T)
     with pytest.raises(ValueError, match=r"one train of equal spikes, and .* copies or weights"):
         gradients(snn, x, y, TSSLBP())
+    snn, x, y = perceptron("reference", "default-lookahead", T)
+    for steps in (1, T - 1):
+        with pytest.raises(ValueError, match=rf"by {steps} of T={T} steps, and .* looks ahead"):
+            gradients(snn, x, y, Online(steps))
+    through_all = gradients(snn, x, y, gradient_of("bptt"))
+    assert all(torch.equal(a, b) for a, b in zip(through_all, gradients(snn, x, y, Online(T)), strict=True))
     with pytest.raises(ValueError, match="leave it at 1"):
         OTTT(2)
     with pytest.raises(ValueError, match="tau="):
@@ -296,3 +302,20 @@ def test_batch_norm_starts_as_nothing_for_what_a_rule_presents():
         reset(student.snn)
         outputs, _ = student(*rule.presented(shown))
         torch.testing.assert_close(outputs, plain, rtol=1e-3, atol=1e-3)
+
+
+def test_batch_norm_takes_a_batch_of_one_value_as_the_running_statistics_have_it():
+    snn, x, _ = perceptron("reference")
+    student = Student(snn, ("weights",), None, True, False)
+    student.normalize((x,), Steps(1, constant=True))
+    reset(student.snn)
+    outputs, _ = student((x[:1],), Steps(1, constant=True))
+    torch.testing.assert_close(outputs, cx.simulate(snn, x[:1], 1).outputs)
+
+
+def test_a_last_batch_of_one_sample_trains():
+    """Of 72 samples 65 are learned from, in batches of 64."""
+    snn, *_ = perceptron("reference")
+    x = torch.rand(72, 6, generator=torch.Generator().manual_seed(0)).double()
+    found = cx.finetune(snn, (x, torch.arange(72) % 4), T=1, normalize=True, progress=False)
+    assert math.isfinite(found.history[1].loss)

@@ -43,6 +43,12 @@ class Online(Gradient):
     ) -> Iterator[Tensor]:
         """Yield a loss for every part of the steps."""
         total, past, sent = batch.T // batch.block, list[Tensor](), dict[str, Tensor]()
+        ahead = next((site.key for site in student.snn.sites().values() if site.clock is not None), None)
+        require(
+            ahead is None or self.steps >= total,
+            f"{self} goes by {self.steps} of T={batch.T} steps, and {ahead} looks ahead, for which all are one call; "
+            "use ThroughTime(), Rate() or DSR().",
+        )
         state = NetworkState(student.snn)
         for first in range(0, total, self.steps):
             count = min(self.steps, total - first)
