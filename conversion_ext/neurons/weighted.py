@@ -129,8 +129,9 @@ class WeightedIF(_WeightedInTime):
     half a unit. A decision not taken can be made good later by as much as ``r_k`` exceeds w_k. Use it where few steps
     matter most and the receiver can scale by a power of two at each step. ``weights=None`` takes ``weights_for(T)``
     with the T of the conversion; a run has exactly as many steps as there are weights. ``lookahead=0`` is worse than a
-    rate, since the heaviest decision is blind; ``lookahead=2`` halves what EfficientNet-Lite0 loses at 8 steps. Take a
-    rate beyond 10 steps: heavier first decisions, each as blind as those before, may then cost more than they tell.
+    rate, since the heaviest decision is blind; ``lookahead=2`` halves what EfficientNet-Lite0 loses at 8 steps. Beyond
+    10 steps take a further step of look-ahead, or a rate: what a decision sees is then a smaller part of its input, so
+    that 16 steps may err more than 8.
 
     The neuron itself takes increments of Z_k as input and remembers the membrane ``Z_k + v_init - E``. The gradient
     is the framework's surrogate of the distance from the threshold in units of the weight.
