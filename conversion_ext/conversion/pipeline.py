@@ -89,7 +89,8 @@ def convert(
         generator: seeds what is random in the network (a spiking softmax), by default with 0.
         budget_s: about how many seconds the conversion may take. Where that is less than it needs for all of
             ``calibration``, it reads the first batches only, at least one, or the first samples of a tensor;
-            ``.conversion.notes`` then tells so. The training steps of ``BlockReconstruction`` come on top.
+            ``.conversion.notes`` then tells so. What does not grow with the samples comes on top: tracing and the
+            search for thresholds, a few seconds, and the training steps of ``BlockReconstruction``.
         progress: show a bar with the time that remains.
 
     Returns:

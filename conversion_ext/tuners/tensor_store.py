@@ -56,8 +56,9 @@ class TensorStore:
             self._folder = tempfile.TemporaryDirectory(prefix="conversion_ext")
         self._files += 1
         path = Path(self._folder.name) / f"{self._files}.pt"
+        compact = value.clone()  # a view would be written with all of its storage
         try:
-            torch.save(value.clone(), path)  # a view would be written with all of its storage
+            torch.save(compact, path)
         except (OSError, RuntimeError) as error:  # the latter, with a number of a position, where the disk is full
             raise CalibrationError(
                 f"Calibration keeps what does not fit into memory in {path.parent} and could not write there; "
