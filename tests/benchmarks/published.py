@@ -120,18 +120,13 @@ class Mirrored(Dataset[Tensor]):
 
 
 def finetuned(
-    recipe: str | cx.Recipe,
-    options: Callable[[int], dict[str, Any]],
-    ann: nn.Module,
-    images: Images,
-    T: int,
-    calibration: int = CALIBRATION,
+    recipe: str, options: Callable[[int], dict[str, Any]], ann: nn.Module, images: Images, T: int
 ) -> Converted:
     """Convert and fine-tune without labels, the ANN being the teacher, with the ``options`` of T steps."""
-    snn = ours(recipe, ann, images.part(0, calibration), T).snn
+    snn = ours(recipe, ann, images.part(0, CALIBRATION), T).snn
     with torch.enable_grad():
         result = cx.finetune(
-            snn, DataLoader(Mirrored(images), 32 if len(images) > CALIBRATION else 8, shuffle=True), T=T, teacher=ann,
+            snn, DataLoader(Mirrored(images), 32, shuffle=True), T=T, teacher=ann,
             distillation=(Distillation(2.0), RateDistillation(30.0)), progress=False, **options(T),
         )  # fmt: skip
     return running(result.snn, images, T)
@@ -146,10 +141,10 @@ def through_time(copies: int, T: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def as_twin(T: int, passes: int = PASSES_AS_TWIN) -> dict[str, Any]:
+def as_twin(T: int) -> dict[str, Any]:
     """Return options of learning by the gradient of rates, one pass for all steps."""
     training = Training("relative", rate=0.004, precision="bfloat16")
-    return {"epochs": passes, "gradient": "rate", "training": training}
+    return {"epochs": PASSES_AS_TWIN, "gradient": "rate", "training": training}
 
 
 def quantised(ann: nn.Module, images: Images, T: int, levels: int = 0) -> Converted:
@@ -221,7 +216,9 @@ def equal_steps(ann: nn.Module, images: Images, T: int) -> Converted:
     return ours(replace(recipe, tuners=kept), ann, images, T)
 
 
-THREE_COPIES = replace(cx.recipes.get("default-copies"), copies=3)
+def copied(copies: int, ann: nn.Module, images: Images, T: int) -> Converted:
+    """Convert with ``default-copies``, but for the number of neurons of each activation."""
+    return ours(replace(cx.recipes.get("default-copies"), copies=copies), ann, images, T)
 
 
 def further_ahead(steps: int, ann: nn.Module, images: Images, T: int) -> Converted:
@@ -241,13 +238,10 @@ METHODS: dict[str, Callable[[nn.Module, Images, int], Converted]] = {
     },
     "default-weighted, look-ahead 2": partial(further_ahead, 2),
     "default-weighted, look-ahead 3": partial(further_ahead, 3),
-    "default-copies, 3 of each": partial(ours, THREE_COPIES),
+    "default-copies, 3 of each": partial(copied, 3),
     "default, steps weigh alike": equal_steps,
     f"default, {WITHOUT_LABELS}": partial(finetuned, "default", partial(through_time, 1)),
     f"default-copies, {WITHOUT_LABELS}": partial(finetuned, "default-copies", partial(through_time, 2)),
-    f"default-copies, 3 of each, {WITHOUT_LABELS}": partial(
-        finetuned, THREE_COPIES, partial(as_twin, passes=2), calibration=256
-    ),
     f"default-lookahead, {WITHOUT_LABELS}": partial(finetuned, "default-lookahead", as_twin),
     f"default-weighted, {WITHOUT_LABELS}": partial(finetuned, "default-weighted", as_twin),
     "trained with QCFS (bu2022)": partial(ours, "bu2022"),
