@@ -39,7 +39,7 @@ from conversion_ext.normalizers import Normalizer
 from conversion_ext.readouts.mean_output import MeanOutput
 from conversion_ext.recipes import resolve_recipe
 from conversion_ext.recipes.recipe import Recipe
-from conversion_ext.tuners.base import SteppingTuner, Tuner, changes_network
+from conversion_ext.tuners.base import SteppingTuner, Tuner
 from conversion_ext.tuners.walk import OutputStop, Task, walk
 
 __all__ = ["convert"]
@@ -206,7 +206,7 @@ def _tune(task: Task, tuners: Sequence[Tuner], plan: Plan, bar: Progress) -> tup
     together: list[Tuner] = []
     for tuner in tuners:
         together.append(tuner)
-        if changes_network(tuner):
+        if tuner.changes_network:
             weights = _walked(task, together, plan, bar)
             tuner.tune_network(task)
             together = []

@@ -271,13 +271,12 @@ class SpikingSite(nn.Module):
         """Forget the state of the neurons."""
         self.backend.reset(self.neuron)
 
-    def emitted(self, spikes: Tensor) -> Tensor:
-        """Return what leaves the site for its neurons' spikes (or rates)."""
-        return spikes * self.amplitude(spikes.dim()).to(spikes.dtype) if self.scaled else spikes
-
-    def emit_(self, spikes: Tensor) -> Tensor:
-        """Make spikes (or rates) what leaves the site for them, in place."""
-        return spikes.mul_(self.amplitude(spikes.dim()).to(spikes.dtype)) if self.scaled else spikes
+    def emitted(self, spikes: Tensor, overwrite: bool = False) -> Tensor:
+        """Return what leaves the site for its neurons' spikes (or rates), in their place where ``overwrite``."""
+        if not self.scaled:
+            return spikes
+        amplitude = self.amplitude(spikes.dim()).to(spikes.dtype)
+        return spikes.mul_(amplitude) if overwrite else spikes * amplitude
 
     def extra_repr(self) -> str:
         """Show key, neuron and threshold."""

@@ -93,8 +93,8 @@ class Engine:
 
         ``room`` gives memory for potentials and counts. A ``block`` of steps reads its current more than once.
         """
-        free = {key for key, layer in self.fresh.items() if not any(is_hooked(part) for part in layer.modules())}
-        fresh = free if block == 1 else ()
+        layers = self.fresh.items() if block == 1 else ()
+        fresh = [key for key, layer in layers if not any(is_hooked(part) for part in layer.modules())]
         self.state.apply(lambda part: part.detach().clone())
         try:
             with session(self.sites.values(), self.run, counts, room, fresh), torch.inference_mode():

@@ -17,7 +17,7 @@ from conversion_ext.registry import Registry, class_of
 from conversion_ext.tuners.walk import OutputStop, SiteStop, SynapseStop, Task
 from conversion_ext.types import Reset
 
-__all__ = ["ResidualTuner", "SteppingTuner", "Tuner", "changes_network", "register_tuner", "tuners"]
+__all__ = ["ResidualTuner", "SteppingTuner", "Tuner", "register_tuner", "tuners"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,11 @@ class Tuner:
     def counts_steps(self) -> bool:
         """Whether what it sets belongs to single steps from the reset, so that sites must not wait or warm up."""
         return False
+
+    @property
+    def changes_network(self) -> bool:
+        """Whether it changes the whole network, so that the walk over layers ends before it."""
+        return type(self).tune_network is not Tuner.tune_network
 
     def check(self, neuron: Neuron) -> None:
         """Raise unless it can work with the neurons of a recipe."""
@@ -68,11 +73,6 @@ class Tuner:
 
     def tune_network(self, task: Task) -> None:
         """Change the whole network, in place, when the walk is over; by default nothing."""
-
-
-def changes_network(tuner: Tuner) -> bool:
-    """Return whether a tuner changes the whole network."""
-    return type(tuner).tune_network is not Tuner.tune_network
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,9 @@ from conversion_ext.nn.stateful import Memory
 from conversion_ext.tuners.tensor_store import TensorStore, pack, unpack
 from conversion_ext.types import Steps
 
-INTEGERS = (torch.int8, torch.int32, torch.int64)  # what spikes of several, or of weights, are kept as
 __all__ = ["GraphRunner", "SpikingGraphRunner", "mean_of"]
+
+INTEGERS = (torch.int8, torch.int32, torch.int64)  # what spikes of several, or of weights, are kept as
 
 
 class GraphRunner:
@@ -136,8 +137,8 @@ class SpikingGraphRunner(GraphRunner):
             reset(site)
         spikes, dtype = self.store[id(self), node, part], site.threshold.dtype
         if spikes.dtype == torch.uint8:
-            return site.emit_(unpack(spikes, T, dtype).flatten(0, 1))
-        return site.emit_(spikes.to(dtype) / self.steps.block)
+            return site.emitted(unpack(spikes, T, dtype).flatten(0, 1), overwrite=True)
+        return site.emitted(spikes.to(dtype) / self.steps.block, overwrite=True)
 
     def keep_spikes(self, node: Node, part: int, spikes: Tensor) -> None:
         """Keep the spikes [T*N, ...] that a site emits, and their mean over the steps."""
